@@ -1,0 +1,1 @@
+"""navil_jax: NaViL native multimodal language models in JAX."""

@@ -1,0 +1,155 @@
+"""Talks with a trained model about pictures: `python -m navil_jax.chat --checkpoint runs/x --image cat.png`."""
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from absl import logging
+from PIL import Image
+
+from navil_jax.config import MeshConfig
+from navil_jax.data.images import ImagePatches, load_image
+from navil_jax.data.prompt import PLACEHOLDER
+from navil_jax.errors import UserError, report_user_errors
+from navil_jax.inference.assistant import Assistant, load
+from navil_jax.inference.sampling import Sampler
+from navil_jax.sharding import make_mesh
+
+EXAMPLES = """
+one question:
+  python -m navil_jax.chat --checkpoint runs/x --image cat.png --prompt "What animal is this?"
+
+two pictures; <image> says where each of them stands (otherwise they stand in front of the question):
+  python -m navil_jax.chat --checkpoint runs/x --image a.png --image b.png \\
+    --prompt "First <image> and then <image>: what changed?"
+
+a conversation, if there is no --prompt:
+  python -m navil_jax.chat --checkpoint runs/x
+  > /image cat.png
+  > What animal is this?
+  A cat.
+  > What colour is it?
+
+Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.
+"""
+HELP = """/image FILE   adds a picture to the next question; <image> in the question says where (else in front of it)
+/reset        forgets the conversation and its pictures
+/help         shows this
+/quit         leaves, as Ctrl-D does"""
+
+
+@report_user_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
+    logging.set_verbosity(logging.ERROR)  # Orbax says at every reading that it only reads
+    try:
+        pictures = [load_image(file) for file in options.image]
+        assistant = load(options.checkpoint, make_mesh(MeshConfig()))
+        conversation = Conversation(assistant, sampler, options.max_new_tokens)
+        for picture in pictures:
+            conversation.add_picture(picture)
+        if options.prompt is None:
+            _talk(conversation)
+        else:
+            conversation.ask(options.prompt)
+    except KeyboardInterrupt:
+        print()
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m navil_jax.chat",
+        description="Talks with a trained model about pictures.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="workdir of a training run, or its checkpoint folder")
+    add("--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times")
+    add("--prompt", metavar="TEXT", help="one question; without it, a conversation starts")
+    add("--temperature", type=float, default=0.0, help="0 (default): the likeliest token; higher: more varied answers")
+    add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens with this probability together")
+    add("--top-k", type=int, default=0, help="draw from this many likeliest tokens; 0 (default): from all")
+    add("--seed", type=int, default=0, help="of the random numbers if the temperature is not 0 (default: 0)")
+    add("--max-new-tokens", type=int, default=1024, help="an answer ends there at the latest (default: 1024)")
+    return parser
+
+
+@dataclasses.dataclass
+class Conversation:
+    """The turns so far. Every question reads the whole conversation again, as the released code does."""
+
+    assistant: Assistant
+    sampler: Sampler
+    max_new_tokens: int
+    turns: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # questions with their <image>, answers
+    pictures: list[ImagePatches] = dataclasses.field(default_factory=list)  # of these questions
+    waiting: list[ImagePatches] = dataclasses.field(default_factory=list)  # for the next question
+
+    def add_picture(self, source: str | Image.Image) -> None:
+        """Raises `UserError` if it cannot be read."""
+        self.waiting.append(self.assistant.read_picture(source))
+
+    def reset(self) -> None:
+        self.turns, self.pictures, self.waiting = [], [], []
+
+    def ask(self, question: str) -> str:
+        """Prints the answer while it is made, and returns it. A question that fails leaves the conversation as it was.
+
+        Raises:
+          UserError: another number of `<image>` than of waiting pictures, or a conversation that is too long.
+        """
+        places = question.count(PLACEHOLDER)
+        if places not in (0, len(self.waiting)):
+            raise UserError(f"the question holds {PLACEHOLDER} {places} times for {len(self.waiting)} new pictures")
+        if not places:
+            question = f"{PLACEHOLDER}\n" * len(self.waiting) + question
+        pictures = self.pictures + self.waiting
+        pieces = []
+        for piece in self.assistant.answer(self.turns, question, pictures, self.sampler, self.max_new_tokens):
+            print(piece, end="", flush=True)
+            pieces.append(piece)
+        print(flush=True)
+        self.turns.append((question, "".join(pieces)))
+        self.pictures, self.waiting = pictures, []
+        return self.turns[-1][1]
+
+
+def _talk(conversation: Conversation) -> None:
+    """Reads questions and commands until /quit or the end of the input; a mistake is said, and the talk goes on."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (arrow keys and history for input())
+    print("/help lists the commands")
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        command, _, argument = line.partition(" ")
+        try:
+            if command == "/quit":
+                return
+            if command == "/help":
+                print(HELP)
+            elif command == "/reset":
+                conversation.reset()
+            elif command == "/image":
+                conversation.add_picture(argument.strip())
+                print("goes with the next question")
+            elif command.startswith("/"):
+                raise UserError(f"no command {command}; /help lists them")
+            elif line:
+                conversation.ask(line)
+        except UserError as error:
+            print(f"error: {error}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""Configs from recipe files, flags and JSON: `python -m navil_jax.train --config configs/x.py --config.a.b=c`.
+
+A recipe is a Python file with `get_config() -> Config`. Flags change single fields, addressed by their dotted key; an
+entry of a tuple of dataclasses is addressed by its number: `--config.data.sources.0.weight=2`. Values are read by the
+type that stands at the field in config.py, and every mistake is a `UserError` that names the key.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import json
+import math
+import re
+import runpy
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from navil_jax.config import Config, validate
+from navil_jax.errors import UserError
+
+PREFIX = "--config."
+
+
+def parse(
+    argv: Sequence[str],
+    description: str,
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> tuple[Config, argparse.Namespace]:
+    """Reads a command's arguments.
+
+    Args:
+      argv: arguments without the program's name: `--config FILE`, any number of `--config.a.b=c` or `--config.a.b c`
+        (the last one of a key wins), and the command's own options.
+      description: what `--help` says above the options; below them stands every config key.
+      add_options: adds the command's own options.
+
+    Returns:
+      The validated config and the command's own options.
+
+    Example:
+      parse(["--config", "tiny.py", "--config.model.decoder.depth=2"], "Trains.")
+      -> (Config(model=ModelConfig(decoder=DecoderConfig(depth=2, ...))), Namespace(config="tiny.py"))
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=describe(Config),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="recipe: Python file with get_config()")
+    if add_options:
+        add_options(parser)
+    overrides, rest = _split_overrides(argv)
+    options = parser.parse_args(rest)
+    return apply_overrides(load_config(options.config), overrides), options
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    overrides, rest, arguments = {}, [], iter(argv)
+    for argument in arguments:
+        if not argument.startswith(PREFIX):
+            rest.append(argument)
+            continue
+        key, equals, text = argument.removeprefix(PREFIX).partition("=")
+        if not equals:
+            text = next(arguments, PREFIX)
+            if text.startswith("--"):
+                raise UserError(f"{PREFIX}{key}: no value given, write {PREFIX}{key}=VALUE")
+        overrides[key] = text
+    return overrides, rest
+
+
+def load_config(path: str | Path) -> Config:
+    """Runs a recipe's `get_config()` and checks the types of all fields.
+
+    Raises:
+      UserError: no such file, syntax error or exception (with its line), no `get_config`, not a `Config`, a field of
+        the wrong type or an impossible value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except KeyError as error:
+        if error.args != ("get_config",):
+            raise UserError(f"{path}:{_line(path, error)}: KeyError: {error}") from error
+        raise UserError(f"{path}: defines no get_config(), a recipe must return its Config from it") from error
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}:{error.lineno}: syntax error: {error.msg}") from error
+    except Exception as error:
+        raise UserError(f"{path}:{_line(path, error)}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: get_config() returned {type(config).__name__}, not navil_jax.config.Config")
+    try:
+        config = _typed(_plain(config), Config, "")
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
+
+
+def _line(path: Path, error: Exception) -> int:
+    """The last line of the recipe on the way to the error."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return lines[-1] if lines else 0
+
+
+def apply_overrides(config: Config, overrides: Mapping[str, str]) -> Config:
+    """Sets fields from text, then validates the result.
+
+    Args:
+      config: what is changed; untouched fields are kept.
+      overrides: dotted key -> text, read by the field's type: `1_000`, `1e-3` (float fields), `true`, `none`
+        (optional fields), `1,2,3` (tuples).
+
+    Raises:
+      UserError: unknown key (with the nearest known one), text that is not of the field's type, impossible config.
+    """
+    for key, text in overrides.items():
+        config = _set(config, Config, key.split("."), text, key, config)
+    validate(config)
+    return config
+
+
+def _set(node: Any, hint: Any, path: list[str], text: str, key: str, root: Config) -> Any:
+    """`node` with the field at `path` read from `text`."""
+    if not path:
+        return _read(text, hint, key)
+    name, rest = path[0], path[1:]
+    if dataclasses.is_dataclass(node) and name in (hints := typing.get_type_hints(type(node))):
+        return dataclasses.replace(node, **{name: _set(getattr(node, name), hints[name], rest, text, key, root)})
+    if isinstance(node, tuple) and name.isdecimal() and int(name) < len(node):
+        index = int(name)
+        entry = _set(node[index], typing.get_args(_required(hint))[0], rest, text, key, root)
+        return (*node[:index], entry, *node[index + 1 :])
+    near = difflib.get_close_matches(key, list(_keys(root)), n=1, cutoff=0.0)
+    raise UserError(f"config.{key}: no such key, the nearest one is config.{near[0]}")
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of a config's leaves, as flags address them."""
+    if dataclasses.is_dataclass(node):
+        for field in dataclasses.fields(node):
+            yield from _keys(getattr(node, field.name), f"{prefix}.{field.name}" if prefix else field.name)
+    elif isinstance(node, tuple) and node and dataclasses.is_dataclass(node[0]):
+        for index, entry in enumerate(node):
+            yield from _keys(entry, f"{prefix}.{index}")
+    else:
+        yield prefix
+
+
+def _read(text: str, hint: Any, key: str) -> Any:
+    """Reads a flag's text as a value of type `hint`."""
+    bare = _required(hint)
+    if bare is not hint and text.lower() == "none":
+        return None
+    if dataclasses.is_dataclass(bare) or (typing.get_origin(bare) is tuple and _entry_class(bare)):
+        raise UserError(f"config.{key}: is a group of fields, set them one by one (see --help)")
+    try:
+        if bare is bool:
+            value = {"true": True, "false": False}[text.lower()]
+        elif typing.get_origin(bare) is tuple:
+            value = [int(part) for part in text.strip("()[] ").split(",") if part.strip()]
+        else:
+            value = bare(text) if bare in (int, float) else text
+    except (ValueError, KeyError) as error:
+        raise UserError(f"config.{key}: {text!r} is not {_type_name(hint)}") from error
+    return _typed(value, hint, key)
+
+
+def _typed(value: Any, hint: Any, key: str) -> Any:
+    """Checks a plain value (dicts, lists, numbers, text) against `hint` and gives it the types of config.py."""
+    bare = _required(hint)
+    if value is None and bare is not hint:
+        return None
+    if dataclasses.is_dataclass(bare) and isinstance(value, dict):
+        hints = typing.get_type_hints(bare)
+        prefix = f"{key}." if key else ""
+        if unknown := [name for name in value if name not in hints]:
+            near = difflib.get_close_matches(unknown[0], list(hints), n=1, cutoff=0.0)[0]
+            raise UserError(f"config.{prefix}{unknown[0]}: no such key, the nearest one is config.{prefix}{near}")
+        for field in dataclasses.fields(bare):
+            if field.default is dataclasses.MISSING and field.name not in value:
+                raise UserError(f"config.{prefix}{field.name}: no value given")
+        return bare(**{name: _typed(v, hints[name], prefix + name) for name, v in value.items()})
+    if typing.get_origin(bare) is tuple and isinstance(value, list):
+        entry_hint = typing.get_args(bare)[0]
+        return tuple(_typed(entry, entry_hint, f"{key}.{i}") for i, entry in enumerate(value))
+    good = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+        str: isinstance(value, str),
+    }.get(bare, typing.get_origin(bare) is Literal and value in typing.get_args(bare))
+    if not good:
+        raise UserError(f"config.{key}: {value!r} is not {_type_name(hint)}")
+    return float(value) if bare is float else value
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, as JSON has them."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON text with every field, for checkpoints."""
+    return json.dumps(_plain(config), indent=2)
+
+
+def from_json(text: str) -> Config:
+    """The config that `to_json` wrote. A missing field takes its default; an unknown one is a `UserError`."""
+    return _typed(json.loads(text), Config, "")
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ -> (value in a, value in b); None where one of them has no such key."""
+    left, right = ({key: _get(config, key) for key in _keys(config)} for config in (a, b))
+    return {k: (left.get(k), right.get(k)) for k in left | right if left.get(k) != right.get(k)}
+
+
+def _get(node: Any, key: str) -> Any:
+    for name in key.split("."):
+        node = node[int(name)] if isinstance(node, tuple) else getattr(node, name)
+    return node
+
+
+def describe(config_class: type) -> str:
+    """The text of `--help`: every key with type, default and the comment that stands at its field, by group."""
+    groups = ["config keys, set with --config.KEY=VALUE (N: number of an entry, from 0; 'none' for nothing):"]
+    for prefix, group in _groups(config_class, ""):
+        comments = _comments(group)
+        hints = typing.get_type_hints(group)
+        lines = [f"{prefix or 'run'}: {inspect.getdoc(group).splitlines()[0]}"]
+        for field in dataclasses.fields(group):
+            if _entry_class(hints[field.name]) is None:
+                key = f"{prefix}.{field.name}" if prefix else field.name
+                head = f"  {key} = {_shown(field.default)}"
+                lines.append(f"{head}  ({'; '.join([_type_name(hints[field.name]), *comments.get(field.name, [])])})")
+        groups.append("\n".join(lines))
+    return "\n\n".join(groups)
+
+
+def _groups(config_class: type, prefix: str) -> Iterator[tuple[str, type]]:
+    """(key, dataclass) of a config class and of all in it; entries of tuples have the number N."""
+    yield prefix, config_class
+    for name, hint in typing.get_type_hints(config_class).items():
+        if entry := _entry_class(hint):
+            key = f"{prefix}.{name}" if prefix else name
+            yield from _groups(entry, f"{key}.N" if typing.get_origin(hint) is tuple else key)
+
+
+def _comments(config_class: type) -> dict[str, list[str]]:
+    """Field name -> its trailing comment, where it has one."""
+    found = re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(config_class), flags=re.MULTILINE)
+    return {name: [comment] for name, comment in found}
+
+
+def _entry_class(hint: Any) -> type | None:
+    """The dataclass that a field holds, alone or in a tuple."""
+    bare = _required(hint)
+    bare = typing.get_args(bare)[0] if typing.get_origin(bare) is tuple else bare
+    return bare if dataclasses.is_dataclass(bare) else None
+
+
+def _required(hint: Any) -> Any:
+    """`X` for `X | None`, anything else unchanged."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (hint,) = (h for h in typing.get_args(hint) if h is not types.NoneType)
+    return hint
+
+
+def _type_name(hint: Any) -> str:
+    bare = _required(hint)
+    if bare is not hint:
+        return f"{_type_name(bare)} or none"
+    if typing.get_origin(hint) is Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return "int,int,..."
+    return {bool: "true | false"}.get(hint, hint.__name__)
+
+
+def _shown(default: Any) -> str:
+    """A default as a flag would write it."""
+    if default is dataclasses.MISSING:
+        return "(required)"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    if default is None or isinstance(default, bool):
+        return str(default).lower()
+    return str(default) or "''"

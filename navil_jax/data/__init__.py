@@ -1,0 +1,1 @@
+"""Files -> samples -> tokens and patches -> packed batches."""

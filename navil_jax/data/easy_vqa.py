@@ -1,0 +1,91 @@
+"""easy-VQA: 5,000 pictures of one coloured shape with 48,248 questions, from the files of the PyPI package easy-vqa."""
+
+import dataclasses
+import functools
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import easy_vqa
+
+from navil_jax.data.sources import Sample, Split, Turn, check_index
+
+_COLOR = "(black|blue|brown|gray|green|red|teal|yellow)"
+_SHAPE = "(circle|rectangle|triangle)"
+_FORMS = {
+    "color": rf"what (color is|is the color of) the ({_SHAPE}|shape)\?",
+    "shape": rf"what shape (does the image contain|is in the image|is present)\?|what is the {_COLOR} shape\?",
+    "is color": rf"(is|is there|does the image contain) a {_COLOR} shape( present| in the image)?\?",
+    "is shape": rf"(is|is there|does the image contain) a {_SHAPE}( present| in the image)?\?",
+    "not color": rf"(is no|is there not a|does the image not contain a) {_COLOR} shape( present| in the image)?\?",
+    "not shape": rf"(is no|is there not a|does the image not contain a) {_SHAPE}( present| in the image)?\?",
+}
+KINDS = tuple(_FORMS)
+
+
+@functools.cache
+def question_kind(question: str) -> str:
+    """The kind of an easy-VQA question by its form; ValueError for a question of another data set.
+
+    Example:
+      "what color is the circle?" -> "color"        "what is the red shape?"  -> "shape"
+      "is there a red shape?"     -> "is color"     "is no circle present?"   -> "not shape"   (both yes or no)
+    """
+    for kind, form in _FORMS.items():
+        if re.fullmatch(form, question):
+            return kind
+    raise ValueError(f"not an easy-VQA question: {question!r}")
+
+
+@functools.cache
+def _conversations(split: Split, turns: int) -> list[tuple[int, tuple[Turn, ...]]]:
+    """(image id, turns) of every sample: the image's questions in a shuffled order, cut into pieces of `turns`."""
+    read = easy_vqa.get_train_questions if split == "train" else easy_vqa.get_test_questions
+    by_image: dict[int, list[Turn]] = {}
+    for question, answer, image in zip(*read(), strict=True):
+        by_image.setdefault(image, []).append((question, answer))
+    conversations = []
+    for image, pairs in by_image.items():
+        random.Random(f"{split}/{image}").shuffle(pairs)
+        conversations += [(image, tuple(pairs[i : i + turns])) for i in range(0, len(pairs), turns)]
+    return conversations
+
+
+@functools.cache
+def _image_paths(split: Split) -> dict[int, str]:
+    return easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
+
+
+@dataclasses.dataclass(frozen=True)
+class EasyVqa:
+    """The package's own splits: 4,000 pictures, 38,575 questions to train on; 1,000 and 9,673 held out.
+
+    A training sample has up to `turns` of its picture's questions in an order that depends on the picture alone, and
+    an epoch asks every question once. A test sample has one question, so that no earlier answer helps.
+    """
+
+    split: Split
+    turns: int = 4  # of a training sample; 1: every question is a sample of its own
+
+    def _samples(self) -> list[tuple[int, tuple[Turn, ...]]]:
+        return _conversations(self.split, self.turns if self.split == "train" else 1)
+
+    def __len__(self) -> int:
+        return len(self._samples())
+
+    def __getitem__(self, index: int) -> Sample:
+        check_index(index, len(self))
+        image, turns = self._samples()[index]
+        kinds = {question_kind(question) for question, _ in turns}
+        return Sample(
+            key=f"easy_vqa/{self.split}/{index}",
+            images=(Path(_image_paths(self.split)[image]),),
+            turns=turns,
+            kind=kinds.pop() if len(kinds) == 1 else "",
+        )
+
+    def texts(self) -> Iterator[str]:
+        for _, turns in self._samples():
+            for turn in turns:
+                yield from turn

@@ -1,0 +1,194 @@
+"""Pictures -> patches: any resolution, several scales, the encoder's order (paper section 3.2; released preprocessing).
+
+A picture keeps its own size unless it has too few or too many pixels, is padded with black at the bottom and the right
+to whole merged units, and comes again in smaller copies, each with about half the pixels of the one before. Every copy
+is made from the original picture. One call handles one picture, so no limit carries over between pictures.
+
+EXIF rotation is not applied: a picture is taken as its pixels are stored, as the released code takes it.
+"""
+
+import dataclasses
+import io
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from navil_jax.config import ImageConfig, VisionConfig
+from navil_jax.errors import UserError
+
+MAX_ASPECT_RATIO = 200  # long side against short side (released preprocessing)
+
+
+class Scale(NamedTuple):
+    """One copy of a picture: its size in pixels before padding, and the padded grid in patches."""
+
+    height: int
+    width: int
+    rows: int
+    cols: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePatches:
+    """The patches of one picture in the order in which the encoder reads them; p patches over all scales."""
+
+    patches: np.ndarray  # [p, 3 * patch_size**2] uint8, each patch channel first
+    coords: np.ndarray  # [p, 2] int32, (row, column) in the patch's own scale
+    blocks: np.ndarray  # [p] int32, number of the scale, from 1
+    grids: tuple[tuple[int, int], ...]  # (rows, columns) in patches, smallest scale first
+
+
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: float, max_pixels: float | np.float32
+) -> tuple[int, int]:
+    """The size that a picture gets: its own unless the pixels leave [min_pixels, max_pixels]; ratio kept.
+
+    Args:
+      height, width: of the picture, in pixels.
+      factor: both sides become multiples of it (the released preprocessing uses 1).
+      min_pixels, max_pixels: limits of height * width. A float32 maximum is divided in single precision, as the
+        released code does for every scale after the first; in rare sizes that moves a side by one pixel.
+
+    Raises:
+      UserError: a side is shorter than factor, or the sides' ratio is above 200.
+
+    Example: smart_resize(192, 256, 1, 65536, 6291456) -> (222, 296)
+    """
+    if min(height, width) < factor:
+        raise UserError(f"picture of {width} x {height} pixels: both sides must have at least {factor}")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise UserError(f"picture of {width} x {height} pixels: one side is over {MAX_ASPECT_RATIO} times the other")
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(_ratio(height * width, max_pixels))
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def _ratio(pixels: int, max_pixels: float | np.float32) -> float:
+    """pixels / max_pixels; in float32, by way of the rounded reciprocal, where max_pixels is a float32."""
+    if isinstance(max_pixels, np.float32):
+        return float(np.float32(1) / max_pixels * np.float32(pixels))
+    return pixels / max_pixels
+
+
+def plan_scales(height: int, width: int, images: ImageConfig, vision: VisionConfig) -> list[Scale]:
+    """The scales of a picture of height x width pixels, smallest first (released preprocessing).
+
+    Raises:
+      UserError: as `smart_resize` with factor 1.
+
+    Example, with the defaults: 640 wide, 480 high -> patch grids 16 x 22, 22 x 30, 30 x 40
+    """
+    area = vision.patch_size**2
+    unit = vision.patch_size * vision.merge_size
+    min_pixels, max_pixels = images.min_patches * area, images.max_patches * area
+    scales: list[Scale] = []
+    while True:
+        new_height, new_width = smart_resize(height, width, 1, min_pixels, max_pixels)
+        rows, cols = (-(-side // unit) * vision.merge_size for side in (new_height, new_width))
+        if scales and rows * cols >= scales[0].rows * scales[0].cols:
+            return scales
+        scales.insert(0, Scale(new_height, new_width, rows, cols))
+        max_pixels = np.float32(rows * cols * area) * np.float32(images.scale_factor**2)
+        if not images.multiscale or max_pixels < min_pixels:
+            return scales
+
+
+def load_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+    """Decodes a picture to RGB as the released code does: alpha is dropped, grey and palette are expanded.
+
+    Args:
+      source: a path, a file's bytes, or a picture. Of an animation the first frame counts.
+
+    Raises:
+      UserError: missing, not a picture, broken or cut off, over Pillow's limit against decompression bombs, empty,
+        or one side over 200 times the other. The message names the file.
+    """
+    if isinstance(source, Image.Image):
+        name, image = getattr(source, "filename", "") or "picture", source
+    else:
+        name = "picture from bytes" if isinstance(source, bytes) else str(source)
+        image = _open(source, name)
+    width, height = image.size
+    if min(width, height) < 1:
+        raise UserError(f"{name}: the picture has no pixels ({width} x {height})")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise UserError(f"{name}: {width} x {height} pixels, one side is over {MAX_ASPECT_RATIO} times the other")
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise UserError(f"{name}: {width} x {height} pixels are over the limit of {Image.MAX_IMAGE_PIXELS}; shrink it")
+    try:
+        return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise many types on broken files
+        raise UserError(f"{name}: broken or cut off picture ({error})") from error
+
+
+def _open(source: str | Path | bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: no such file") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{name}: not a picture that Pillow can read") from error
+    except Exception as error:  # Pillow's decoders raise many types on broken files
+        raise UserError(f"{name}: cannot read the picture ({error})") from error
+
+
+def window_order(rows: int, cols: int, window_units: int) -> np.ndarray:
+    """Order in which the released encoder reads the merged units of one scale: window by window.
+
+    Args:
+      rows, cols: of the scale, in merged units.
+      window_units: side of a window in merged units. Windows at the right and bottom edge are smaller.
+
+    Returns:
+      [rows * cols] int64: place i of the encoder holds raster unit order[i].
+
+    Example: rows 2, cols 3, windows of 2 -> 0 1 3 4 2 5
+    """
+    row, col = np.divmod(np.arange(rows * cols), cols)
+    return np.lexsort((col, row, col // window_units, row // window_units))
+
+
+def image_patches(image: Image.Image, images: ImageConfig, vision: VisionConfig) -> ImagePatches:
+    """Resizes, pads and cuts one RGB picture.
+
+    Whole scales follow one another, smallest first. In a scale the merged units stand in window order (raster order if
+    not vision.window_order), and the merge_size**2 patches of a unit row by row.
+
+    Raises:
+      UserError: as `plan_scales`.
+
+    Example of one scale of 2 x 4 patches, as (row, column): 00 01 10 11 02 03 12 13
+    """
+    scales = plan_scales(image.height, image.width, images, vision)
+    cut = [_cut(image, scale, vision) for scale in scales]
+    patches, coords = (np.concatenate(parts) for parts in zip(*cut, strict=True))
+    blocks = np.repeat(np.arange(1, len(scales) + 1, dtype=np.int32), [len(part) for part, _ in cut])
+    return ImagePatches(patches, coords, blocks, tuple((scale.rows, scale.cols) for scale in scales))
+
+
+def _cut(image: Image.Image, scale: Scale, vision: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The patches [p, D] uint8 and their coordinates [p, 2] int32 of one scale."""
+    side, merge = vision.patch_size, vision.merge_size
+    pixels = np.zeros((scale.rows * side, scale.cols * side, 3), np.uint8)
+    resized = image.resize((scale.width, scale.height), Image.Resampling.BICUBIC)
+    pixels[: scale.height, : scale.width] = np.asarray(resized)
+
+    unit_rows, unit_cols = scale.rows // merge, scale.cols // merge
+    blocks = pixels.reshape(unit_rows, merge, side, unit_cols, merge, side, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+    patches = blocks.reshape(unit_rows * unit_cols, merge**2, vision.patch_dim)
+    grid = np.indices((scale.rows, scale.cols), np.int32).reshape(2, unit_rows, merge, unit_cols, merge)
+    coords = grid.transpose(1, 3, 2, 4, 0).reshape(unit_rows * unit_cols, merge**2, 2)
+    if vision.window_order:
+        order = window_order(unit_rows, unit_cols, vision.window_size // merge)
+        patches, coords = patches[order], coords[order]
+    return patches.reshape(-1, vision.patch_dim), coords.reshape(-1, 2)

@@ -1,0 +1,239 @@
+"""Conversations -> prompt text, ids, and the spans that are learnt (released chat templates).
+
+    <|im_start|>system\\n{system}<|im_end|><|im_start|>user\\n{question}<|im_end|><|im_start|>assistant\\n{answer}<|im_end|>
+
+A picture's `<image>` in a question becomes `<img>`, for each scale (smallest first) rows of `<IMG_CONTEXT>` that end in
+`<IMG_LINE_BREAK>` and one `<IMG_FRAME_BREAK>`, then `</img>`. `<image>` counts in questions only.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from navil_jax.batch import SampleFeatures
+from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.errors import UserError
+
+PLACEHOLDER = "<image>"
+END = "<|im_end|>"
+DEFAULT_SYSTEM_MESSAGE = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"  # noqa: RUF001
+)
+
+Grids = Sequence[tuple[int, int]]  # (rows, columns) in patches of each scale of one picture, smallest first
+Turns = Sequence[tuple[str, str]]  # (question, answer)
+TemplateName = Literal["internlm2-chat", "qwen3-chat"]
+LossWeight = Literal["token", "sample", "square"]
+
+
+class Template(NamedTuple):
+    """What differs between the chat templates."""
+
+    assistant: str  # what stands in front of an answer
+    bos: bool  # whether the sample starts with <s>
+
+
+TEMPLATES = {
+    "internlm2-chat": Template("assistant\n", bos=True),
+    "qwen3-chat": Template("assistant\n<think>\n\n</think>\n\n", bos=False),
+}
+
+
+class Part(NamedTuple):
+    """A stretch of the prompt: markers, or plain text in which nothing is parsed."""
+
+    text: str
+    marker: bool = False
+    learnt: bool = False
+
+
+def picture_text(grids: Grids, merge_size: int = 2) -> str:
+    """The markers of one picture.
+
+    Args:
+      grids: (rows, columns) in patches of each scale, smallest first.
+      merge_size: side in patches of the unit that one `<IMG_CONTEXT>` stands for.
+
+    Example: ((2, 4),) -> <img><IMG_CONTEXT><IMG_CONTEXT><IMG_LINE_BREAK><IMG_FRAME_BREAK></img>
+    """
+    scales = (
+        ("<IMG_CONTEXT>" * (cols // merge_size) + "<IMG_LINE_BREAK>") * (rows // merge_size) + "<IMG_FRAME_BREAK>"
+        for rows, cols in grids
+    )
+    return f"<img>{''.join(scales)}</img>"
+
+
+def with_placeholders(questions: Sequence[str], pictures: int) -> list[str]:
+    """The questions with "<image>\\n" once per picture before the first, if none of them says where the pictures go.
+
+    Raises:
+      UserError: another number of `<image>` than of pictures.
+    """
+    found = sum(question.count(PLACEHOLDER) for question in questions)
+    if found == 0 and pictures:
+        return [f"{PLACEHOLDER}\n" * pictures + questions[0], *questions[1:]]
+    if found != pictures:
+        raise UserError(f"{pictures} pictures are given but the questions hold {PLACEHOLDER} {found} times")
+    return list(questions)
+
+
+def chat_prompt(
+    template: TemplateName,
+    system: str | None,
+    history: Turns | None,
+    question: str,
+    grids_per_image: Sequence[Grids],
+    merge_size: int = 2,
+) -> str:
+    """The prompt as the released chat function builds it, up to where the answer starts.
+
+    An empty old question or answer leaves its role without `<|im_end|>`, as in the released code.
+
+    Args:
+      system: the system message; None stands for the released default, "" for an empty one.
+      history: earlier turns; `<image>` in their questions takes the first pictures. See `with_placeholders`.
+      grids_per_image: see `picture_text`.
+
+    Raises:
+      UserError: another number of `<image>` than of pictures.
+    """
+    turns = [*(history or ()), (question, "")]
+    return "".join(part.text for part in _parts(template, system, turns, grids_per_image, merge_size))
+
+
+def prompt_ids(tokenizer: Tokenizer, template: TemplateName, prompt: str) -> list[int]:
+    """Ids of a prompt's text as the released code has them: markers are parsed wherever they stand, also typed ones."""
+    bos = [tokenizer.bos_id] if TEMPLATES[template].bos else []
+    return bos + tokenizer.encode(prompt, allow_special=True)
+
+
+def encode_prompt(
+    tokenizer: Tokenizer,
+    template: TemplateName,
+    system: str | None,
+    history: Turns | None,
+    question: str,
+    grids_per_image: Sequence[Grids],
+    merge_size: int = 2,
+) -> SampleFeatures:
+    """`chat_prompt` as features for prefill, where markers that a user typed stay plain text. Weights are all 0."""
+    turns = [*(history or ()), (question, "")]
+    ids, _ = _encode(tokenizer, template, _parts(template, system, turns, grids_per_image, merge_size))
+    return token_features(tokenizer, ids, np.zeros(len(ids), np.float32))
+
+
+def encode_conversation(
+    tokenizer: Tokenizer,
+    template: TemplateName,
+    system: str | None,
+    turns: Turns,
+    grids_per_image: Sequence[Grids],
+    loss_weight: LossWeight,
+    merge_size: int = 2,
+) -> SampleFeatures:
+    """A sample for training: the tokens of every answer and the `<|im_end|>` after it are learnt, nothing else.
+
+    Nothing in the system message, questions and answers is parsed but `<image>` in questions; see `with_placeholders`.
+
+    Args:
+      loss_weight: weight of each of the n learnt tokens: token 1, sample 1/n, square 1/sqrt(n).
+
+    Returns:
+      The visual_* and text_* features of `batch.SampleFeatures` but for text_source_ids and text_sample_ids.
+
+    Raises:
+      UserError: no turn, an empty answer, or another number of `<image>` than of pictures.
+    """
+    if not turns:
+        raise UserError("a sample needs at least one question and answer")
+    for number, (_, answer) in enumerate(turns, start=1):
+        if not answer:
+            raise UserError(f"turn {number}: the answer is empty, there is nothing to learn")
+    ids, learnt = _encode(tokenizer, template, _parts(template, system, turns, grids_per_image, merge_size))
+    power = {"token": 0.0, "sample": 1.0, "square": 0.5}[loss_weight]
+    weight = np.count_nonzero(learnt) ** -power
+    return token_features(tokenizer, ids, np.where(learnt, weight, 0).astype(np.float32))
+
+
+def token_features(tokenizer: Tokenizer, ids: Sequence[int], weights: np.ndarray) -> SampleFeatures:
+    """Splits a sample's ids into visual tokens (`<IMG_CONTEXT>` and `<img>`) and text tokens.
+
+    Args:
+      ids: [s] in reading order.
+      weights: [s] float32, loss weight of each token as a target.
+
+    Returns:
+      visual_tokens, visual_positions [n] int32; text_tokens, text_positions, text_targets [m] int32; text_weights [m]
+      float32. A target is the next token in reading order, -1 at the end.
+
+    Example: <s> <img> c a b -> visual <img> c at 1 2; text <s> a b at 0 3 4 with targets <img> b -1
+    """
+    tokens = np.asarray(ids, np.int32)
+    positions = np.arange(len(tokens), dtype=np.int32)
+    targets = np.append(tokens[1:], np.int32(-1))
+    target_weights = np.append(weights[1:], np.float32(0))
+    visual = np.isin(tokens, (tokenizer.token_id("<IMG_CONTEXT>"), tokenizer.token_id("<img>")))
+    return {
+        "visual_tokens": tokens[visual],
+        "visual_positions": positions[visual],
+        "text_tokens": tokens[~visual],
+        "text_positions": positions[~visual],
+        "text_targets": targets[~visual],
+        "text_weights": target_weights[~visual],
+    }
+
+
+def response_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The answer in produced ids, as the released chat function cuts it out.
+
+    Special tokens go, text from `<|im_end|>` on and blanks at both ends too, then every remainder of a broken
+    `<|im_end|>` anywhere. Released behaviour: a blank before such a remainder stays.
+    """
+    text = tokenizer.decode(ids, skip_special=True).split(END)[0].strip()
+    for remainder in ("<|im_end|", "<|im_end", "<|im"):
+        text = text.replace(remainder, "")
+    return text
+
+
+def _parts(
+    template: TemplateName, system: str | None, turns: Turns, grids_per_image: Sequence[Grids], merge_size: int
+) -> Iterator[Part]:
+    pictures = [picture_text(grids, merge_size) for grids in grids_per_image]
+    questions = with_placeholders([question for question, _ in turns], len(pictures))
+    remaining = iter(pictures)
+    yield from (_START, Part("system\n"), Part(DEFAULT_SYSTEM_MESSAGE if system is None else system), _END)
+    for question, (_, answer) in zip(questions, turns, strict=True):
+        yield from (_START, Part("user\n"))
+        for number, text in enumerate(question.split(PLACEHOLDER)):
+            if number:
+                yield Part(next(remaining), marker=True)
+            yield Part(text)
+        if question:
+            yield _END
+        yield from (_START, Part(TEMPLATES[template].assistant))
+        if answer:
+            yield from (Part(answer, learnt=True), _END._replace(learnt=True))
+
+
+_START, _END = Part("<|im_start|>", marker=True), Part(END, marker=True)
+
+
+def _encode(tokenizer: Tokenizer, template: TemplateName, parts: Iterator[Part]) -> tuple[list[int], np.ndarray]:
+    """Ids and whether each is learnt. Text between markers is encoded in one go, as the released tokenizer does."""
+    ids = [tokenizer.bos_id] if TEMPLATES[template].bos else []
+    learnt = [False] * len(ids)
+    for marker, run in itertools.groupby((part for part in parts if part.text), key=lambda part: part.marker):
+        run = list(run)
+        if marker:
+            for part in run:
+                found = tokenizer.encode(part.text, allow_special=True)
+                ids += found
+                learnt += [part.learnt] * len(found)
+        else:
+            characters = [part.learnt for part in run for _ in part.text]
+            for token in tokenizer.encode_with_spans("".join(part.text for part in run)):
+                ids.append(token.id)
+                learnt.append(any(characters[token.begin : max(token.end, token.begin + 1)]))
+    return ids, np.array(learnt)

@@ -1,0 +1,274 @@
+"""The decoder with modality-specific attention and feed-forward experts (paper section 3.3; released behaviour)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from navil_jax.batch import Batch
+from navil_jax.config import ModelConfig
+from navil_jax.model import layers, rope
+from navil_jax.model.attention import attention, cached_attention
+from navil_jax.model.experts import Experts, by_slots
+from navil_jax.sharding import constrain
+
+
+class Layout(NamedTuple):
+    """What every layer needs to know of the packed rows."""
+
+    rotation: rope.Rotation  # of every slot
+    sequence: jax.Array  # [B, L] the slot at each place of the reading order
+    places: jax.Array  # [B, L] the place of each slot: the inverse of `sequence`
+    segment_ids: jax.Array  # [B, L] in reading order
+    visual_slots: int
+
+
+class LayerOutputs(NamedTuple):
+    """What a layer computed besides its output."""
+
+    keys: jax.Array  # [B, L, K, D] in reading order, rotated
+    values: jax.Array  # [B, L, K, D] in reading order
+    attention: jax.Array  # [B, L, H] after the output projections, in slot order
+
+
+class QKV(nnx.Module):
+    """One weight set of query, key and value projections, with the norms of heads where the model has them."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        decoder = config.decoder
+        linear = functools.partial(layers.linear, config=config, rngs=rngs, use_bias=decoder.attention_bias)
+        width, kv_heads = (decoder.width,), (decoder.num_kv_heads, decoder.head_dim)
+        self.q = linear(width, (decoder.num_heads, decoder.head_dim), ("embed", "heads", "head_dim"))
+        self.k = linear(width, kv_heads, ("embed", "kv_heads", "head_dim"))
+        self.v = linear(width, kv_heads, ("embed", "kv_heads", "head_dim"))
+        norm = functools.partial(layers.rms_norm, decoder.head_dim, decoder.norm_eps, config, rngs)
+        self.q_norm = norm() if decoder.qk_norm else None
+        self.k_norm = norm() if decoder.qk_norm else None
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, N, H] -> queries [B, N, heads, D], keys and values [B, N, kv_heads, D]."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+
+class Output(nnx.Module):
+    """The attention output projections.
+
+    Serial (InternLM2 flavour, released behaviour): text wo(a), visual wo_ve(wo(a)); wo_ve starts at the identity.
+    Otherwise: text wo(a), visual wo_ve(a).
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        decoder = config.decoder
+        linear = functools.partial(layers.linear, config=config, rngs=rngs, use_bias=decoder.attention_bias)
+        heads, width = (decoder.num_heads, decoder.head_dim), (decoder.width,)
+        self.text = linear(heads, width, ("heads", "head_dim", "embed"))
+        self.serial = decoder.serial_visual_output
+        if not decoder.attention_experts:
+            self.visual = None
+        elif self.serial:
+            identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)  # noqa: E731
+            self.visual = linear(width, width, ("mlp", "embed"), kernel_init=identity)
+        else:
+            self.visual = linear(heads, width, ("heads", "head_dim", "embed"))
+
+    def __call__(self, x: jax.Array, visual_slots: int) -> jax.Array:
+        """[B, L, heads, D] -> [B, L, H]."""
+        if self.visual is not None and self.serial:
+            return by_slots(lambda y: y, self.visual, self.text(x), visual_slots)
+        return by_slots(self.text, self.visual, x, visual_slots)
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        decoder = config.decoder
+        linear = functools.partial(layers.linear, config=config, rngs=rngs)
+        self.gate = linear((decoder.width,), (decoder.mlp_dim,), ("embed", "mlp"))
+        self.up = linear((decoder.width,), (decoder.mlp_dim,), ("embed", "mlp"))
+        self.down = linear((decoder.mlp_dim,), (decoder.width,), ("mlp", "embed"))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, H] -> [B, N, H]."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class DecoderLayer(nnx.Module):
+    """x' = x + attention(norm(x)); x'' = x' + ffn(norm(x')); the norms serve both kinds of token."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        decoder = config.decoder
+        norm = functools.partial(layers.rms_norm, decoder.width, decoder.norm_eps, config, rngs)
+        self.attention_norm, self.ffn_norm = norm(), norm()
+        self.qkv = Experts(lambda rngs: QKV(config, rngs), decoder.attention_experts, rngs)
+        self.out = Output(config, rngs)
+        self.ffn = Experts(lambda rngs: FeedForward(config, rngs), decoder.ffn_experts, rngs)
+        self.backend = config.attention
+
+    def __call__(self, x: jax.Array, layout: Layout) -> tuple[jax.Array, LayerOutputs]:
+        """x: [B, L, H] in slot order. Queries, keys and values alone go to reading order, and the result back."""
+        visual = layout.visual_slots
+        q, k, v = self.qkv(self.attention_norm(x), visual)
+        q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
+        q, k, v = (permute(part, layout.sequence, layout.places) for part in (q, k, v))
+        attended = attention(q, k, v, layout.segment_ids, causal=True, backend=self.backend)
+        out = self.out(permute(attended, layout.places, layout.sequence), visual)
+        x = x + out
+        x = x + self.ffn(self.ffn_norm(x), visual)
+        return constrain(x, "batch", "slots", "features"), LayerOutputs(k, v, out)
+
+    def decode(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, rotation: rope.Rotation, lengths: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One new token per row, with the text weights (released behaviour).
+
+        Args:
+          x: [B, 1, H].
+          keys, values: [B, S, K, D], this layer's cache.
+          rotation: of the new token.
+          lengths: [B] int32, tokens in the cache; the new one is written there.
+
+        Returns:
+          x, and the cache with the new token.
+        """
+        q, k, v = self.qkv.text(self.attention_norm(x))
+        q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
+        write = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, 0))
+        keys, values = write(keys, k, lengths), write(values, v, lengths)
+        x = x + self.out.text(cached_attention(q, keys, values, lengths + 1))
+        return x + self.ffn.text(self.ffn_norm(x)), (keys, values)
+
+
+class Decoder(nnx.Module):
+    """Embeddings, layers and head of the language model."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        decoder = config.decoder
+        self.config, self.remat = decoder, config.remat
+        self.special_token_ids = config.special_token_ids
+        embed = functools.partial(
+            nnx.Embed,
+            features=decoder.width,
+            dtype=jnp.dtype(config.compute_dtype),
+            param_dtype=jnp.dtype(config.param_dtype),
+            embedding_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+        self.embed = embed(decoder.vocab_size, embedding_metadata=layers.axes("vocab", "embed"))
+        special = len(self.special_token_ids)
+        special_axes = layers.axes("special", "embed")
+        self.special_embed = embed(special, embedding_metadata=special_axes) if special else None
+        self.layers = layers.stack(lambda rngs: DecoderLayer(config, rngs), decoder.depth, rngs)
+        self.final_norm = layers.rms_norm(decoder.width, decoder.norm_eps, config, rngs)
+        head = functools.partial(layers.linear, (decoder.width,), (decoder.vocab_size,), ("embed", "vocab"))
+        self.head = None if decoder.tie_embeddings else head(config=config, rngs=rngs)
+
+    def embed_new(self, tokens: jax.Array) -> jax.Array:
+        """[B, N] -> [B, N, H] from the ordinary table alone: the rule for produced tokens (released behaviour)."""
+        x = self.embed(tokens)
+        if self.config.pad_token_id is not None:
+            x = jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
+        return x
+
+    def embed_prompt(self, tokens: jax.Array) -> jax.Array:
+        """[B, L] -> [B, L, H]; special tokens come from the special table, so that they train on their own."""
+        x = self.embed_new(tokens)
+        if self.special_embed is None:
+            return x
+        matches = tokens[..., None] == jnp.array(self.special_token_ids)
+        special = self.special_embed(jnp.argmax(matches, axis=-1))
+        return jnp.where(matches.any(axis=-1)[..., None], special, x)
+
+    def layout(self, batch: Batch) -> Layout:
+        """What the layers need, computed once per step."""
+        rotation = rope.decoder_rotation(self.config, batch.positions, self._lengths(batch))
+        rows = jnp.arange(batch.sequence.shape[0])[:, None]
+        places = jnp.zeros_like(batch.sequence).at[rows, batch.sequence].set(jnp.arange(batch.sequence.shape[1]))
+        segment_ids = jnp.take_along_axis(batch.segment_ids, batch.sequence, axis=1)
+        return Layout(rotation, batch.sequence, places, segment_ids, batch.visual_slots)
+
+    def _lengths(self, batch: Batch) -> jax.Array | None:
+        """[B, L] length of each token's sample, where dynamic scaling can act on rows as long as these; else None."""
+        slots = batch.tokens.shape[1]
+        if self.config.rope_scaling != "dynamic" or slots <= self.config.max_positions:
+            return None
+        count = jax.vmap(lambda ids: jnp.bincount(ids, length=slots + 1)[ids])
+        return count(batch.segment_ids)
+
+    def __call__(
+        self, x: jax.Array, layout: Layout, keep: Callable[[jax.Array, LayerOutputs], Any] = lambda x, outputs: None
+    ) -> tuple[jax.Array, Any]:
+        """Runs the layers.
+
+        Args:
+          x: [B, L, H], embedded tokens in slot order.
+          keep: what to keep of every layer's output and `LayerOutputs`.
+
+        Returns:
+          [B, L, H] before the final norm, and what was kept, stacked over layers.
+        """
+
+        def body(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, Any]:
+            x, outputs = layer(x, layout)
+            return x, keep(x, outputs)
+
+        return layers.scan_layers(self.layers, body, x, None, self.remat)
+
+    def decode(
+        self, tokens: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One step with a cache.
+
+        Args:
+          tokens: [B] int32, the newest token of each row.
+          keys, values: [depth, B, S, K, D].
+          lengths: [B] int32, tokens in each row's cache.
+
+        Returns:
+          logits [B, vocab], and the cache with the token in it. Past `max_positions` the rotation of new tokens
+          follows the length so far, older keys keep theirs (released behaviour).
+        """
+        rotation = rope.decoder_rotation(self.config, lengths[:, None], lengths[:, None] + 1)
+
+        def body(layer: DecoderLayer, x: jax.Array, cache: tuple[jax.Array, jax.Array]):
+            return layer.decode(x, *cache, rotation, lengths)
+
+        x, (keys, values) = layers.scan_layers(self.layers, body, self.embed_new(tokens[:, None]), (keys, values))
+        return self.logits(x)[:, 0], keys, values
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """The head after the final norm: [B, N, H] -> [B, N, vocab] float32."""
+        x = self.final_norm(x)
+        kernel = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
+        return jnp.einsum("bnh,hv->bnv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def permute(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Puts places in another order: out[b, i] = x[b, order[b, i]]; its gradient is a gather too, not a scatter.
+
+    Args:
+      x: [B, L, ...].
+      order, inverse: [B, L] int32, permutations that undo each other.
+
+    Example: x = a b c, order = 2 0 1 -> c a b
+    """
+    return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def _permute_forward(x: jax.Array, order: jax.Array, inverse: jax.Array):
+    return permute(x, order, inverse), (order, inverse)
+
+
+def _permute_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    order, inverse = residuals
+    return permute(gradient, inverse, order), None, None
+
+
+permute.defvjp(_permute_forward, _permute_backward)

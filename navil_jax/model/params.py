@@ -1,0 +1,55 @@
+"""Parameters as plain nested dicts of arrays, and their names."""
+
+import functools
+from typing import Any
+
+import jax
+from flax import nnx, traverse_util
+from jax.sharding import Mesh, NamedSharding
+
+from navil_jax import sharding
+from navil_jax.config import ModelConfig
+from navil_jax.model.navil import NaViL
+
+Params = dict[str, Any]  # nested dict of arrays; the name of a parameter is its path joined by "/"
+
+
+@functools.cache
+def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model's structure, and its parameters as shapes with logical axes; nothing is computed."""
+    return nnx.split(nnx.eval_shape(lambda: NaViL(config, nnx.Rngs(0))))
+
+
+def shapes(config: ModelConfig) -> Params:
+    """Every parameter as a ShapeDtypeStruct."""
+    return nnx.to_pure_dict(abstract(config)[1])
+
+
+def shardings(config: ModelConfig, mesh: Mesh) -> Params:
+    """How every parameter lies on the mesh, by its logical axes.
+
+    Raises:
+      KeyError: a logical axis that sharding.RULES lacks.
+    """
+    logical = nnx.to_pure_dict(nnx.get_partition_spec(abstract(config)[1]))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, sharding.partition_spec(tuple(spec))), logical)
+
+
+def initialise(config: ModelConfig, seed: int) -> Params:
+    """Fresh parameters; the same for the same seed, whatever the devices."""
+    return nnx.to_pure_dict(nnx.state(NaViL(config, nnx.Rngs(seed)), nnx.Param))
+
+
+def bind(config: ModelConfig, params: Params) -> NaViL:
+    """The model with these parameters."""
+    return nnx.merge(abstract(config)[0], params)
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Nested dict -> {"decoder/final_norm/scale": array, ...}."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(params: dict[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(params, sep="/")

@@ -1,0 +1,54 @@
+"""Rotary position embeddings: one axis with scaling for the decoder, two axes for the vision encoder."""
+
+import jax
+import jax.numpy as jnp
+
+from navil_jax.config import DecoderConfig, VisionConfig
+
+Rotation = tuple[jax.Array, jax.Array]  # cos and sin, each [B, S, head_dim / 2] float32
+
+
+def decoder_rotation(config: DecoderConfig, positions: jax.Array, lengths: jax.Array | None = None) -> Rotation:
+    """Rotation of every token.
+
+    Args:
+      positions: [B, S] int32, place in the token's own sample.
+      lengths: [B, S] or [B, 1] int32, length of the token's own sample; needed for dynamic scaling only.
+
+    Dynamic scaling raises the base when a sample is longer than `max_positions`; the released code takes the length of
+    the padded batch, and keeps the last base for every later text. Here each sample's own length counts.
+    """
+    dim = config.head_dim
+    base = jnp.float32(config.rope_theta)
+    positions = positions.astype(jnp.float32)
+    if config.rope_scaling == "linear":
+        positions = positions / config.rope_factor
+    elif config.rope_scaling == "dynamic" and lengths is not None:
+        factor, limit = config.rope_factor, config.max_positions
+        stretch = factor * lengths.astype(jnp.float32) / limit - (factor - 1)
+        base = jnp.where(lengths > limit, base * jnp.maximum(stretch, 1.0) ** (dim / (dim - 2)), base)[..., None]
+    exponents = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
+    angles = positions[..., None] / base**exponents
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def vision_angles(config: VisionConfig, coords: jax.Array) -> jax.Array:
+    """Angles of every patch: head_dim/4 for its row, then head_dim/4 for its column.
+
+    Args:
+      coords: [..., 2] int32, (row, column) in the patch's own scale.
+
+    Returns:
+      [..., head_dim / 2] float32.
+    """
+    dim = config.head_dim // 2
+    frequencies = 1.0 / jnp.float32(config.rope_theta) ** (jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+    angles = coords[..., None].astype(jnp.float32) * frequencies
+    return angles.reshape(*coords.shape[:-1], dim)
+
+
+def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
+    """Turns the pairs (i, i + head_dim/2) of every head, in float32. x: [B, S, heads, head_dim]."""
+    cos, sin = (r[:, :, None, :] for r in rotation)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

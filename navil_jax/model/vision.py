@@ -1,0 +1,126 @@
+"""The any-resolution vision encoder over packed patches (paper section 3.2; released behaviour)."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from navil_jax.config import ModelConfig
+from navil_jax.model import layers, rope
+from navil_jax.model.attention import attention
+from navil_jax.sharding import constrain
+
+
+class VisionLayout(NamedTuple):
+    """What every layer needs to know of the patches."""
+
+    rotation: rope.Rotation
+    blocks: jax.Array  # [B, P] int32, the scale of each patch; 0 = empty
+    windows: jax.Array  # [B, P] int32, the window of each patch; 0 = empty
+
+
+class VisionLayer(nnx.Module):
+    """x += ls1 * attention(norm1(x)); x += ls2 * mlp(norm2(x))."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        vision = config.vision
+        norm = layers.rms_norm if vision.norm == "rms_norm" else layers.layer_norm
+        norm = functools.partial(norm, vision.width, vision.norm_eps, config, rngs)
+        linear = functools.partial(layers.linear, config=config, rngs=rngs, use_bias=True)
+        heads = (vision.num_heads, vision.head_dim)
+        self.norm1, self.norm2 = norm(), norm()
+        self.qkv = linear((vision.width,), (3, *heads), ("embed", "qkv", "heads", "head_dim"), use_bias=vision.qkv_bias)
+        self.proj = linear(heads, (vision.width,), ("heads", "head_dim", "embed"))
+        self.fc1 = linear((vision.width,), (vision.mlp_dim,), ("embed", "mlp"))
+        self.fc2 = linear((vision.mlp_dim,), (vision.width,), ("mlp", "embed"))
+        scale = functools.partial(jnp.full, (vision.width,), vision.layer_scale_init, jnp.dtype(config.param_dtype))
+        self.ls1 = nnx.Param(scale(), **layers.axes("norm"))
+        self.ls2 = nnx.Param(scale(), **layers.axes("norm"))
+        self.backend = config.attention
+
+    def __call__(self, x: jax.Array, layout: VisionLayout, windowed: jax.Array | bool = False) -> jax.Array:
+        """x: [B, P, W] -> [B, P, W]; `windowed`: attention stays inside windows instead of whole scales."""
+        q, k, v = jnp.moveaxis(self.qkv(self.norm1(x)), 2, 0)
+        q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
+        segment_ids = jnp.where(windowed, layout.windows, layout.blocks)
+        out = self.proj(attention(q, k, v, segment_ids, causal=False, backend=self.backend))
+        x = x + out * self.ls1.astype(x.dtype)
+        x = x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)) * self.ls2.astype(x.dtype)
+        return constrain(x, "batch", "patches", "features")
+
+
+class VisionEncoder(nnx.Module):
+    """Patches of any number of images and scales -> one feature per merged unit."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        vision = config.vision
+        self.config = vision
+        self.compute_dtype, self.remat = jnp.dtype(config.compute_dtype), config.remat
+        self.patch_embed = layers.linear(
+            (vision.patch_dim,), (vision.width,), ("patch", "embed"), config, rngs, use_bias=True
+        )
+        self.layers = layers.stack(lambda rngs: VisionLayer(config, rngs), vision.depth, rngs)
+
+    def embed(self, patches: jax.Array) -> jax.Array:
+        """Pixels [B, P, D] uint8, scaled to [-1, 1] -> [B, P, W]."""
+        pixels = (patches.astype(jnp.float32) * jnp.float32(1 / 255) - 0.5) / 0.5
+        return constrain(self.patch_embed(pixels.astype(self.compute_dtype)), "batch", "patches", "features")
+
+    def layout(self, coords: jax.Array, blocks: jax.Array) -> VisionLayout:
+        """Rotation and attention segments of the patches; coords [B, P, 2], blocks [B, P]."""
+        angles = rope.vision_angles(self.config, coords)
+        return VisionLayout((jnp.cos(angles), jnp.sin(angles)), blocks, window_ids(coords, blocks, self.config))
+
+    def windowed_layers(self) -> jax.Array:
+        """[depth] bool, the layers that attend inside windows."""
+        full = self.config.full_attention_layers
+        return jnp.array([full is not None and i not in full for i in range(self.config.depth)])
+
+    def __call__(self, patches: jax.Array, coords: jax.Array, blocks: jax.Array) -> jax.Array:
+        """Encodes packed patches.
+
+        Args:
+          patches: [B, P, D] uint8.
+          coords: [B, P, 2] int32, (row, column) in the patch's own scale.
+          blocks: [B, P] int32, the patch's scale; 0 = empty.
+
+        Returns:
+          [B, P/U, U*W]: the U patches of every merged unit side by side (top-left, top-right, bottom-left,
+          bottom-right), in the order of the patches.
+        """
+        layout = self.layout(coords, blocks)
+
+        def body(layer: VisionLayer, x: jax.Array, windowed: jax.Array) -> tuple[jax.Array, None]:
+            return layer(x, layout, windowed), None
+
+        x, _ = layers.scan_layers(self.layers, body, self.embed(patches), self.windowed_layers(), self.remat)
+        rows, count, width = x.shape
+        unit = self.config.unit_patches
+        return x.reshape(rows, count // unit, unit * width)
+
+
+def window_ids(coords: jax.Array, blocks: jax.Array, config) -> jax.Array:
+    """A number for the window of each patch, unique in its row, 0 where empty. [B, P] int32
+
+    Windows of window_size x window_size patches tile every scale from its top left; those at its edges are smaller.
+    """
+    window = coords // config.window_size
+    bits = 9  # a scale has at most 2217 patches on a side (24576 patches at the aspect ratio limit of 200)
+    numbers = (blocks << 2 * bits) + (window[..., 0] << bits) + window[..., 1]
+    return jnp.where(blocks > 0, numbers, 0)
+
+
+class Connector(nnx.Module):
+    """LayerNorm, linear, GELU, linear: features of merged units -> decoder width (paper section 3.2)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        width, out = config.vision.unit_patches * config.vision.width, config.decoder.width
+        self.norm = layers.layer_norm(width, 1e-5, config, rngs)
+        self.fc1 = layers.linear((width,), (out,), ("mlp", "embed"), config, rngs, use_bias=True)
+        self.fc2 = layers.linear((out,), (out,), ("mlp", "embed"), config, rngs, use_bias=True)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, U*W] -> [B, N, H]."""
+        return self.fc2(jax.nn.gelu(self.fc1(self.norm(x)), approximate=False))

@@ -1,0 +1,227 @@
+"""Checkpoints: parameters, optimizer state, place in the data, config, tokenizer and metrics, written as one by Orbax.
+
+A checkpoint is the folder `<folder>/<step>`, where `step` counts finished training steps. It appears only when it is
+complete. Saving is asynchronous: training goes on while the files are written.
+"""
+
+import base64
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from navil_jax.config import Config
+from navil_jax.config_flags import differences, from_json, to_json
+from navil_jax.errors import UserError
+from navil_jax.model.params import Params
+
+# What may differ between a run and its continuation: nothing that changes which numbers come out, but for the length.
+FREE_KEYS = ("workdir", "steps", "log_every", "eval_", "checkpoint_every", "keep_checkpoints", "mesh.")
+FREE_KEYS += ("model.remat", "model.attention", "data.threads")
+# What may differ besides between the models of two runs, of which the second starts with the first one's parameters.
+FREE_MODEL_KEYS = ("model.remat", "model.attention", "model.param_dtype", "model.compute_dtype")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a checkpoint says of itself."""
+
+    config: Config
+    tokenizer: dict[str, bytes]  # file name -> content
+    metrics: dict[str, float]
+
+
+class Checkpoints:
+    """The checkpoints of one folder. Close it (or use `with`), so that the last write is finished.
+
+    Args:
+      folder: local or gs:// path.
+      keep: newest checkpoints that stay when a new one is written; None: only read, and the folder must exist.
+    """
+
+    def __init__(self, folder: str | epath.Path, keep: int | None = None):
+        self.folder = epath.Path(folder)
+        if keep is None and not self.folder.exists():
+            raise UserError(f"{self.folder}: no such checkpoint folder")
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(keep),
+            read_only=keep is None,
+            create=keep is not None,
+            cleanup_tmp_directories=keep is not None,
+        )
+        self._handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "iterator": grain.checkpoint.CheckpointHandler(),
+            "record": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options, item_handlers=self._handlers)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Finished steps of the newest complete checkpoint; None if there is none."""
+        return self._manager.latest_step()
+
+    def wait(self) -> None:
+        """Blocks until everything saved so far is on disk; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def save(
+        self,
+        step: int,
+        params: Params,
+        record: Record,
+        optimizer_state: Any = None,
+        iterator: grain.DatasetIterator | None = None,
+    ) -> None:
+        """Starts to write a checkpoint; the arrays may be donated as soon as this returns. A step is written once.
+
+        Args:
+          step: finished training steps.
+          params: nested dicts of arrays, trainable and frozen ones.
+          record: config, tokenizer files and metrics.
+          optimizer_state: any pytree of arrays; without it the checkpoint can be read and started from, not continued.
+          iterator: of the data, before the batch of the next step is drawn.
+        """
+        if step == self.latest_step:
+            return
+        tokenizer = {name: base64.b64encode(content).decode() for name, content in record.tokenizer.items()}
+        said = {"config": to_json(record.config), "tokenizer": tokenizer, "metrics": record.metrics}
+        items = {"params": ocp.args.StandardSave(params), "record": ocp.args.JsonSave(said)}
+        if optimizer_state is not None:
+            items["optimizer"] = ocp.args.StandardSave(optimizer_state)
+        if iterator is not None:
+            items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def record(self) -> Record:
+        """Config, tokenizer files and metrics of the newest checkpoint.
+
+        Raises:
+          UserError: no checkpoint, an incomplete one, or one without a tokenizer.
+        """
+        said = self._restore(record=ocp.args.JsonRestore())["record"]
+        try:
+            config, tokenizer, metrics = said["config"], said["tokenizer"], said["metrics"]
+        except KeyError as error:
+            raise UserError(
+                f"{self._newest()}: its record has no {error}, it was not written by this program"
+            ) from error
+        if not tokenizer:
+            raise UserError(
+                f"{self._newest()}: holds no tokenizer, so its tokens cannot be told; take another checkpoint"
+            )
+        files = {name: base64.b64decode(content) for name, content in tokenizer.items()}
+        return Record(from_json(config), files, metrics)
+
+    def restore(self, params: Params, optimizer_state: Any, iterator: grain.DatasetIterator) -> tuple[Params, Any]:
+        """Reads the newest checkpoint to go on with training.
+
+        Args:
+          params, optimizer_state: abstract arrays (`jax.ShapeDtypeStruct` with a sharding): each process reads its
+            own shards only.
+          iterator: is put to the saved place.
+
+        Returns:
+          The parameters and the optimizer state.
+
+        Raises:
+          UserError: no checkpoint, an incomplete one, or other parameters than asked for (names the first ones).
+        """
+        self._check_shapes("params", params)
+        self._check_shapes("optimizer", optimizer_state)
+        items = self._restore(
+            params=ocp.args.StandardRestore(params),
+            optimizer=ocp.args.StandardRestore(optimizer_state),
+            iterator=grain.checkpoint.CheckpointRestore(iterator),
+        )
+        return items["params"], items["optimizer"]
+
+    def restore_params(self, params: Params) -> Params:
+        """Reads the parameters of the newest checkpoint alone; arguments and errors as in `restore`."""
+        self._check_shapes("params", params)
+        return self._restore(params=ocp.args.StandardRestore(params))["params"]
+
+    def _newest(self) -> epath.Path:
+        if self.latest_step is None:
+            raise UserError(f"{self.folder}: holds no complete checkpoint (no folder named by a step)")
+        return self.folder / str(self.latest_step)
+
+    def _restore(self, **items: ocp.args.CheckpointArgs) -> ocp.args.Composite:
+        with self._reading(*items):
+            return self._manager.restore(self.latest_step, args=ocp.args.Composite(**items))
+
+    @contextlib.contextmanager
+    def _reading(self, *items: str) -> Iterator[None]:
+        """Missing items of the newest checkpoint, and failures to read them, as a `UserError`."""
+        folder = self._newest()
+        for name in items:
+            if not (folder / name).exists():
+                raise UserError(
+                    f"{folder}: {name} is missing; if it was copied in part, delete this folder to use an older checkpoint; "
+                    "if it holds parameters only, start from it with config.init_from"
+                )
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            first = str(error).strip().split("\n")[0].split(" [tensorstore_spec")[0]
+            raise UserError(f"{folder}: cannot be read ({first}); delete this folder to use an older one") from error
+
+    def _check_shapes(self, item: str, wanted: Any) -> None:
+        """Compares names and shapes with the checkpoint's before anything is read."""
+        with self._reading(item):
+            saved = _shapes(self._manager.item_metadata(self.latest_step)[item].tree)
+        asked = _shapes(wanted)
+        wrong = [
+            f"{name} is {saved.get(name, 'absent')} there and {asked.get(name, 'absent')} here"
+            for name in sorted(saved | asked)
+            if saved.get(name) != asked.get(name)
+        ]
+        if wrong:
+            more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(
+                f"{self._newest()}: its {item} are those of another model or recipe: {'; '.join(wrong[:3])}{more}"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Leaf name -> shape, where names do not depend on the kind of container (dict, tuple, named tuple)."""
+
+    def part(key: Any) -> str:
+        return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
+
+    return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def check_continues(saved: Config, config: Config, folder: str | epath.Path) -> None:
+    """Raises a `UserError` if `config` is not a continuation of the run that wrote the checkpoints in `folder`."""
+    changed = {k: v for k, v in differences(saved, config).items() if not k.startswith(FREE_KEYS)}
+    if changed:
+        raise UserError(
+            f"{folder}: holds a run with another config: {_listed(changed)}; set config.workdir to a new folder"
+        )
+
+
+def check_same_model(saved: Config, config: Config, folder: str | epath.Path) -> None:
+    """Raises a `UserError` if parameters of the run in `folder` would mean something else in `config.model`."""
+    changed = {k: v for k, v in differences(saved, config).items() if k.startswith("model.")}
+    changed = {k: v for k, v in changed.items() if not k.startswith(FREE_MODEL_KEYS)}
+    if changed:
+        raise UserError(f"{folder}: holds another model: {_listed(changed)}; change the recipe or config.init_from")
+
+
+def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
+    more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return ", ".join(f"{key} was {old} and is {new}" for key, (old, new) in list(changed.items())[:3]) + more

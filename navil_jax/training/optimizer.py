@@ -1,0 +1,118 @@
+"""AdamW over the trainable parameters, chosen and scaled by regex rules over parameter names.
+
+Parameters are nested dicts of arrays. A parameter's name is its path joined by "/", such as
+decoder/layers/attention/q/text/kernel. Every parameter is matched by exactly one rule of the config. Frozen parameters
+never reach the optimizer: they own no state, and as they are split off before differentiation, no gradient either.
+"""
+
+import re
+
+import jax
+import optax
+
+from navil_jax.config import OptimizerConfig, RuleConfig
+from navil_jax.errors import UserError
+from navil_jax.model.params import Params, flatten, unflatten
+
+
+def match_rules(config: OptimizerConfig, params: Params) -> dict[str, RuleConfig]:
+    """Finds the rule of every parameter.
+
+    Returns:
+      Parameter name -> the one rule whose pattern matches the whole name.
+
+    Raises:
+      UserError: a parameter is matched by no rule or by several.
+
+    Example:
+      rules (".*bias", frozen) and (".*kernel"), params {"a": {"kernel": k, "bias": b}}
+      -> {"a/kernel": RuleConfig(".*kernel"), "a/bias": RuleConfig(".*bias", trainable=False)}
+    """
+    patterns = [re.compile(rule.pattern) for rule in config.rules]
+    matches = {name: [i for i, p in enumerate(patterns) if p.fullmatch(name)] for name in flatten(params)}
+    wrong = [f"{name} ({len(found)} rules)" for name, found in matches.items() if len(found) != 1]
+    if wrong:
+        listed = ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        raise UserError(
+            f"config.optimizer.rules: every parameter needs exactly one matching rule, but not so: {listed}"
+        )
+    return {name: config.rules[found[0]] for name, found in matches.items()}
+
+
+def split_trainable(config: OptimizerConfig, params: Params) -> tuple[Params, Params]:
+    """Splits parameters (or anything in their structure, such as shardings) into trainable and frozen ones.
+
+    Returns:
+      Two nested dicts that hold each leaf once; `merge` joins them again.
+    """
+    rules = match_rules(config, params)
+    parts: dict[bool, dict] = {True: {}, False: {}}
+    for name, leaf in flatten(params).items():
+        parts[rules[name].trainable][name] = leaf
+    if not parts[True]:
+        raise UserError("config.optimizer.rules: every parameter is frozen, nothing would be trained")
+    return unflatten(parts[True]), unflatten(parts[False])
+
+
+def merge(trainable: Params, frozen: Params) -> Params:
+    """The inverse of `split_trainable`."""
+    return unflatten(flatten(trainable) | flatten(frozen))
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate of step 0, 1, ...: linear from 0 to the peak, then constant, or a cosine that ends at `steps`."""
+    start = 0.0 if config.warmup_steps else config.peak_learning_rate
+    if config.schedule == "constant":
+        return optax.warmup_constant_schedule(start, config.peak_learning_rate, config.warmup_steps)
+    if config.warmup_steps >= steps:
+        raise UserError(f"config.optimizer.warmup_steps: {config.warmup_steps} must be below steps = {steps}")
+    return optax.warmup_cosine_decay_schedule(
+        start, config.peak_learning_rate, config.warmup_steps, steps, config.final_learning_rate
+    )
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, trainable: Params) -> optax.GradientTransformation:
+    """AdamW behind clipping by the global norm, both over the trainable parameters alone.
+
+    A parameter moves by -learning_rate(step) * rule.learning_rate_scale * (adam + weight_decay * parameter), the
+    decay only where its rule says so.
+
+    Args:
+      config: the whole set of rules.
+      steps: steps of the run, for the cosine.
+      trainable: the first part of `split_trainable`; only names are used.
+    """
+    rules = match_rules(config, trainable)
+
+    scales = unflatten({name: rule.learning_rate_scale for name, rule in rules.items()})
+    decayed = unflatten({name: rule.weight_decay for name, rule in rules.items()})
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.stateless(lambda updates, _: jax.tree.map(lambda u, scale: u * scale, updates, scales)),
+        optax.scale_by_learning_rate(make_schedule(config, steps)),
+    )
+
+
+def state_shardings(
+    optimizer: optax.GradientTransformation, trainable: Params, shardings: Params, mesh: jax.sharding.Mesh
+) -> optax.OptState:
+    """Shardings of the optimizer state: moments lie as their parameters do, counters are on every device.
+
+    Use as `jax.jit(optimizer.init, out_shardings=state_shardings(...))(trainable)`.
+
+    Args:
+      optimizer: from `make_optimizer`.
+      trainable: its parameters, arrays or abstract.
+      shardings: their shardings, in the same structure.
+      mesh: devices that hold the counters.
+    """
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, trainable),
+        shardings,
+        transform_non_params=lambda _: replicated,
+    )

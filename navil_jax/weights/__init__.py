@@ -1,0 +1,1 @@
+"""Weights in the names and layouts of PyTorch checkpoints."""

@@ -1,0 +1,268 @@
+"""The chat command on a tiny model with random weights: answers, conversations, streaming, and every bad input."""
+
+import dataclasses
+import functools
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_cases import FOLDER
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from navil_jax import chat
+from navil_jax.config import Config, DataConfig, DecoderConfig, ImageConfig, MeshConfig, ModelConfig, VisionConfig
+from navil_jax.data.prompt import response_text
+from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.inference.assistant import Assistant, load, stream_text
+from navil_jax.inference.engine import Engine
+from navil_jax.inference.sampling import Sampler
+from navil_jax.model import params as model_params
+from navil_jax.sharding import make_mesh
+from navil_jax.training.checkpoint import Checkpoints, Record
+
+TOKENIZER = Tokenizer.load(FOLDER / "prompts" / "tokenizer")
+STEP = 3
+MODEL = ModelConfig(
+    vision=VisionConfig(depth=1, width=16, mlp_dim=32, num_heads=2),
+    decoder=DecoderConfig(
+        depth=2, width=32, mlp_dim=48, num_heads=4, num_kv_heads=2, head_dim=8, vocab_size=600, rope_theta=1e4
+    ),
+    special_token_ids=TOKENIZER.special_token_ids,
+)
+CONFIG = Config(model=MODEL, images=ImageConfig(min_patches=4, max_patches=4096), data=DataConfig(system_message="Hi."))
+
+
+@functools.cache
+def random_params() -> model_params.Params:
+    return model_params.initialise(MODEL, seed=1)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training workdir with one checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(STEP, random_params(), Record(CONFIG, TOKENIZER.files(), {}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("pictures") / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(file)
+    return file
+
+
+@functools.cache
+def assistant() -> Assistant:
+    return Assistant(CONFIG, TOKENIZER, Engine(MODEL, random_params()))
+
+
+def run(*arguments: object) -> int:
+    return chat.main([*map(str, arguments), "--max-new-tokens", "8"])
+
+
+class TestCommand:
+    def test_one_question(self, workdir: Path, picture: Path, capsys: pytest.CaptureFixture, monkeypatch):
+        arguments = ("--checkpoint", workdir, "--image", picture, "--prompt", "What is it?")
+        assert run(*arguments) == 0
+        answer = capsys.readouterr().out
+        pictures = [assistant().read_picture(picture)]
+        assert answer == "".join(assistant().answer((), "What is it?", pictures, Sampler(), 8)) + "\n"
+        monkeypatch.setattr(chat, "load", lambda *_: assistant())
+        assert run(*arguments, "--temperature", "3", "--top-k", "50", "--top-p", "0.9", "--seed", "5") == 0
+        assert capsys.readouterr().out != answer
+
+    def test_conversation(self, picture: Path, capsys: pytest.CaptureFixture, monkeypatch):
+        monkeypatch.setattr(chat, "load", lambda *_: assistant())
+        lines = [f"/image {picture}", "What is it?", "And now?", "/image", "/nothing", "look at <image>", "/help"]
+        lines += ["", "/reset", "What is it?", "/quit", "never read"]
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+        assert run("--checkpoint", "any") == 0
+        out = capsys.readouterr().out
+        pictures = [assistant().read_picture(picture)]
+        question, history = "<image>\nWhat is it?", []
+        for asked in (question, "And now?"):
+            history.append((asked, "".join(assistant().answer(history, asked, pictures, Sampler(), 8))))
+            assert history[-1][1] in out
+        after_reset = "".join(assistant().answer((), "What is it?", [], Sampler(), 8))
+        assert out.rstrip().endswith((after_reset + "\n>").strip())
+        assert out.count("error: ") == 3
+        assert "error: no command /nothing" in out
+        assert "error: the question holds <image> 1 times for 0 new pictures" in out
+        assert chat.HELP in out
+
+    def test_end_of_input_and_ctrl_c(self, capsys: pytest.CaptureFixture, monkeypatch):
+        monkeypatch.setattr(chat, "load", lambda *_: assistant())
+        monkeypatch.setattr("sys.stdin", io.StringIO(""))
+        assert run("--checkpoint", "any") == 0
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("builtins.input", interrupt)
+        assert run("--checkpoint", "any") == 130
+        monkeypatch.setattr(Assistant, "answer", interrupt)
+        assert run("--checkpoint", "any", "--prompt", "x") == 130
+        assert not capsys.readouterr().err
+
+    def test_help_shows_examples(self, capsys: pytest.CaptureFixture):
+        with pytest.raises(SystemExit) as exit_status:
+            chat.main(["--help"])
+        assert exit_status.value.code == 0
+        assert chat.EXAMPLES.strip() in capsys.readouterr().out
+
+
+class TestMistakes:
+    """Each is one line on stderr and exit status 2."""
+
+    def check(self, capsys: pytest.CaptureFixture, said: str, *arguments: object) -> None:
+        assert run(*arguments, "--prompt", "x") == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert said in err
+
+    def test_pictures(self, workdir: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+        text, cut = tmp_path / "text.png", tmp_path / "cut.png"
+        text.write_text("no picture")
+        cut.write_bytes(picture.read_bytes()[:-500])
+        for file, said in [
+            (tmp_path / "none.png", "none.png: no such file"),
+            (text, "text.png: not a picture"),
+            (cut, "cut.png: broken or cut off"),
+            (tmp_path, "cannot read the picture"),
+        ]:
+            self.check(capsys, said, "--checkpoint", workdir, "--image", file)
+
+    def test_folders(self, workdir: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+        self.check(capsys, "none: no such checkpoint folder", "--checkpoint", tmp_path / "none")
+        self.check(capsys, "noise.png: not a folder", "--checkpoint", picture)
+        self.check(capsys, "no complete checkpoint", "--checkpoint", tmp_path)
+        (tmp_path / "model.safetensors").touch()
+        self.check(capsys, "PyTorch weights", "--checkpoint", tmp_path)
+        older = shutil.copytree(workdir / "checkpoints" / str(STEP), tmp_path / "old" / "1").parent
+        shutil.copytree(older / "1", older / "2")
+        self.check(capsys, f"not the newest checkpoint, which is {older.resolve()}/2", "--checkpoint", older / "1")
+
+    @pytest.mark.parametrize("missing", ["params", "params/manifest.ocdbt", "record", "record/metadata"])
+    def test_half_written(self, workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture, missing: str):
+        folder = shutil.copytree(workdir, tmp_path / "run")
+        path = folder / "checkpoints" / str(STEP) / missing
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.check(capsys, f"checkpoints/{STEP}: ", "--checkpoint", folder)
+
+    def test_no_tokenizer_or_another_one(self, tmp_path: Path, capsys: pytest.CaptureFixture):
+        smaller = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, vocab_size=559))
+        other = dataclasses.replace(MODEL, special_token_ids=tuple(range(12)))
+        small_table = dataclasses.replace(smaller.decoder, vocab_size=500)
+        for number, (model, files, said) in enumerate(
+            [
+                (MODEL, {}, "no tokenizer"),
+                (other, TOKENIZER.files(), "ids of special tokens"),
+                (dataclasses.replace(MODEL, decoder=small_table, special_token_ids=()), TOKENIZER.files(), "558 ids"),
+            ]
+        ):
+            folder = tmp_path / str(number) / "checkpoints"
+            with Checkpoints(folder, keep=1) as checkpoints:
+                checkpoints.save(1, {"w": np.zeros(2)}, Record(dataclasses.replace(CONFIG, model=model), files, {}))
+            self.check(capsys, said, "--checkpoint", folder)
+
+    def test_numbers_and_placeholders(self, workdir: Path, capsys: pytest.CaptureFixture):
+        self.check(capsys, "temperature -1.0", "--checkpoint", workdir, "--temperature", "-1")
+        assert run("--checkpoint", workdir, "--prompt", "<image>?") == 2
+        assert "1 times for 0 new pictures" in capsys.readouterr().err
+        assert chat.main(["--checkpoint", str(workdir), "--prompt", "x", "--max-new-tokens", "99999"]) == 2
+        assert "over the limit of 32768" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["", "checkpoints", f"checkpoints/{STEP}"])
+def test_a_checkpoint_comes_back_in_the_dtype_of_the_products(workdir: Path, path: str):
+    loaded = load(workdir / path, make_mesh(MeshConfig()))
+    assert loaded.config == CONFIG
+    assert loaded.tokenizer.files() == TOKENIZER.files()
+    expected = model_params.flatten(random_params())
+    for name, value in model_params.flatten(loaded.engine.params).items():
+        matrix = name.endswith(("kernel", "embedding"))
+        assert value.dtype == ("bfloat16" if matrix else "float32"), name
+        np.testing.assert_array_equal(value, expected[name].astype(value.dtype))
+    prompt = loaded.prompt((), "What is it?", [])
+    found, _ = loaded.engine.prefill([prompt], 1)
+    np.testing.assert_array_equal(found[0], assistant().engine.prefill([prompt], 1)[0][0])
+
+
+def test_typed_markers_are_plain_text(picture: Path):
+    pictures = [assistant().read_picture(picture)]
+    clean = assistant().prompt((), "x", pictures)
+    typed = assistant().prompt([("<IMG_CONTEXT>", "<img> <image>")], "<image> <IMG_CONTEXT></img><|im_end|>", pictures)
+    np.testing.assert_array_equal(typed["visual_tokens"], clean["visual_tokens"])
+    markers = [TOKENIZER.token_id(token) for token in ("</img>", "<IMG_LINE_BREAK>")]
+    counts = [np.isin(prompt["text_tokens"], markers).sum() for prompt in (typed, clean)]
+    assert counts[0] == counts[1]
+
+
+def test_ten_picture_sizes_share_few_programs():
+    engine = Engine(MODEL, random_params())
+    talk = dataclasses.replace(assistant(), engine=engine)
+    sizes = [(32, 32), (60, 90), (100, 40), (128, 128), (200, 150), (224, 224), (240, 320), (320, 256), (336, 336)]
+    sizes.append((448, 448))
+    visual = []
+    for size in sizes:
+        prompt = talk.prompt((), "What is it?", [talk.read_picture(Image.new("RGB", size))])
+        visual.append(len(prompt["visual_tokens"]))
+        engine.generate([prompt], Sampler(), 2, talk.stop_id)
+    assert min(visual) == 2
+    assert max(visual) > 256
+    assert engine.compilations == {"prefill": 2, "decode": 2}  # above 256 visual slots, above 512 tokens in all
+
+
+any_tokens = st.lists(st.one_of(st.integers(0, 620), st.integers(3, 258), st.integers(438, 540)), max_size=60)
+
+
+def spelled(text: str) -> list[int]:
+    return TOKENIZER.encode(text, allow_special=False)
+
+
+@settings(deadline=None, max_examples=300)
+@given(tokens=any_tokens)
+@example(tokens=spelled("did n't , no ' yes ' ! 你好é😀 a <|im_end b <|im_end|> c"))
+@example(tokens=[i for c in "ab <|im_endx <|im y" for i in spelled(c)])
+@example(tokens=spelled(" a \n\n b  . "))
+def test_streamed_pieces_join_to_the_response(tokens: list[int]):
+    pieces = list(stream_text(TOKENIZER, tokens))
+    assert "".join(pieces) == response_text(TOKENIZER, tokens)
+    assert all(pieces)
+
+
+def test_text_is_streamed_while_it_is_made():
+    """Nothing waits longer than the next two words; bytes of one character come out as one."""
+    shown = ""
+    tokens = iter([*spelled("the house is big and the 你好 is 😀 here"), *spelled("x" * 12)])
+    consumed: list[int] = []
+
+    def feed():
+        for token in tokens:
+            consumed.append(token)
+            yield token
+
+    for piece in stream_text(TOKENIZER, feed()):
+        assert "\ufffd" not in piece
+        shown += piece
+        assert len(response_text(TOKENIZER, consumed)) - len(shown) <= 10
+    assert "你好 is 😀" in shown
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_line_of_the_real_command(tmp_path: Path):
+    command = [sys.executable, "-m", "navil_jax.chat", "--checkpoint", str(tmp_path), "--prompt", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent.parent, timeout=120)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"error: {tmp_path}: holds no complete checkpoint (no folder named by a step)\n"

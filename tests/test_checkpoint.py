@@ -1,0 +1,174 @@
+"""Checkpoints come back bit for bit, appear only when complete, and say in one line what is wrong with them."""
+
+import dataclasses
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from navil_jax.config import Config
+from navil_jax.errors import UserError
+from navil_jax.training.checkpoint import Checkpoints, Record, check_continues, check_same_model
+from navil_jax.training.optimizer import make_optimizer, split_trainable
+
+RECORD = Record(Config(steps=9), {"tokenizer.model": bytes(range(256))}, {"loss": 1.5})
+
+
+def make_state(seed=0, width=6):
+    params = {
+        "decoder": {"layer": {"kernel": jax.random.normal(jax.random.key(seed), (4, width))}},
+        "bias": jnp.ones(width),
+    }
+    trainable, _ = split_trainable(Config().optimizer, params)
+    optimizer = make_optimizer(Config().optimizer, 10, trainable)
+    return params, jax.jit(optimizer.init)(trainable)
+
+
+def make_iterator():
+    return iter(grain.MapDataset.range(100).shuffle(seed=3).to_iter_dataset())
+
+
+def abstract(tree):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def write(folder, steps=(3,), keep=2):
+    params, state = make_state()
+    iterator = make_iterator()
+    with Checkpoints(folder, keep) as checkpoints:
+        for step in steps:
+            next(iterator)
+            checkpoints.save(step, params, RECORD, state, iterator)
+    return params, state, iterator
+
+
+def test_everything_comes_back(tmp_path):
+    params, state, iterator = write(tmp_path / "c")
+    expected = [next(iterator) for _ in range(5)]
+    fresh = make_iterator()
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        assert checkpoints.latest_step == 3
+        assert checkpoints.record() == RECORD
+        restored = checkpoints.restore(abstract(params), abstract(state), fresh)
+    assert jax.tree.structure(restored) == jax.tree.structure((params, state))
+    jax.tree.map(np.testing.assert_array_equal, restored, (params, state))
+    assert [next(fresh) for _ in range(5)] == expected
+
+
+def test_parameters_alone_in_another_sharding_and_dtype(tmp_path):
+    params, _, _ = write(tmp_path)
+    sharding = jax.sharding.NamedSharding(jax.make_mesh((1,), ("fsdp",)), jax.sharding.PartitionSpec("fsdp"))
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=sharding), params)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_params(target)
+    assert restored["bias"].sharding == sharding
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), restored, params)
+
+
+def test_old_checkpoints_are_dropped_and_a_step_is_written_once(tmp_path):
+    write(tmp_path, steps=(1, 2, 3, 3), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_saved_values_are_those_of_the_save_even_if_donated(tmp_path):
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    params = {"w": jnp.zeros((512, 512))}
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for number in (1, 2, 3):
+            params = {"w": step(params["w"])}
+            checkpoints.save(number, params, RECORD)
+    shutil.rmtree(tmp_path / "3")
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_params(abstract({"w": jnp.zeros((512, 512))}))
+    assert np.all(np.asarray(restored["w"]) == 2)
+
+
+def test_no_folder_and_empty_folder(tmp_path):
+    with pytest.raises(UserError, match="none: no such checkpoint folder"):
+        Checkpoints(tmp_path / "none")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.latest_step is None
+        with pytest.raises(UserError, match="holds no complete checkpoint"):
+            checkpoints.record()
+        with pytest.raises(UserError, match="holds no complete checkpoint"):
+            checkpoints.restore_params(abstract(make_state()[0]))
+
+
+@pytest.mark.parametrize("missing", ["params", "optimizer", "iterator", "params/manifest.ocdbt", "params/d"])
+def test_half_written_checkpoint(tmp_path, missing):
+    params, state, _ = write(tmp_path)
+    path = tmp_path / "3" / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="delete this folder to use") as error:
+        checkpoints.restore(abstract(params), abstract(state), make_iterator())
+    assert str(tmp_path / "3") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unfinished_write_is_not_a_checkpoint(tmp_path):
+    write(tmp_path)
+    shutil.copytree(tmp_path / "3", tmp_path / "4.orbax-checkpoint-tmp")
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step == 3
+
+
+def test_checkpoint_of_another_model_names_parameters_and_shapes(tmp_path):
+    write(tmp_path)
+    params, state = make_state(width=8)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(UserError, match=r"bias is \(6,\) there and \(8,\) here; decoder/layer/kernel is \(4, 6\)"):
+            checkpoints.restore_params(abstract(params))
+        with pytest.raises(
+            UserError, match=r"params are those of another model.*extra is absent there and \(2,\) here"
+        ):
+            checkpoints.restore(abstract(make_state()[0] | {"extra": jnp.ones(2)}), abstract(state), make_iterator())
+        with pytest.raises(UserError, match="optimizer are those of another model or recipe"):
+            checkpoints.restore(abstract(make_state()[0]), abstract(state), make_iterator())
+
+
+def test_parameters_alone_can_be_started_from_but_not_continued(tmp_path):
+    params, state = make_state()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(0, params, RECORD)
+        checkpoints.wait()
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_params(abstract(params)), params)
+        with pytest.raises(UserError, match=r"optimizer is missing.*start from it with config\.init_from"):
+            checkpoints.restore(abstract(params), abstract(state), make_iterator())
+
+
+def test_missing_tokenizer(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, make_state()[0], dataclasses.replace(RECORD, tokenizer={}))
+        checkpoints.wait()
+        with pytest.raises(UserError, match="holds no tokenizer"):
+            checkpoints.record()
+
+
+def test_only_a_continuation_may_use_the_folder():
+    saved = Config()
+    longer = dataclasses.replace(saved, steps=2000, workdir="b", mesh=dataclasses.replace(saved.mesh, data=2))
+    check_continues(saved, longer, "folder")
+    model = dataclasses.replace(saved.model, decoder=dataclasses.replace(saved.model.decoder, depth=3))
+    with pytest.raises(
+        UserError, match=r"^folder: holds a run with another config: model\.decoder\.depth was 24 and is 3"
+    ):
+        check_continues(saved, dataclasses.replace(saved, model=model), "folder")
+    with pytest.raises(UserError, match=r"seed was 0 and is 1; set config\.workdir to a new folder"):
+        check_continues(saved, dataclasses.replace(saved, seed=1), "folder")
+
+
+def test_only_the_same_model_may_start_with_the_parameters():
+    saved = Config()
+    other = dataclasses.replace(saved, steps=5, seed=1, model=dataclasses.replace(saved.model, remat="none"))
+    check_same_model(saved, other, "folder")
+    decoder = dataclasses.replace(saved.model.decoder, rope_theta=2.0)
+    with pytest.raises(
+        UserError, match=r"^folder: holds another model: model\.decoder\.rope_theta was 1000000\.0 and is 2"
+    ):
+        check_same_model(
+            saved, dataclasses.replace(saved, model=dataclasses.replace(saved.model, decoder=decoder)), "folder"
+        )

@@ -1,0 +1,101 @@
+"""The log survives kills and resumes without duplicates; progress lines and pictures show what they should."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from navil_jax.training.metrics import (
+    Answer,
+    MetricsLog,
+    Throughput,
+    _smooth,
+    plot_answers,
+    plot_losses,
+    progress_line,
+    read_log,
+)
+
+
+def write(folder, steps, start=0, scale=1.0):
+    log = MetricsLog(folder, start)
+    for step in steps:
+        log.write(step, {"loss": np.float32(step) * scale})
+    return log
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    log = write(tmp_path / "new", [1, 2])
+    assert read_log(tmp_path / "new" / "metrics.jsonl") == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}]
+    log.close()
+
+
+def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
+    write(tmp_path, range(1, 6)).close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    write(tmp_path, range(4, 7), start=3, scale=10.0).close()
+    lines = read_log(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50), (6, 60)]
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert read_log(path) == [{"step": 1}]
+    assert read_log(tmp_path / "none.jsonl") == []
+
+
+def test_values_keep_their_float32_bits(tmp_path):
+    value = np.float32(1) / np.float32(3)
+    log = MetricsLog(tmp_path)
+    log.write(1, {"loss": value})
+    log.close()
+    assert np.float32(json.loads((tmp_path / "metrics.jsonl").read_text())["loss"]) == value
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_progress_line():
+    done = Throughput(seconds=2.0, steps=4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400)
+    line = progress_line(40, 100, 2.31, 5e-5, done)
+    assert line == (
+        "step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  "
+        "padding 10% of tokens, 25% of patches  ETA 0:00:30"
+    )
+
+
+def test_smoothing_is_a_running_mean():
+    values = np.arange(100.0)
+    np.testing.assert_allclose(_smooth(values), [0.0, *(np.arange(99) + 0.5)])
+    np.testing.assert_allclose(_smooth(np.array([3.0])), [3.0])
+
+
+@pytest.mark.parametrize("lines", [[], [{"step": 1, "loss": 2.0}, {"step": 1, "eval/scenes/loss": 1.0}]])
+def test_loss_curve_is_drawn(tmp_path, lines):
+    plot_losses(tmp_path / "loss.png", lines, "a run")
+    assert Image.open(tmp_path / "loss.png").size == (960, 540)
+
+
+def test_right_answers_are_green_and_wrong_ones_red(tmp_path):
+    def colours(answer):
+        picture = np.full((8, 8, 3), 255, np.uint8)
+        plot_answers(
+            tmp_path / "grid.png", [Answer(picture, "How many? $x_", answer, "two", answer == "two")], columns=1
+        )
+        pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).astype(int)
+        green = (pixels[..., 1] - pixels[..., 0] > 80).sum()
+        red = (pixels[..., 0] - pixels[..., 1] > 80).sum()
+        return green, red
+
+    green, red = colours("two")
+    assert green > 10
+    assert red == 0
+    green, red = colours("three")
+    assert green == 0
+    assert red > 10
+
+
+def test_grid_takes_samples_without_picture(tmp_path):
+    plot_answers(tmp_path / "grid.png", [Answer(None, "q", "a", "a", True)] * 5)
+    assert Image.open(tmp_path / "grid.png").size[0] == 1320

@@ -1,0 +1,234 @@
+"""The model's own promises: routing, packing, attention backends, sharding, sizes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden_cases import build_batch, in_order, to_slots
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_model
+
+from navil_jax import sharding
+from navil_jax.batch import Batch, BatchSpec, _fake_sample
+from navil_jax.config import MeshConfig, ModelConfig
+from navil_jax.model import attention as attention_module
+from navil_jax.model import params as model_params
+from navil_jax.model.decoder import FeedForward, Output, permute
+from navil_jax.model.experts import Experts
+from navil_jax.training.loss import token_scores, weighted_mean
+
+SPEC = BatchSpec(rows=4, visual_slots=24, text_slots=40, patch_slots=64)
+FAMILIES = ("internlm2", "qwen3")
+
+
+def loss_of(config: ModelConfig, params, batch: Batch) -> jax.Array:
+    model = model_params.bind(config, params)
+    x, _ = model(batch)
+    visual = batch.visual_slots
+    scores = token_scores(model.logits, x[:, visual:], batch.targets[:, visual:], config.decoder.vocab_size)
+    return weighted_mean(scores.cross_entropy, batch.loss_weights[:, visual:])
+
+
+def compute_both(experts: Experts, x: jax.Array, is_visual: jax.Array) -> jax.Array:
+    """The plain form of routing: both weight sets on every token, then a choice."""
+    return jnp.where(is_visual[..., None], experts.visual(x), experts.text(x))
+
+
+@pytest.mark.parametrize("visual_slots", [0, 3, 10])
+def test_routed_weights_equal_computing_both_sets(visual_slots: int):
+    config = tiny_model()
+    experts = Experts(lambda rngs: FeedForward(config, rngs), True, nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 10, 32))
+    is_visual = jnp.broadcast_to(jnp.arange(10) < visual_slots, (2, 10))
+    np.testing.assert_allclose(experts(x, visual_slots), compute_both(experts, x, is_visual), atol=1e-5)
+
+
+def test_serial_output_starts_as_the_text_projection():
+    """With wo_ve at the identity a visual token leaves attention exactly as a text token does."""
+    out = Output(tiny_model(), nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 10, 4, 8))
+    np.testing.assert_array_equal(out(x, 6), out.text(x))
+
+
+def test_the_head_never_sees_visual_slots_of_the_loss():
+    """Changing what stands in empty slots, of either block, changes neither loss nor gradients."""
+    config = tiny_model()
+    params = model_params.initialise(config, 0)
+    batch = SPEC.fake(config, 3)
+    empty = batch.segment_ids == 0
+    other = dataclasses.replace(batch, tokens=np.where(empty, 5, batch.tokens))
+    results = [jax.jit(jax.value_and_grad(functools.partial(loss_of, config)))(params, b) for b in (batch, other)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(deadline=None, max_examples=6)
+@given(seed=st.integers(0, 2**20))
+def test_packing_changes_neither_logits_nor_gradients(family: str, seed: int):
+    """Samples packed into one row compute what each computes alone."""
+    config = tiny_model(family)
+    params = model_params.initialise(config, 0)
+    rng = np.random.default_rng(seed)
+    samples = [_fake_sample(rng, config, pictured=i != 1) for i in range(3)]
+    together = build_batch(config, [samples])
+    alone = build_batch(config, [[sample] for sample in samples])
+
+    @jax.jit
+    def run(batch: Batch):
+        def total(params):
+            model = model_params.bind(config, params)
+            logits = model.logits(model(batch)[0])
+            chosen = jnp.take_along_axis(logits, jnp.maximum(batch.targets, 0)[..., None], -1)[..., 0]
+            return jnp.sum((jax.nn.logsumexp(logits, -1) - chosen) * batch.loss_weights), logits
+
+        return jax.value_and_grad(total, has_aux=True)(params)
+
+    (loss, logits), gradients = run(together)
+    (loss_alone, logits_alone), gradients_alone = run(alone)
+    for number in range(3):
+        ours = in_order(together, logits, segment=number + 1)
+        np.testing.assert_allclose(ours, in_order(alone, logits_alone, row=number), atol=1e-4)
+    np.testing.assert_allclose(loss, loss_alone, rtol=1e-4)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4, rtol=1e-3), gradients, gradients_alone)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_changes_no_gradient(remat: str):
+    batch = SPEC.fake(tiny_model())
+    params = model_params.initialise(tiny_model(), 0)
+    plain, other = (
+        jax.jit(jax.grad(functools.partial(loss_of, config)))(params, batch)
+        for config in (tiny_model(), tiny_model(remat=remat))
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), plain, other)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_gradients():
+    config = tiny_model(compute_dtype="bfloat16")
+    params = model_params.initialise(config, 0)
+    batch = SPEC.fake(config)
+    loss, gradients = jax.jit(jax.value_and_grad(functools.partial(loss_of, config)))(params, batch)
+    assert {x.dtype for x in jax.tree.leaves((params, gradients))} == {jnp.dtype("float32")}
+    exact = loss_of(tiny_model(), params, batch)
+    assert 0 < abs(float(loss) - float(exact)) < 0.05 * float(exact)
+
+
+def test_permute_gradient_is_that_of_a_gather():
+    order = jnp.array([[2, 0, 1], [1, 2, 0]])
+    inverse = jnp.argsort(order, axis=1)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+    ours = jax.grad(lambda x: jnp.sum(permute(x, order, inverse) * weights))(x)
+    plain = jax.grad(lambda x: jnp.sum(jnp.take_along_axis(x, order[..., None], 1) * weights))(x)
+    np.testing.assert_array_equal(ours, plain)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_long_rows_are_attended_in_chunks_with_the_same_result(causal: bool, monkeypatch: pytest.MonkeyPatch):
+    q, k, v, segments = attention_inputs(length=96)
+    attend = jax.value_and_grad(
+        lambda q: jnp.sum(attention_module.attention(q, k, v, segments, causal=causal, backend="xla") ** 2)
+    )
+    whole = attend(q)
+    monkeypatch.setattr(attention_module, "QUERY_CHUNK", 16)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), whole, attend(q))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_splash_attention_agrees_with_xla(causal: bool):
+    """The TPU kernel, interpreted on CPU, forward and backward, with a length that needs padding."""
+    q, k, v, segments = attention_inputs(length=200, head_dim=64)
+    used = (segments > 0)[..., None, None]
+
+    def total(attend, q, k, v):
+        return jnp.sum(jnp.where(used, attend(q, k, v, segments, causal=causal), 0.0) ** 2)
+
+    splash = functools.partial(attention_module._splash, interpret=True)
+    results = [
+        jax.jit(jax.value_and_grad(functools.partial(total, attend), argnums=(0, 1, 2)))(q, k, v)
+        for attend in (splash, attention_module._xla)
+    ]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), *results)
+
+
+def attention_inputs(length: int, head_dim: int = 8):
+    shapes = ((2, length, 4, head_dim), (2, length, 2, head_dim), (2, length, 2, head_dim))
+    q, k, v = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+    return q, k, v, jnp.repeat(jnp.array([[1, 1, 2, 3, 0], [1, 2, 2, 2, 3]]), -(-length // 5), axis=1)[:, :length]
+
+
+@pytest.mark.parametrize("mesh_config", [MeshConfig(), MeshConfig(data=2), MeshConfig(tensor=2)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharded_over_four_devices_computes_the_same(mesh_config: MeshConfig, family: str):
+    config = tiny_model(family)
+    params, batch = model_params.initialise(config, 0), SPEC.fake(config)
+    step = functools.partial(loss_of, config)
+    single = jax.jit(jax.value_and_grad(step))(params, batch)
+    mesh = sharding.make_mesh(mesh_config, jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, model_params.shardings(config, mesh))
+        rows = jax.device_put(batch, sharding.named(mesh, "batch"))
+        sharded = jax.jit(jax.value_and_grad(step))(placed, rows)
+    kernel = placed["decoder"]["layers"]["ffn"]["text"]["gate"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 4 // mesh_config.data == kernel.size
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-4), single, sharded)
+
+
+def test_every_parameter_has_a_logical_axis_for_each_dimension():
+    for family in FAMILIES:
+        state = nnx.to_flat_state(model_params.abstract(tiny_model(family))[1])
+        for path, variable in state:
+            assert len(variable.get_metadata()["out_sharding"]) == variable.ndim, path
+
+
+def test_a_text_token_never_depends_on_visual_weights_of_its_own():
+    """Without pictures the gradient of every visual weight is exactly zero."""
+    config = tiny_model()
+    batch = build_batch(config, [[_fake_sample(np.random.default_rng(0), config, pictured=False)]])
+    gradients = jax.grad(functools.partial(loss_of, config))(model_params.initialise(config, 0), batch)
+    for name, gradient in model_params.flatten(gradients).items():
+        if "/visual/" in name or name.startswith(("vision/", "connector/")):
+            assert not np.any(gradient), name
+
+
+def test_loss_by_hand():
+    """Cross-entropy of three slots computed with a calculator: weights 1, 0.5 and 0."""
+    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]]))
+    scores = token_scores(lambda x: x, logits, jnp.array([[0, 1, -1]]), 3)
+    np.testing.assert_allclose(scores.cross_entropy, [[0.693147, 0.223144, 0.0]], atol=1e-5)
+    np.testing.assert_array_equal(scores.predictions, [[0, 1, 2]])
+    loss = weighted_mean(scores.cross_entropy, jnp.array([[1.0, 0.5, 0.0]]))
+    np.testing.assert_allclose(loss, (0.693147 + 0.5 * 0.223144) / 1.5, atol=1e-5)
+
+
+def test_loss_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch):
+    from navil_jax.training import loss
+
+    x = jax.random.normal(jax.random.key(0), (2, 24, 8))
+    head = jax.random.normal(jax.random.key(1), (8, 50))
+    targets = jnp.arange(48).reshape(2, 24) - 1
+    score = jax.value_and_grad(lambda x: jnp.sum(token_scores(lambda x: x @ head, x, targets, 50).cross_entropy))
+    whole = score(x)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 500)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), whole, score(x))
+
+
+def test_padding_row_of_the_embedding_gets_no_gradient():
+    config = tiny_model(decoder={"pad_token_id": 7})
+    sample = _fake_sample(np.random.default_rng(0), config, pictured=False)
+    sample["text_tokens"][0] = 7
+    batch = build_batch(config, [[sample]])
+    gradients = jax.grad(functools.partial(loss_of, config))(model_params.initialise(config, 0), batch)
+    assert not np.any(gradients["decoder"]["embed"]["embedding"][7])
+    assert np.any(gradients["decoder"]["embed"]["embedding"][int(sample["text_tokens"][1])])
+
+
+def test_to_slots_is_the_inverse_of_in_order():
+    batch = build_batch(tiny_model(), [[_fake_sample(np.random.default_rng(0), tiny_model(), pictured=True)]])
+    values = np.arange(np.count_nonzero(batch.segment_ids))
+    np.testing.assert_array_equal(in_order(batch, to_slots(batch, values, -1)), values)

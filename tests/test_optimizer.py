@@ -1,0 +1,157 @@
+"""Rules, frozen parameters, schedule, clipping, weight decay and the sharding of the optimizer state."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from navil_jax.config import OptimizerConfig, RuleConfig
+from navil_jax.errors import UserError
+from navil_jax.model.params import flatten
+from navil_jax.training.optimizer import (
+    make_optimizer,
+    make_schedule,
+    match_rules,
+    merge,
+    split_trainable,
+    state_shardings,
+)
+
+RULES = (
+    RuleConfig("vision/.*kernel", learning_rate_scale=0.5),
+    RuleConfig(".*scale", weight_decay=False),
+    RuleConfig("text/kernel", trainable=False),
+)
+CONFIG = OptimizerConfig(peak_learning_rate=0.1, warmup_steps=0, weight_decay=0.1, rules=RULES)
+
+
+def make_params(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return {
+        "vision": {"a": {"kernel": jax.random.normal(keys[0], (4, 8))}, "norm": {"scale": jnp.ones(4)}},
+        "text": {"kernel": jax.random.normal(keys[1], (8, 4)), "scale": jnp.ones(8)},
+    }
+
+
+def adamw_reference(parameter, gradients, config, scale, decay):
+    """AdamW as the paper of Loshchilov and Hutter writes it, in float64."""
+    parameter, m, v = np.float64(parameter), 0.0, 0.0
+    for step, gradient in enumerate(gradients, start=1):
+        gradient = np.float64(gradient)
+        m = config.b1 * m + (1 - config.b1) * gradient
+        v = config.b2 * v + (1 - config.b2) * gradient**2
+        update = (m / (1 - config.b1**step)) / (np.sqrt(v / (1 - config.b2**step)) + config.eps)
+        parameter = parameter - config.peak_learning_rate * scale * (update + decay * parameter)
+    return parameter
+
+
+def test_each_parameter_has_its_rule():
+    assert match_rules(CONFIG, make_params()) == {
+        "vision/a/kernel": RULES[0],
+        "vision/norm/scale": RULES[1],
+        "text/scale": RULES[1],
+        "text/kernel": RULES[2],
+    }
+
+
+def test_default_rules_cover_every_name_once():
+    names = ("a/kernel", "a/bias", "norm/scale", "layers/ls1", "layers/ls2", "embedding", "my_bias/kernel")
+    rules = match_rules(OptimizerConfig(), dict.fromkeys(names, 0))
+    assert [name for name, rule in rules.items() if not rule.weight_decay] == list(names[1:5])
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (RULES[:2], "text/kernel (0 rules)"),
+        ((*RULES, RuleConfig("text/.*")), "text/kernel (2 rules), text/scale (2 rules)"),
+        ((RuleConfig("vision"),), "vision/a/kernel (0 rules)"),
+        ((RuleConfig(".*", trainable=False),), "every parameter is frozen"),
+    ],
+)
+def test_wrong_rules_name_the_parameters(rules, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        split_trainable(OptimizerConfig(rules=rules), make_params())
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.dictionaries(st.sampled_from("xyz"), st.integers(), min_size=1)),
+    st.sampled_from(["[abc]/.*", ".*/x", "a/y"]),
+)
+def test_split_and_merge_are_inverse(params, pattern):
+    config = OptimizerConfig(rules=(RuleConfig(pattern), RuleConfig(f"(?!{pattern}$).*", trainable=False)))
+    if not any(re.fullmatch(pattern, name) for name in flatten(params)):
+        return
+    trainable, frozen = split_trainable(config, params)
+    assert merge(trainable, frozen) == params
+    assert all(re.fullmatch(pattern, name) for name in flatten(trainable))
+    assert not any(re.fullmatch(pattern, name) for name in flatten(frozen))
+
+
+def test_frozen_parameters_own_no_state():
+    params = make_params()
+    trainable, frozen = split_trainable(CONFIG, params)
+    assert set(flatten(frozen)) == {"text/kernel"}
+    state = make_optimizer(CONFIG, 10, trainable).init(trainable)
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state))
+    assert shapes == sorted([(4, 8), (4,), (8,)] * 2 + [(), ()])
+
+
+def test_steps_equal_adamw_with_scales_and_decay():
+    trainable, _ = split_trainable(CONFIG, make_params())
+    optimizer = make_optimizer(CONFIG, 10, trainable)
+    gradients = [jax.tree.map(lambda p, i=i: 0.01 * jnp.cos(p + i), trainable) for i in range(3)]
+    params, state = trainable, optimizer.init(trainable)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    for name, scale, decay in (("vision/a/kernel", 0.5, 0.1), ("vision/norm/scale", 1.0, 0.0), ("text/scale", 1, 0)):
+        expected = adamw_reference(
+            flatten(trainable)[name], [flatten(g)[name] for g in gradients], CONFIG, scale, decay
+        )
+        np.testing.assert_allclose(flatten(params)[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_clipping_uses_the_global_norm():
+    config = OptimizerConfig(b1=0.0, clip_norm=1.0, warmup_steps=0, rules=(RuleConfig(".*"),))
+    params = {"a": jnp.zeros(3), "b": jnp.zeros(4)}
+    gradients = {"a": jnp.full(3, 30.0), "b": jnp.full(4, 40.0)}
+    optimizer = make_optimizer(config, 10, params)
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    norm = np.sqrt(3 * 30.0**2 + 4 * 40.0**2)
+    np.testing.assert_allclose(state[1].mu["b"], 40.0 / norm, rtol=1e-6)
+    small = jax.tree.map(lambda g: g / norm / 2, gradients)
+    _, state = optimizer.update(small, optimizer.init(params), params)
+    np.testing.assert_allclose(state[1].mu["a"], small["a"], rtol=1e-6)
+
+
+def test_schedules():
+    constant = make_schedule(OptimizerConfig(peak_learning_rate=2.0, warmup_steps=4), 100)
+    np.testing.assert_allclose([constant(i) for i in (0, 1, 2, 4, 5, 99)], [0, 0.5, 1, 2, 2, 2], rtol=1e-6)
+    config = OptimizerConfig(peak_learning_rate=2.0, schedule="cosine", warmup_steps=4, final_learning_rate=0.2)
+    cosine = make_schedule(config, 24)
+    np.testing.assert_allclose([cosine(i) for i in (0, 2, 4, 14, 24)], [0, 1, 2, 1.1, 0.2], rtol=1e-6)
+    assert make_schedule(OptimizerConfig(peak_learning_rate=2.0, warmup_steps=0), 10)(0) == 2.0
+    with pytest.raises(UserError, match="warmup_steps: 200 must be below steps = 100"):
+        make_schedule(OptimizerConfig(schedule="cosine"), 100)
+
+
+def test_state_is_sharded_like_the_parameters():
+    mesh = jax.make_mesh((1,), ("fsdp",), devices=jax.devices()[:1])
+    trainable, _ = split_trainable(CONFIG, make_params())
+
+    def sharding(parameter):
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * (parameter.ndim - 1), "fsdp"))
+
+    shardings = jax.tree.map(sharding, trainable)
+    optimizer = make_optimizer(CONFIG, 10, trainable)
+    wanted = state_shardings(optimizer, trainable, shardings, mesh)
+    state = jax.jit(optimizer.init, out_shardings=wanted)(trainable)
+    assert wanted[1].mu == shardings
+    assert wanted[1].nu == shardings
+    assert wanted[1].count.spec == jax.sharding.PartitionSpec()
+    assert state[1].mu["vision"]["a"]["kernel"].sharding == shardings["vision"]["a"]["kernel"]

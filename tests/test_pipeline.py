@@ -1,0 +1,292 @@
+"""The input pipeline: every sample once and whole, resumable, and split over processes."""
+
+import dataclasses
+import io
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from navil_jax.batch import Batch
+from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig
+from navil_jax.data.features import sample_features
+from navil_jax.data.pipeline import batch_spec, evaluation_batches, make_dataset, skipped_samples
+from navil_jax.data.sources import Sample
+from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.errors import UserError
+
+TOKENIZER = Tokenizer.load(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
+CONTEXT = TOKENIZER.token_id("<IMG_CONTEXT>")
+BUDGETS = {"visual_slots": 48, "text_slots": 160, "patch_slots": 160}
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeSource:
+    """Samples of given (width, height, answer length); width 0: text only; height 0: a broken picture."""
+
+    sizes: tuple[tuple[int, int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Sample:
+        width, height, length = self.sizes[index]
+        images: tuple = ()
+        if width and height:
+            pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
+            images = (Image.fromarray(pixels),)
+        elif width:
+            images = (b"broken",)
+        return Sample(f"made/{index}", images, ((f"Question {index}", "a" * length),))
+
+    def texts(self) -> list[str]:
+        return []
+
+
+def made(number: int, seed: int = 0) -> MadeSource:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers((0, 8, 1), (3, 100, 40), (number, 3)) * (40, 1, 1)
+    return MadeSource(tuple(map(tuple, sizes.tolist())))
+
+
+def config(number: int = 1, **changes: object) -> Config:
+    data = DataConfig(
+        sources=tuple(SourceConfig(f"source{i}", weight=1 + i) for i in range(number)),
+        rows=2,
+        packing_bins=4,
+        system_message="S",
+        **BUDGETS,
+    )
+    return Config(
+        model=ModelConfig(special_token_ids=TOKENIZER.special_token_ids),
+        images=ImageConfig(min_patches=4, max_patches=24),
+        data=dataclasses.replace(data, **changes),
+    )
+
+
+def samples_of(batch: Batch) -> list[tuple[int, int]]:
+    """(source, sample) of every segment, row by row."""
+    found = []
+    for row in range(len(batch.tokens)):
+        for segment in range(1, batch.segment_ids[row].max() + 1):
+            here = batch.segment_ids[row] == segment
+            numbers = set(zip(batch.source_ids[row, here].tolist(), batch.sample_ids[row, here].tolist(), strict=True))
+            assert len(numbers) == 1
+            found.append(numbers.pop())
+    return found
+
+
+def check_whole(batch: Batch, settings_: Config, sources: list[MadeSource]) -> None:
+    """Every segment holds the features of the sample that it names, tokens and patches."""
+    slots = settings_.data.visual_slots
+    names = iter(samples_of(batch))
+    for row in range(len(batch.tokens)):
+        order = batch.sequence[row]
+        scales = 0
+        for segment in range(1, batch.segment_ids[row].max() + 1):
+            source, sample = next(names)
+            expected = sample_features(sources[source][sample], settings_, TOKENIZER)
+            places = order[batch.segment_ids[row, order] == segment]
+            tokens = np.zeros(len(places), np.int32)
+            tokens[expected["visual_positions"]] = expected["visual_tokens"]
+            tokens[expected["text_positions"]] = expected["text_tokens"]
+            np.testing.assert_array_equal(batch.tokens[row, places], tokens)
+            np.testing.assert_array_equal(batch.positions[row, places], np.arange(len(places)))
+            text = places[places >= slots]
+            np.testing.assert_array_equal(batch.targets[row, text], expected["text_targets"])
+            np.testing.assert_array_equal(batch.loss_weights[row, text], expected["text_weights"])
+
+            context = places[tokens == CONTEXT]
+            units = np.flatnonzero(np.isin(batch.unit_slots[row], context))
+            np.testing.assert_array_equal(batch.unit_slots[row, units], context)
+            here = (units[:, None] * 4 + np.arange(4)).reshape(-1)
+            np.testing.assert_array_equal(batch.patches[row, here], expected["patches"])
+            np.testing.assert_array_equal(batch.patch_coords[row, here], expected["patch_coords"])
+            np.testing.assert_array_equal(batch.patch_blocks[row, here], expected["patch_blocks"] + scales)
+            scales += expected["patch_blocks"].max(initial=0)
+        used = np.count_nonzero(batch.unit_slots[row] < batch.tokens.shape[1])
+        assert np.count_nonzero(batch.patch_blocks[row]) == 4 * used
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+sizes = st.tuples(st.sampled_from([0, 16, 40, 90]), st.integers(1, 90), st.integers(1, 60))
+
+
+@settings(max_examples=15, deadline=None)
+@given(sizes=st.lists(sizes, min_size=1, max_size=12), limit=st.integers(0, 12))
+def test_evaluation_sees_every_sample_once(sizes: list[tuple[int, int, int]], limit: int) -> None:
+    source, settings_ = MadeSource(tuple(sizes)), config()
+    limit = min(limit, len(sizes))
+    batches = list(evaluation_batches(settings_, source, TOKENIZER, limit=limit))
+    for batch in batches:
+        assert batch.tokens.shape == (2, 208)
+        check_whole(batch, settings_, [source])
+    seen = [number for batch in batches for number in samples_of(batch)]
+    assert sorted(seen) == [(0, i) for i in range(limit or len(sizes))]
+
+
+@settings(max_examples=8, deadline=None)
+@given(sizes=st.lists(sizes, min_size=1, max_size=9), processes=st.sampled_from([1, 2]))
+def test_training_loses_and_doubles_no_sample(sizes: list[tuple[int, int, int]], processes: int) -> None:
+    """Where a group of rows ends, exactly the samples read so far have come out."""
+    sources, settings_ = [MadeSource(tuple(sizes)), made(5)], config(2, packing_bins=2)
+    seen: Counter = Counter()
+    for process in range(processes):
+        iterator = iter(make_dataset(settings_, sources, TOKENIZER, process, processes))
+        own: Counter = Counter()
+        for _ in range(4):
+            batch = next(iterator)
+            own.update(samples_of(batch))
+            check_whole(batch, settings_, sources)
+        state = iterator.get_state()
+        while state["next_row"]:
+            own.update(samples_of(next(iterator)))
+            state = iterator.get_state()
+        assert own.total() == state["parent"]["read"]
+        by_source = Counter(source for source, _ in own.elements())
+        assert abs(by_source[1] - 2 * by_source[0]) <= 2  # the weights are 1 and 2
+        seen += own
+    if processes == 1:
+        for source, length in enumerate((len(sizes), 5)):
+            counts = [seen[source, sample] for sample in range(length)]
+            assert max(counts) - min(counts) <= 1
+
+
+def test_order_depends_on_the_seed_and_the_epoch() -> None:
+    def first(seed: int) -> list[tuple[int, int]]:
+        iterator = iter(make_dataset(config(seed=seed, packing_bins=1, rows=1), [made(30)], TOKENIZER))
+        return [number for _ in range(40) for number in samples_of(next(iterator))]
+
+    assert first(0) == first(0) != first(1)
+    assert sorted(first(0)[:30]) == sorted(first(0)[30:60])
+    assert first(0)[:30] != first(0)[30:60]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_resume_is_bit_equal(threads: int) -> None:
+    settings_ = config(2, threads=threads)
+    dataset = make_dataset(settings_, [made(20), made(7, seed=1)], TOKENIZER)
+    iterator = iter(dataset)
+    states, batches = [], []
+    for _ in range(9):
+        states.append(json.dumps(iterator.get_state()))
+        batches.append(next(iterator))
+    assert max(map(len, states)) < 500
+    for start in (0, 3, 4, 7):
+        resumed = iter(dataset)
+        resumed.set_state(json.loads(states[start]))
+        for expected in batches[start:]:
+            assert_equal(next(resumed), expected)
+
+
+def test_resume_through_orbax(tmp_path: Path) -> None:
+    dataset = make_dataset(config(), [made(20)], TOKENIZER)
+    iterator = iter(dataset)
+    for _ in range(5):
+        next(iterator)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
+        manager.wait_until_finished()
+        resumed = iter(dataset)
+        next(resumed)
+        manager.restore(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed)))
+    for _ in range(4):
+        assert_equal(next(resumed), next(iterator))
+
+
+def test_processes_share_out_the_samples() -> None:
+    def read(process: int, processes: int) -> list[tuple[int, int]]:
+        iterator = iter(make_dataset(config(packing_bins=2), [made(40)], TOKENIZER, process, processes))
+        batches = [next(iterator) for _ in range(2 * processes)]
+        assert {len(batch.tokens) for batch in batches} == {2 // processes}
+        return [number for batch in batches for number in samples_of(batch)]
+
+    assert not set(read(0, 2)) & set(read(1, 2))
+    with pytest.raises(UserError, match="rows"):
+        make_dataset(config(), [made(4)], TOKENIZER, 0, 3)
+
+
+def test_processes_share_out_evaluation_rows() -> None:
+    settings_, source = config(), made(11)
+    whole = list(evaluation_batches(settings_, source, TOKENIZER))
+    parts = [list(evaluation_batches(settings_, source, TOKENIZER, 0, 0, i, 2)) for i in range(2)]
+    for batch, *local in zip(whole, *parts, strict=True):
+        assert_equal(batch, jax.tree.map(lambda *rows: np.concatenate(rows), *local))
+
+
+def test_bad_and_long_samples_are_skipped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    sizes = [(40, 40, 5)] * 8 + [(40, 0, 5), (40, 40, 500)]
+    settings_ = config(packing_bins=1, rows=1)
+    sources = [MadeSource(tuple(sizes))]
+    iterator = iter(make_dataset(settings_, sources, TOKENIZER))
+    with caplog.at_level(logging.WARNING):
+        seen = Counter(number for _ in range(40) for number in samples_of(next(iterator)))
+    assert set(seen) == {(0, i) for i in range(8)}
+    state, skipped = iterator.get_state(), skipped_samples(iterator)
+    assert set(skipped) == {"source0"}
+    assert sorted(record.args[0] for record in caplog.records) == ["made/8", "made/9"]
+    assert "text_tokens do not fit a row's 160" in caplog.text
+    resumed = iter(make_dataset(settings_, sources, TOKENIZER))
+    resumed.set_state(json.loads(json.dumps(state)))
+    assert skipped_samples(resumed) == skipped
+    for _ in range(10):
+        assert_equal(next(resumed), next(iterator))
+    assert skipped_samples(resumed) == skipped_samples(iterator)
+    assert skipped_samples(iterator)["source0"] > skipped["source0"]
+
+
+def test_mostly_bad_samples_stop_the_run() -> None:
+    iterator = iter(make_dataset(config(), [MadeSource(((40, 0, 5), (40, 0, 5), (0, 0, 5)))], TOKENIZER))
+    with pytest.raises(UserError, match="had to be skipped"):
+        for _ in range(200):
+            next(iterator)
+
+
+def test_text_only() -> None:
+    settings_ = config()
+    settings_ = dataclasses.replace(settings_, model=dataclasses.replace(settings_.model, vision=None))
+    source = MadeSource(((0, 0, 9), (0, 0, 20)))
+    (batch,) = evaluation_batches(settings_, source, TOKENIZER)
+    assert samples_of(batch) == [(0, 0), (0, 1)]
+    assert not (batch.segment_ids[:, :48] > 0).any()
+    assert jax.tree.map(np.shape, batch) == jax.tree.map(lambda x: x.shape, batch_spec(settings_).abstract())
+
+
+def test_several_pictures_number_their_scales_on() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "PNG")
+    sample = Sample("two", (Image.new("RGB", (32, 32)), buffer.getvalue()), (("<image> and <image>", "same"),))
+    features = sample_features(sample, config(), TOKENIZER, source_id=3, sample_id=5)
+    blocks = features["patch_blocks"]
+    assert blocks[0] == 1
+    assert set(np.diff(blocks)) == {0, 1}
+    assert np.count_nonzero(features["visual_tokens"] == CONTEXT) * 4 == len(blocks)
+    assert set(features["text_source_ids"]) == {3}
+    assert set(features["text_sample_ids"]) == {5}
+
+
+def test_mismatches_are_named() -> None:
+    with pytest.raises(UserError, match=r"data\.sources"):
+        make_dataset(config(2), [made(3)], TOKENIZER)
+    with pytest.raises(UserError, match="no samples"):
+        make_dataset(config(), [MadeSource(())], TOKENIZER)
+    with pytest.raises(UserError, match="weight"):
+        make_dataset(config(sources=(SourceConfig("a", 0.0),)), [made(3)], TOKENIZER)
+    other = dataclasses.replace(config(), model=ModelConfig())
+    with pytest.raises(UserError, match="special_token_ids"):
+        make_dataset(other, [made(3)], TOKENIZER)
+    small = dataclasses.replace(other.model, decoder=dataclasses.replace(other.model.decoder, vocab_size=100))
+    with pytest.raises(UserError, match="vocab_size"):
+        make_dataset(dataclasses.replace(other, model=small), [made(3)], TOKENIZER)

@@ -1,0 +1,145 @@
+"""The tokenizer against the released one's ids and texts, and its properties."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from navil_jax.config import SPECIAL_TOKENS
+from navil_jax.data.tokenizer import CHAT_MARKERS, FILES, Tokenizer, train_tokenizer
+from navil_jax.errors import UserError
+
+PROMPTS = Path(__file__).parent / "golden" / "prompts"
+CASES = {"tokenizer": "golden.json", "tokenizer_dummy_prefix": "golden_dummy_prefix.json"}
+CORPUS = ["What colour is the box?\nIt is red.", "How many boxes are there? 12 or 34.", "The blue circle is left."] * 9
+
+
+@pytest.fixture(params=CASES)
+def released(request: pytest.FixtureRequest) -> tuple[Tokenizer, dict]:
+    return Tokenizer.load(PROMPTS / request.param), json.loads((PROMPTS / CASES[request.param]).read_text())
+
+
+def test_released_texts(released: tuple[Tokenizer, dict]) -> None:
+    tokenizer, golden = released
+    for case in golden["plain_texts"]:
+        assert tokenizer.encode(case["text"], allow_special=True) == case["ids_without_bos"], case
+        assert [tokenizer.bos_id, *case["ids_without_bos"]] == case["ids"]
+
+
+def test_released_decoding(released: tuple[Tokenizer, dict]) -> None:
+    tokenizer, golden = released
+    for case in golden["decode"]:
+        assert tokenizer.decode(case["ids"]) == case["text"], case
+        assert tokenizer.decode(case["ids"], skip_special=True) == case["text_skip_special"], case
+
+
+def test_released_facts(released: tuple[Tokenizer, dict]) -> None:
+    tokenizer, golden = released
+    facts = golden["tokenizer_facts"]
+    assert tokenizer.vocab_size == facts["length"]
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == tuple(
+        facts[f"{name}_token_id"] for name in ("bos", "eos", "pad")
+    )
+    config = json.loads((Path(__file__).parent / "golden/internlm2_small/golden.json").read_text())
+    assert dict(zip(SPECIAL_TOKENS, tokenizer.special_token_ids, strict=True)) == config["special_tokens"]
+
+
+def test_typed_markers_stay_text(released: tuple[Tokenizer, dict]) -> None:
+    tokenizer, _ = released
+    aliases = [f"[UNUSED_TOKEN_{i}]" for i in range(141, 147)]
+    reserved = {tokenizer.token_id(token) for token in (*SPECIAL_TOKENS, *CHAT_MARKERS)} | {0, 1, 2}
+    for text in (*SPECIAL_TOKENS, *CHAT_MARKERS, *aliases, "<s>", "</s>", "<unk>", "<image>"):
+        ids = tokenizer.encode(f"a {text} b{text}", allow_special=False)
+        assert not reserved & set(ids), text
+        assert [token.id for token in tokenizer.encode_with_spans(f"a {text} b{text}")] == ids
+
+
+def test_decode_leaves_out_ids_beyond_the_table(released: tuple[Tokenizer, dict]) -> None:
+    tokenizer, _ = released
+    ids = tokenizer.encode("boxes", allow_special=False)
+    assert tokenizer.decode([-1, *ids[:1], 10**6, *ids[1:], tokenizer.vocab_size]) == "boxes"
+
+
+def test_decode_tightens_punctuation() -> None:
+    tokenizer = Tokenizer.load(PROMPTS / "tokenizer")
+    assert tokenizer.decode(tokenizer.encode("yes , it is n't .", allow_special=False)) == "yes, it isn't."
+
+
+@given(text=st.text(max_size=40))
+def test_spans_cover_the_text(text: str) -> None:
+    tokenizer = Tokenizer.load(PROMPTS / "tokenizer")
+    tokens = tokenizer.encode_with_spans(text)
+    assert [token.id for token in tokens] == tokenizer.encode(text, allow_special=False)
+    ends = [0, *(token.end for token in tokens)]
+    assert [token.begin for token in tokens] == ends[:-1]
+    assert ends[-1] == len(text)
+
+
+def test_files_come_back_as_they_were(tmp_path: Path, released: tuple[Tokenizer, dict]) -> None:
+    tokenizer, _ = released
+    tokenizer.save(tmp_path / "new" / "folder")
+    again = Tokenizer.load(tmp_path / "new" / "folder")
+    embedded = Tokenizer.from_files(tokenizer.files())
+    assert again.files() == tokenizer.files() == embedded.files()
+    assert set(tokenizer.files()) == set(FILES[:4])
+    text = "<|im_start|>user\n<img>"
+    assert embedded.encode(text, allow_special=True) == tokenizer.encode(text, allow_special=True)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent"):
+        Tokenizer.load(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"tokenizer\.model"):
+        Tokenizer.load(tmp_path)
+    files = Tokenizer.load(PROMPTS / "tokenizer").files()
+    with pytest.raises(UserError, match="SentencePiece"):
+        Tokenizer.from_files(files | {"tokenizer.model": b"broken"})
+    with pytest.raises(UserError, match="JSON"):
+        Tokenizer.from_files(files | {"added_tokens.json": b"{"})
+    config = json.loads(files["tokenizer_config.json"])
+    config["added_tokens_decoder"].pop("546")
+    added = json.loads(files["added_tokens.json"])
+    added.pop("<img>")
+    without = Tokenizer.from_files(
+        files | {"tokenizer_config.json": json.dumps(config).encode(), "added_tokens.json": json.dumps(added).encode()}
+    )
+    with pytest.raises(UserError, match="<img>"):
+        _ = without.special_token_ids
+
+
+def test_training(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    tokenizer = train_tokenizer(CORPUS, 320, tmp_path / "a")
+    again = train_tokenizer(CORPUS, 320, tmp_path / "b")
+    assert tokenizer.files() == again.files() == Tokenizer.load(tmp_path / "a").files()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(FILES[:4])
+    assert capfd.readouterr() == ("", "")
+    assert tokenizer.vocab_size <= 320 + 18
+    markers = [tokenizer.token_id(token) for token in (*CHAT_MARKERS, *SPECIAL_TOKENS)]
+    assert markers == list(range(tokenizer.vocab_size - 18, tokenizer.vocab_size))
+    newline = tokenizer.encode("\n", allow_special=False)
+    assert len(newline) == 1
+    assert tokenizer.encode("a\n\nb", allow_special=False)[1:3] == newline * 2
+    assert len(tokenizer.encode("1234", allow_special=False)) == 4
+    assert len(tokenizer.encode("What colour is the box?", allow_special=False)) < 15
+
+
+@given(text=st.text(max_size=30))
+def test_trained_round_trip(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    tokenizer = _trained(tmp_path_factory)
+    assert tokenizer._pieces.decode(tokenizer.encode(text, allow_special=False)) == text.replace("▁", " ")
+
+
+_TRAINED: list[Tokenizer] = []
+
+
+def _trained(factory: pytest.TempPathFactory) -> Tokenizer:
+    if not _TRAINED:
+        _TRAINED.append(train_tokenizer(CORPUS, 300, factory.mktemp("tokenizer")))
+    return _TRAINED[0]
+
+
+def test_training_without_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        train_tokenizer([" "], 300, tmp_path)

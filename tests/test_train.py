@@ -1,0 +1,212 @@
+"""The training command: an interrupted run ends bit for bit as one that was not, and bad runs save nothing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from navil_jax.train import main
+from navil_jax.training.checkpoint import Checkpoints
+from navil_jax.training.metrics import read_log
+
+RECIPE = Path(__file__).parent / "toy_recipe.py"
+RESUME = ("--config.steps=40", "--config.checkpoint_every=7", "--config.eval_every=10", "--config.eval_samples=4")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Compiled programs are kept for the runs of this module."""
+    folder = tmp_path_factory.mktemp("cache")
+    keys = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {key: getattr(jax.config, key) for key in keys}
+    for key, value in keys.items():
+        jax.config.update(key, value)
+    yield folder
+    for key, value in before.items():
+        jax.config.update(key, value)
+
+
+def train(workdir, *flags):
+    """Runs the command in this process, on all its devices."""
+    return main(["--config", str(RECIPE), f"--config.workdir={workdir}", *flags])
+
+
+def start(workdir, cache, *flags, **environment):
+    """Starts the command in a process of its own, on one device."""
+    command = [sys.executable, "-m", "navil_jax.train", "--config", str(RECIPE), f"--config.workdir={workdir}", *flags]
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    settings |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(RECIPE.parents[1])}
+    return subprocess.Popen(
+        command, env=os.environ | settings | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    """Exit status and output."""
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def signal_after(process, workdir, lines, number):
+    """Sends a signal as soon as the log has so many lines."""
+    path = workdir / "metrics.jsonl"
+    while process.poll() is None and (not path.exists() or len(path.read_text().split("\n")) <= lines):
+        time.sleep(0.005)
+    process.send_signal(number)
+
+
+def saved(workdir):
+    """Arrays of the newest checkpoint by name, and its iterator state."""
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step
+    folder = workdir / "checkpoints" / str(step)
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = {item: checkpointer.restore(folder / item) for item in ("params", "optimizer")}
+    state = json.loads((folder / "iterator" / "process_0-of-1.json").read_text())
+    arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return step, arrays, state
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    """An uninterrupted run of eight steps in this process."""
+    workdir = tmp_path_factory.mktemp("finished")
+    assert train(workdir) == 0
+    return workdir
+
+
+@pytest.mark.slow
+def test_interrupted_run_ends_as_one_that_was_not(tmp_path, cache):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    status, output = finish(start(whole, cache, *RESUME))
+    assert status == 0, output
+
+    killed = start(parts, cache, *RESUME, NAVIL_FAIL_AT_STEP="4")
+    assert finish(killed)[0] == -signal.SIGKILL
+    killed = start(parts, cache, *RESUME, NAVIL_FAIL_AT_STEP="16")
+    assert finish(killed)[0] == -signal.SIGKILL
+    killed = start(parts, cache, *RESUME)
+    signal_after(killed, parts, 20, signal.SIGKILL)
+    status, output = finish(killed)
+    assert status == -signal.SIGKILL
+    assert re.search(r"going on after step (7|14) of", output), output
+    stopped = start(parts, cache, *RESUME)
+    signal_after(stopped, parts, 28, signal.SIGTERM)
+    status, output = finish(stopped)
+    assert status == 128 + signal.SIGTERM, output
+    assert re.search(r"stopped after step \d+ of 40, saved; the same command goes on", output)
+    status, output = finish(start(parts, cache, *RESUME))
+    assert status == 0, output
+
+    assert (parts / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    assert (parts / "evaluation.md").read_text() == (whole / "evaluation.md").read_text()
+    (step, arrays, state), (whole_step, whole_arrays, whole_state) = saved(parts), saved(whole)
+    assert step == whole_step == 40
+    assert state == whole_state
+    assert set(arrays) == set(whole_arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, whole_arrays[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_one_device_trains_like_four(tmp_path, cache, finished):
+    status, output = finish(start(tmp_path, cache))
+    assert status == 0, output
+    alone, together = (
+        [line["loss"] for line in read_log(path / "metrics.jsonl") if "loss" in line] for path in (tmp_path, finished)
+    )
+    np.testing.assert_allclose(alone, together, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_finished_run_leaves_everything(finished):
+    lines = read_log(finished / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+    evaluations = [line for line in lines if "eval/colors/accuracy" in line]
+    assert [line["step"] for line in evaluations] == [3, 6, 8]
+    assert lines[-2]["loss"] < 0.6 * lines[0]["loss"]
+    assert {"evaluation.md", "loss.png", "answers.png", "tokenizer"} <= {path.name for path in finished.iterdir()}
+    assert re.search(
+        r"\| colors \| color \| 12 \| \d+\.\d% \| 25\.0% \| 25\.0% \|", (finished / "evaluation.md").read_text()
+    )
+    with Checkpoints(finished / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == 8
+        assert checkpoints.record().metrics["loss"] == lines[-2]["loss"]
+
+
+@pytest.mark.slow
+def test_running_a_finished_run_again_changes_nothing(finished, capsys):
+    before = (finished / "metrics.jsonl").read_text(), saved(finished)
+    assert train(finished) == 0
+    assert "going on after step 8" in capsys.readouterr().out
+    assert (finished / "metrics.jsonl").read_text() == before[0]
+    after = saved(finished)
+    jax.tree.map(np.testing.assert_array_equal, after, before[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.model.decoder.depth=1", "holds a run with another config: model.decoder.depth was 2 and is 1"),
+        ("--config.data.seed=5", "data.seed was 0 and is 5"),
+        ("--config.steps=4", "config.steps: 4, but"),
+    ],
+)
+def test_another_config_does_not_touch_the_run(finished, capsys, flag, message):
+    before = (finished / "metrics.jsonl").read_text()
+    assert train(finished, flag) == 2
+    assert message in capsys.readouterr().err
+    assert (finished / "metrics.jsonl").read_text() == before
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["6", "8"]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    assert train(tmp_path, "--config.optimizer.peak_learning_rate=1e36", "--config.checkpoint_every=2") == 2
+    message = capsys.readouterr().err
+    found = re.match(
+        r"error: step (\d+): (loss|gradient_norm) is (nan|inf); samples of its batch: colors/\d+, ", message
+    )
+    assert found, message
+    step = int(found[1])
+    file = json.loads((tmp_path / f"not_finite_step_{step}_process_0.json").read_text())
+    assert file["step"] == step
+    assert all(name.startswith("colors/") for name in file["samples"])
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step is None or checkpoints.latest_step < step
+    assert all(np.isfinite(line["loss"]) for line in read_log(tmp_path / "metrics.jsonl") if "loss" in line)
+
+
+@pytest.mark.slow
+def test_next_stage_starts_with_the_parameters_of_the_last(tmp_path, finished, capsys):
+    flags = [f"--config.init_from={finished}", "--config.steps=1", "--config.eval_every=0"]
+    assert train(tmp_path, *flags, "--config.optimizer.rules.1.trainable=false") == 0
+    assert f"parameters of step 8 of {finished}" in capsys.readouterr().out
+    (_, before, _), (_, after, _) = saved(finished), saved(tmp_path)
+    frozen = [name for name in after if name.endswith("['kernel']") and name.startswith("['params']")]
+    assert frozen
+    for name in frozen:
+        np.testing.assert_array_equal(after[name], before[name])
+    assert not any(name.endswith("['kernel']") for name in after if name.startswith("['optimizer']"))
+    assert train(tmp_path / "other", *flags, "--config.model.decoder.rope_theta=5") == 2
+    assert "holds another model: model.decoder.rope_theta was 1000000.0 and is 5.0" in capsys.readouterr().err
+
+
+def test_missing_workdir_and_rows_that_do_not_divide(tmp_path, capsys):
+    assert main(["--config", str(RECIPE)]) == 2
+    assert "config.workdir: no folder for the run is given" in capsys.readouterr().err
+    assert train("gs://bucket/run") == 2
+    assert "config.workdir: gs://bucket/run is an address; mount the bucket" in capsys.readouterr().err
+    assert train(tmp_path, "--config.data.rows=3") == 2
+    assert "config.data.rows: 3 rows do not divide by the 4 devices" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
