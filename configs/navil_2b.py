@@ -1,4 +1,4 @@
-"""NaViL-2B as the paper states it (2.4B active, 4.04B parameters), with the first stage's data and optimizer settings."""
+"""NaViL-2B as the paper states it (2.4B active, 4.04B parameters), with the first stage's settings."""
 
 from navil_jax.config import Config, DecoderConfig, ImageConfig, ModelConfig, OptimizerConfig, VisionConfig
 

@@ -1,4 +1,4 @@
-"""NaViL-9B as the paper states it (9.2B active, 16.4B parameters), with the first stage's data and optimizer settings."""
+"""NaViL-9B as the paper states it (9.2B active, 16.4B parameters), with the first stage's settings."""
 
 from navil_jax.config import (
     Config,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from navil_jax.config import Config, DataConfig, SourceConfig
 from navil_jax.config_flags import apply_overrides, describe, differences, from_json, load_config, parse, to_json
 from navil_jax.errors import UserError
+from navil_jax.weights.released_config import model_config, read_config
 
 TWO_SOURCES = Config(data=DataConfig(sources=(SourceConfig("a"), SourceConfig("b", 3.0))))
 
@@ -182,3 +184,11 @@ def test_help_names_every_key_with_its_comment(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"], "Tests.")
     assert "  mesh.fsdp = -1" in capsys.readouterr().out
+
+
+def test_vision_qk_normalization_is_refused():
+    """The released code has it on by default, and cannot run it with more than one head."""
+    released = read_config(Path(__file__).parent / "golden" / "internlm2_small")
+    released["vision_config"]["qk_normalization"] = True
+    with pytest.raises(UserError, match="qk_normalization"):
+        model_config(released)

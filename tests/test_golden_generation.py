@@ -1,60 +1,32 @@
 """Generation against the released code in float32: tokens exactly, the logits of each step, and the text."""
 
-import functools
-import json
-
-import jax
 import numpy as np
 import pytest
-from golden_cases import FOLDER, PICTURE_CASES, TEXT_CASES, TOLERANCE, Case, load_case, patch_features, sample_features
+from golden_cases import FOLDER, PICTURE_CASES, TEXT_CASES, Case, load_case, patch_features
+from golden_compare import (
+    PICTURE_GENERATIONS,
+    TEXT_GENERATIONS,
+    Recorder,
+    check,
+    engine,
+    generation_pairs,
+    picture_prompt,
+)
 
+from navil_jax.config import Config, DataConfig
 from navil_jax.data.prompt import response_text
 from navil_jax.data.tokenizer import Tokenizer
-from navil_jax.inference.engine import Engine
+from navil_jax.inference.assistant import Assistant
 from navil_jax.inference.sampling import Sampler
-
-NO_STOP = -1
-
-
-@functools.cache
-def engine(name: str) -> Engine:
-    case = load_case(name)
-    return Engine(case.config, case.params)
-
-
-def picture_prompt(case: Case) -> dict[str, np.ndarray]:
-    return sample_features(case.config, case.arrays["gen.input_ids"][0], patch_features(case))
-
-
-class Recorder:
-    """Chooses the likeliest tokens, or those dictated, and keeps the logits of each step."""
-
-    def __init__(self, dictated: list[int] | None = None):
-        self.dictated, self.logits = dictated, []
-
-    def __call__(self, logits: jax.Array, step: int) -> jax.Array:
-        self.logits.append(np.asarray(logits[0]))
-        if self.dictated is None:
-            return Sampler()(logits, step)
-        return np.full(len(logits), self.dictated[step], np.int32)
-
-
-def check(name: str, prompt: dict[str, np.ndarray], key: str, dictated: list[int] | None = None) -> None:
-    """Tokens and step logits of one golden generation."""
-    golden = load_case(name).arrays
-    recorder, steps = Recorder(dictated), golden[f"{key}.tokens"].shape[1]
-    assert engine(name).generate([prompt], recorder, steps, NO_STOP) == golden[f"{key}.tokens"].tolist()
-    np.testing.assert_allclose(np.stack(recorder.logits), golden[f"{key}.logits"][0], rtol=0, atol=TOLERANCE)
+from navil_jax.weights.released_config import image_config, read_config
 
 
 @pytest.mark.parametrize("name", PICTURE_CASES)
 class TestPictures:
-    def test_greedy(self, name: str):
-        check(name, picture_prompt(load_case(name)), "gen")
-
-    def test_dictated_tokens_with_special_ones_among_them(self, name: str):
-        case = load_case(name)
-        check(name, picture_prompt(case), "gen_forced", case.arrays["gen_forced.tokens"][0].tolist())
+    @pytest.mark.parametrize("key", PICTURE_GENERATIONS)
+    def test_tokens_and_logits(self, name: str, key: str):
+        """gen is greedy; in gen_forced the tokens are dictated, special ones among them."""
+        check(generation_pairs(name, key))
 
     def test_stop_token_ends_the_answer_and_belongs_to_it(self, name: str):
         case = load_case(name)
@@ -82,20 +54,15 @@ class TestPictures:
         assert "".join(assistant.answer(history, sample["question"], pictures, Sampler(), 16)) == case.info["gen_text"]
 
 
-def golden_assistant(case: Case):
-    from navil_jax.config import Config, DataConfig
-    from navil_jax.inference.assistant import Assistant
-    from navil_jax.weights.released_config import image_config
-
-    released = json.loads((FOLDER / case.name / "config.json").read_text())
+def golden_assistant(case: Case) -> Assistant:
+    released = read_config(FOLDER / case.name)
     data = DataConfig(template=released["template"], system_message=released["system_message"])
     config = Config(model=case.config, images=image_config(released), data=data)
     return Assistant(config, Tokenizer.load(FOLDER / "prompts" / "tokenizer"), engine(case.name))
 
 
 @pytest.mark.parametrize("name", TEXT_CASES)
-@pytest.mark.parametrize("key", ["gen", "gen_cross", "gen_long"])
+@pytest.mark.parametrize("key", TEXT_GENERATIONS)
 def test_texts(name: str, key: str):
     """gen_cross passes the position limit while it decodes, gen_long in its prompt."""
-    case = load_case(name)
-    check(name, sample_features(case.config, case.arrays[f"{key}.input_ids"][0]), key)
+    check(generation_pairs(name, key))

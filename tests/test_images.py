@@ -97,6 +97,18 @@ def test_flat_pictures_are_pictures(height: int) -> None:
     assert all(rows < cols for rows, cols in result.grids)
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_picture_s_scales_do_not_depend_on_the_pictures_before_it(setting: str) -> None:
+    """The released code carries the size limit of a picture over to the next one of a call."""
+    several = PICTURES["one_call_with_several_pictures"][setting]
+    alone = []
+    for name in several["pictures"]:
+        image = load_image(GOLDEN / "preprocessing" / f"{name}.png")
+        alone += [[1, *grid] for grid in image_patches(image, SETTINGS[setting], RASTER).grids]
+    assert alone == [grid for name in several["pictures"] for grid in PICTURES["images"][name][setting]["grids"]]
+    assert alone != several["grids"]
+
+
 def _model_case(name: str) -> tuple[dict, dict, list[Image.Image], ImageConfig]:
     folder = GOLDEN / name
     config = json.loads((folder / "config.json").read_text())

@@ -139,6 +139,23 @@ def test_long_rows_are_attended_in_chunks_with_the_same_result(causal: bool, mon
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), whole, attend(q))
 
 
+def test_attention_reaches_farther_than_4096_tokens():
+    """The released Qwen3 does not without flash attention. Only the first token has a value here."""
+    length = 9 * attention_module.QUERY_CHUNK
+    x = jnp.ones((1, length, 1, 2))
+    v = jnp.zeros_like(x).at[0, 0].set(length)
+    out = attention_module.attention(x, x, v, jnp.ones((1, length), jnp.int32), causal=True, backend="xla")
+    np.testing.assert_allclose(out[0, -1, 0], 1, rtol=1e-5)
+
+
+def test_rotation_is_float32_in_a_bfloat16_model():
+    """The released InternLM2 stores its tables in the dtype that it is loaded with."""
+    config = tiny_model(compute_dtype="bfloat16")
+    layout = lambda params, batch: model_params.bind(config, params).decoder.layout(batch)  # noqa: E731
+    rotation = jax.eval_shape(layout, model_params.shapes(config), SPEC.abstract()).rotation
+    assert {table.dtype for table in rotation} == {jnp.dtype("float32")}
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_splash_attention_agrees_with_xla(causal: bool):
     """The TPU kernel, interpreted on CPU, forward and backward, with a length that needs padding."""
@@ -184,6 +201,19 @@ def test_every_parameter_has_a_logical_axis_for_each_dimension():
         state = nnx.to_flat_state(model_params.abstract(tiny_model(family))[1])
         for path, variable in state:
             assert len(variable.get_metadata()["out_sharding"]) == variable.ndim, path
+
+
+def test_structure_and_shapes_do_not_depend_on_a_mesh_in_scope():
+    build = model_params.abstract.__wrapped__
+    graph, state = build(tiny_model())
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:4])):
+        other_graph, other_state = build(tiny_model())
+        fresh = jax.eval_shape(lambda: model_params.initialise(tiny_model(), 0))
+    assert jax.tree.structure(fresh) == jax.tree.structure(nnx.to_pure_dict(other_state))
+    assert other_graph == graph
+    describe = lambda x: (x.shape, x.dtype, x.sharding)  # noqa: E731
+    assert jax.tree.map(describe, nnx.to_pure_dict(other_state)) == jax.tree.map(describe, nnx.to_pure_dict(state))
+    assert nnx.to_pure_dict(nnx.get_partition_spec(other_state)) == nnx.to_pure_dict(nnx.get_partition_spec(state))
 
 
 def test_a_text_token_never_depends_on_visual_weights_of_its_own():

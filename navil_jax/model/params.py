@@ -17,7 +17,10 @@ Params = dict[str, Any]  # nested dict of arrays; the name of a parameter is its
 @functools.cache
 def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     """The model's structure, and its parameters as shapes with logical axes; nothing is computed."""
-    return nnx.split(nnx.eval_shape(lambda: NaViL(config, nnx.Rngs(0))))
+    with jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((), ())
+    ):  # Flax looks up axis names in a mesh in scope
+        return nnx.split(nnx.eval_shape(lambda: NaViL(config, nnx.Rngs(0))))
 
 
 def shapes(config: ModelConfig) -> Params:

@@ -170,7 +170,7 @@ class Checkpoints:
         for name in items:
             if not (folder / name).exists():
                 raise UserError(
-                    f"{folder}: {name} is missing; if it was copied in part, delete this folder to use an older checkpoint; "
+                    f"{folder}: {name} is missing; if half copied, delete this folder to use an older checkpoint; "
                     "if it holds parameters only, start from it with config.init_from"
                 )
         try:
