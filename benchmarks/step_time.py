@@ -10,14 +10,11 @@ of ten sizes and decodes, all through the code that training and chat use. Print
 """
 
 import argparse
-import dataclasses
 import itertools
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from PIL import Image
@@ -26,13 +23,14 @@ from navil_jax.config import Config
 from navil_jax.config_flags import parse
 from navil_jax.data.pipeline import make_dataset
 from navil_jax.data.sources import open_source
-from navil_jax.data.tokenizer import Tokenizer, train_tokenizer
+from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.inference.assistant import Assistant
 from navil_jax.inference.engine import Engine
 from navil_jax.inference.sampling import Sampler
 from navil_jax.model.params import Params, flatten
 from navil_jax.sharding import make_mesh
+from navil_jax.train import complete, new_tokenizer
 from navil_jax.training.step import global_batch, initial_params, initial_state, make_train_step
 
 ASPECTS = (1.0, 4 / 3, 3 / 4, 16 / 9, 9 / 16)  # width against height of the ten pictures, in turn
@@ -40,20 +38,6 @@ MOST_PATCHES = 4096  # of a picture; fewer where config.images.max_patches is le
 QUESTION = "What do you see?"
 NO_STOP = -1
 Row = tuple[str, str]  # what, and how much
-
-
-def ready(config: Config) -> tuple[Config, Tokenizer]:
-    """The recipe's tokenizer, trained if it names none, and the config with the ids of its special tokens."""
-    if config.data.tokenizer:
-        tokenizer = Tokenizer.load(config.data.tokenizer)
-    else:
-        texts = (text for entry in config.data.sources for text in open_source(entry.name, "train").texts())
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer = train_tokenizer(texts, config.data.tokenizer_size, Path(folder) / "tokenizer")
-    if config.model.vision is not None and not config.model.special_token_ids:
-        model = dataclasses.replace(config.model, special_token_ids=tokenizer.special_token_ids)
-        config = dataclasses.replace(config, model=model)
-    return config, tokenizer
 
 
 def training_rows(
@@ -157,7 +141,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.steps < 1 or options.new_tokens < 2:
         raise UserError("--steps must be at least 1 and --new-tokens at least 2")
     mesh = make_mesh(config.mesh)
-    config, tokenizer = ready(config)
+    tokenizer = new_tokenizer(config, None)
+    config = complete(config, tokenizer)
     data, device = config.data, jax.devices()[0].device_kind
     rows, params = training_rows(config, mesh, tokenizer, options.steps)
     count = sum(x.size for x in flatten(params).values())

@@ -1,12 +1,16 @@
-"""The device mesh, and the one table from logical axes to mesh axes."""
+"""Start-up of several hosts, the device mesh, and the one table from logical axes to mesh axes."""
 
 import math
+import os
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from navil_jax.config import MeshConfig
 from navil_jax.errors import UserError
+
+# What joins a process to the others where no cluster says it; JAX reads the first one itself.
+PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 # Logical axis of a parameter or activation -> the mesh axes that split it (None: kept whole).
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -26,6 +30,47 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "special": None,
     "norm": None,
 }
+
+
+def start_hosts() -> None:
+    """Joins this process to the others of its pod, if the environment says that there are some. Call it first of all.
+
+    There are if `PROCESS_VARIABLES` are set, or on a TPU slice: one whose hosts stand in TPU_WORKER_HOSTNAMES (or
+    TPU_PROCESS_ADDRESSES), or one that JAX asks the metadata server of Google Cloud about. Without any of it, nothing
+    happens.
+
+    Raises:
+      UserError: a variable is missing or is not a number in its range.
+    """
+    given = {name: os.environ[name] for name in PROCESS_VARIABLES if os.environ.get(name)}
+    if given:
+        _require(PROCESS_VARIABLES, next(iter(given)))
+        count, number = (_whole_number(name) for name in PROCESS_VARIABLES[1:])
+        if not 0 <= number < count:
+            raise UserError(f"JAX_PROCESS_ID: {number}, but JAX_NUM_PROCESSES={count} numbers them from 0")
+        jax.distributed.initialize(num_processes=count, process_id=number)
+        return
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
+    if hosts is None:
+        # Importing JAX sets this variable on machines without TPU chips: they have no metadata to ask for.
+        if "TPU_SKIP_MDS_QUERY" not in os.environ:
+            jax.distributed.initialize()
+    elif "," in hosts:
+        _require(("TPU_WORKER_ID",), "TPU_WORKER_HOSTNAMES")
+        jax.distributed.initialize()
+
+
+def _require(names: tuple[str, ...], given: str) -> None:
+    for name in names:
+        if not os.environ.get(name):
+            raise UserError(f"{name}: is not set in the environment, but {given} is; set both or neither")
+
+
+def _whole_number(name: str) -> int:
+    value = os.environ[name]
+    if not value.isdecimal():
+        raise UserError(f"{name}: must be a whole number, not {value!r}")
+    return int(value)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:

@@ -11,6 +11,7 @@ for bit, as a run without interruption. `<workdir>` then holds
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import sys
@@ -26,11 +27,12 @@ from jax.experimental import multihost_utils
 from navil_jax.config import Config, validate
 from navil_jax.config_flags import parse
 from navil_jax.data.pipeline import make_dataset, skipped_samples
+from navil_jax.data.prompt import role_texts
 from navil_jax.data.sources import open_source
 from navil_jax.data.tokenizer import Tokenizer, train_tokenizer
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.model.params import Params, flatten
-from navil_jax.sharding import make_mesh
+from navil_jax.sharding import make_mesh, named, start_hosts
 from navil_jax.training.checkpoint import Checkpoints, Record, check_continues, check_same_model
 from navil_jax.training.evaluation import Evaluator, table
 from navil_jax.training.metrics import MetricsLog, plot_answers, plot_losses, read_log
@@ -51,6 +53,7 @@ SHOWN_ANSWERS = 16
 
 @report_user_errors
 def main(argv: list[str] | None = None) -> int:
+    start_hosts()
     config, _ = parse(sys.argv[1:] if argv is None else argv, __doc__)
     return run(config)
 
@@ -68,7 +71,7 @@ def run(config: Config) -> int:
         _signals() as stopped,
     ):
         tokenizer = _tokenizer(config, checkpoints)
-        config = _complete(config, tokenizer)
+        config = complete(config, tokenizer)
         sources = [open_source(source.name, "train") for source in config.data.sources]
         iterator = iter(make_dataset(config, sources, tokenizer, jax.process_index(), jax.process_count()))
         state = _start(config, mesh, checkpoints, iterator)
@@ -117,6 +120,7 @@ def _train(
             f"the training step was compiled {compiled} times: shapes or shardings of its inputs changed"
         )
     _report(config, evaluator, state.params, log, skipped_samples(iterator))
+    multihost_utils.sync_global_devices("report")  # a process that ends early would give up waiting for the first
     return 0
 
 
@@ -127,6 +131,14 @@ def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
             f"config.data.rows: {config.data.rows} rows do not divide by the {shards} devices that share them "
             "(mesh axes data x fsdp); change data.rows or mesh.tensor"
         )
+    places = named(mesh, "batch").addressable_devices_indices_map((config.data.rows,))
+    own = {row for (part,) in places.values() for row in range(config.data.rows)[part]}
+    if len(own) * jax.process_count() != config.data.rows:
+        raise UserError(
+            f"config.mesh: {jax.process_count()} processes cannot each hold rows of their own "
+            f"(process {jax.process_index()} would hold {len(own)} of {config.data.rows}); "
+            f"mesh.tensor must split the {jax.local_device_count()} devices of one process only"
+        )
 
 
 def _tokenizer(config: Config, checkpoints: Checkpoints) -> Tokenizer:
@@ -136,13 +148,20 @@ def _tokenizer(config: Config, checkpoints: Checkpoints) -> Tokenizer:
     if config.init_from:
         with Checkpoints(Path(config.init_from) / "checkpoints") as other:
             return Tokenizer.from_files(other.record().tokenizer)
+    return new_tokenizer(config, Path(config.workdir) / "tokenizer" if jax.process_index() == 0 else None)
+
+
+def new_tokenizer(config: Config, folder: Path | None) -> Tokenizer:
+    """That of `config.data.tokenizer`, or one trained on the sources' texts and written to `folder` (None: nowhere)."""
     if config.data.tokenizer:
         return Tokenizer.load(config.data.tokenizer)
+    around = role_texts(config.data.template)
     texts = (text for source in config.data.sources for text in open_source(source.name, "train").texts())
-    return train_tokenizer(texts, config.data.tokenizer_size, Path(config.workdir) / "tokenizer")
+    corpus = itertools.chain.from_iterable((text, *around) for text in texts)
+    return train_tokenizer(corpus, config.data.tokenizer_size, folder)
 
 
-def _complete(config: Config, tokenizer: Tokenizer) -> Config:
+def complete(config: Config, tokenizer: Tokenizer) -> Config:
     """Takes the special tokens' ids from the tokenizer where the recipe of a model with vision leaves them out."""
     if config.model.vision is not None and not config.model.special_token_ids:
         model = dataclasses.replace(config.model, special_token_ids=tokenizer.special_token_ids)

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from navil_jax.data import easy_vqa, scenes
 from navil_jax.data.baselines import commonest_answer, question_only
-from navil_jax.data.easy_vqa import EasyVqa, question_kind
+from navil_jax.data.easy_vqa import EasyVqa, EasyVqaCaptions, question_kind
 from navil_jax.data.scenes import Scene, Scenes, plan, render
 from navil_jax.data.sources import SOURCES, SPLITS, Sample, open_source
 from navil_jax.errors import UserError
@@ -58,6 +58,18 @@ def names_in(sentence: str, vocabulary: dict) -> list[str]:
 
 @given(seeds, splits)
 @many
+def test_easy_vqa_captions_say_what_the_answers_say():
+    for split in ("train", "test"):
+        captions = EasyVqaCaptions(split)
+        answers: dict = {}
+        for sample in EasyVqa(split, turns=1):
+            answers.setdefault(sample.images[0], set()).add(sample.turns[0][1])
+        assert len(captions) > 500
+        for sample in captions:
+            _, color, shape = sample.turns[0][1].rstrip(".").split()
+            assert {color, shape} <= answers[sample.images[0]]
+
+
 def test_relation_is_where_the_pixels_are(seed, split):
     scene = make(seed, split, "pair")
     colors = nearest_colors(scene)

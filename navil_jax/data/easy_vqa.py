@@ -9,7 +9,7 @@ from pathlib import Path
 
 import easy_vqa
 
-from navil_jax.data.sources import Sample, Split, Turn, check_index
+from navil_jax.data.sources import CAPTION_PROMPT, Sample, Split, Turn, check_index
 
 _COLOR = "(black|blue|brown|gray|green|red|teal|yellow)"
 _SHAPE = "(circle|rectangle|triangle)"
@@ -66,7 +66,7 @@ class EasyVqa:
     """
 
     split: Split
-    turns: int = 4  # of a training sample; 1: every question is a sample of its own
+    turns: int = 2  # of a training sample; 1: every question is a sample of its own
 
     def _samples(self) -> list[tuple[int, tuple[Turn, ...]]]:
         return _conversations(self.split, self.turns if self.split == "train" else 1)
@@ -89,3 +89,35 @@ class EasyVqa:
         for _, turns in self._samples():
             for turn in turns:
                 yield from turn
+
+
+@functools.cache
+def _captions(split: Split) -> list[tuple[int, str]]:
+    """(image id, caption) of the images whose questions tell both the colour and the shape."""
+    found: dict[int, dict[str, str]] = {}
+    for image, turns in _conversations(split, 1):
+        for question, answer in turns:
+            found.setdefault(image, {})[question_kind(question)] = answer
+    both = {image: kinds for image, kinds in found.items() if "color" in kinds and "shape" in kinds}
+    return [(image, f"A {kinds['color']} {kinds['shape']}.") for image, kinds in both.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class EasyVqaCaptions:
+    """Pictures of easy-VQA with a caption made of their answers ("A teal circle."), in the package's own splits."""
+
+    split: Split
+
+    def __len__(self) -> int:
+        return len(_captions(self.split))
+
+    def __getitem__(self, index: int) -> Sample:
+        check_index(index, len(self))
+        image, caption = _captions(self.split)[index]
+        path = Path(_image_paths(self.split)[image])
+        key = f"easy_vqa_captions/{self.split}/{index}"
+        return Sample(key=key, images=(path,), turns=((CAPTION_PROMPT, caption),), kind="caption")
+
+    def texts(self) -> Iterator[str]:
+        for _, caption in _captions(self.split):
+            yield from (CAPTION_PROMPT, caption)

@@ -41,6 +41,11 @@ TEMPLATES = {
 }
 
 
+def role_texts(template: TemplateName) -> tuple[str, ...]:
+    """The plain texts that stand around every turn; a tokenizer trained with them makes short prompts."""
+    return "system\n", "user\n", TEMPLATES[template].assistant
+
+
 class Part(NamedTuple):
     """A stretch of the prompt: markers, or plain text in which nothing is parsed."""
 

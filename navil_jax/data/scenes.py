@@ -26,7 +26,7 @@ from typing import Literal
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from navil_jax.data.sources import Sample, Split, Turn, check_index
+from navil_jax.data.sources import CAPTION_PROMPT, Sample, Split, Turn, check_index
 
 RGB = tuple[int, int, int]
 Layout = Literal["pair", "group", "word", "number"]
@@ -62,7 +62,6 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {  # where a question of this kind can 
     "number": ("number",),
 }
 KINDS = tuple(LAYOUTS)
-CAPTION_PROMPT = "Describe the picture."
 
 SIDES: dict[Split, tuple[int, ...]] = {
     "train": (64, 88, 92, 96, 120, 124, 128, 152, 156, 160),

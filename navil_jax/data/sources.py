@@ -17,6 +17,7 @@ from navil_jax.errors import UserError
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 Turn = tuple[str, str]  # question, answer
+CAPTION_PROMPT = "Describe the picture."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,12 @@ def _easy_vqa(split: Split) -> Source:
     return EasyVqa(split)
 
 
+def _easy_vqa_captions(split: Split) -> Source:
+    from navil_jax.data.easy_vqa import EasyVqaCaptions
+
+    return EasyVqaCaptions(split)
+
+
 def _scenes(split: Split) -> Source:
     from navil_jax.data.scenes import Scenes
 
@@ -74,6 +81,7 @@ def _scenes_captions(split: Split) -> Source:
 
 SOURCES: dict[str, Callable[[Split], Source]] = {
     "easy_vqa": _easy_vqa,
+    "easy_vqa_captions": _easy_vqa_captions,
     "scenes": _scenes,
     "scenes_captions": _scenes_captions,
 }

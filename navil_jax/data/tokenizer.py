@@ -226,8 +226,8 @@ def _json(files: Mapping[str, bytes], file: str, name: str) -> dict:
         raise UserError(f"{name}/{file}: not JSON ({error})") from error
 
 
-def train_tokenizer(corpus: Iterable[str], size: int, folder: str | Path) -> Tokenizer:
-    """Trains a small BPE tokenizer and writes it to a folder of the released layout. Deterministic.
+def train_tokenizer(corpus: Iterable[str], size: int, folder: str | Path | None) -> Tokenizer:
+    """Trains a small BPE tokenizer and writes it to a folder of the released layout (None: nowhere). Deterministic.
 
     Every digit and newline is a piece of its own, unknown characters fall back to bytes, and no blank is put in front.
     The 6 chat markers and the 12 special tokens follow the pieces.
@@ -261,8 +261,9 @@ def train_tokenizer(corpus: Iterable[str], size: int, folder: str | Path) -> Tok
     except RuntimeError as error:
         raise UserError(f"cannot train a tokenizer of {size} pieces: {' '.join(str(error).split())}") from error
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
-    tokenizer = Tokenizer({MODEL_FILE: model.getvalue(), **_layout(pieces)}, str(folder))
-    tokenizer.save(folder)
+    tokenizer = Tokenizer({MODEL_FILE: model.getvalue(), **_layout(pieces)}, str(folder or "trained tokenizer"))
+    if folder is not None:
+        tokenizer.save(folder)
     return tokenizer
 
 

@@ -138,10 +138,12 @@ class Checkpoints:
           The parameters and the optimizer state.
 
         Raises:
-          UserError: no checkpoint, an incomplete one, or other parameters than asked for (names the first ones).
+          UserError: no checkpoint, an incomplete one, other parameters than asked for (names the first ones), or
+            written by another number of processes: each has its own place in the data.
         """
         self._check_shapes("params", params)
         self._check_shapes("optimizer", optimizer_state)
+        self._check_processes()
         items = self._restore(
             params=ocp.args.StandardRestore(params),
             optimizer=ocp.args.StandardRestore(optimizer_state),
@@ -178,6 +180,16 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError) as error:
             first = str(error).strip().split("\n")[0].split(" [tensorstore_spec")[0]
             raise UserError(f"{folder}: cannot be read ({first}); delete this folder to use an older one") from error
+
+    def _check_processes(self) -> None:
+        with self._reading("iterator"):
+            names = [path.stem for path in (self._newest() / "iterator").glob("process_*-of-*.json")]
+        counts = {int(name.rpartition("-")[2]) for name in names}
+        if counts and counts != {jax.process_count()}:
+            raise UserError(
+                f"{self._newest()}: was written by {min(counts)} processes, and this run has {jax.process_count()}; "
+                "go on with as many, or start from its parameters with config.init_from"
+            )
 
     def _check_shapes(self, item: str, wanted: Any) -> None:
         """Compares names and shapes with the checkpoint's before anything is read."""
