@@ -89,19 +89,20 @@ run tar -czf "$packed/navil_jax.tar.gz" -C "$root" --exclude=./.git --exclude=./
 run "${tpu[@]}" scp "$packed/navil_jax.tar.gz" "$name:" "--zone=$zone" "--worker=all"
 on_hosts 'mkdir -p navil_jax && tar -xzf navil_jax.tar.gz -C navil_jax'
 # uv brings the Python that the image may lack.
-on_hosts 'curl -LsSf https://astral.sh/uv/install.sh | sh && cd navil_jax &&
-  ~/.local/bin/uv venv --quiet --allow-existing --python=3.11 .venv &&
-  ~/.local/bin/uv pip install --quiet --python=.venv -r requirements.txt "jax[tpu]"'
+install='curl -LsSf https://astral.sh/uv/install.sh | sh && cd navil_jax'
+install+=' && ~/.local/bin/uv venv --quiet --allow-existing --python=3.11 .venv'
+install+=' && ~/.local/bin/uv pip install --quiet --python=.venv -r requirements.txt "jax[tpu]"'
+on_hosts "$install"
 
-command=$(printf '%q ' "$@")
-on_hosts "cd navil_jax || exit
-  if [ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null; then echo 'a command is still running' >&2; exit 1; fi
-  PATH=\$PWD/.venv/bin:\$PATH nohup $command >train.log 2>&1 </dev/null &
-  echo \$! >train.pid"
+# shellcheck disable=SC2016 # the host fills in $(...)
+start='cd navil_jax || exit; if [ -f train.pid ] && kill -0 $(cat train.pid) 2>/dev/null; then'
+start+=' echo "error: a command is still running, stop it first" >&2; exit 1; fi;'
+start+=" PATH=\$PWD/.venv/bin:\$PATH nohup $(printf '%q ' "$@")>train.log 2>&1 </dev/null & echo \$! >train.pid"
+on_hosts "$start"
 
 at=("$name" "--zone=$zone")
 echo
 echo "Follow:  $(show "${tpu[@]}" ssh "${at[@]}" --worker=0 --command='tail -n 100 -f navil_jax/train.log')"
-# shellcheck disable=SC2016 # $(cat ...) is for the host
+# shellcheck disable=SC2016 # the host fills in $(...)
 echo "Stop:    $(show "${tpu[@]}" ssh "${at[@]}" --worker=all --command='kill $(cat navil_jax/train.pid)')"
 echo "Delete:  $(show "${tpu[@]}" delete "${at[@]}")"

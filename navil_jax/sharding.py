@@ -11,6 +11,7 @@ from navil_jax.errors import UserError
 
 # What joins a process to the others where no cluster says it; JAX reads the first one itself.
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+SHUTDOWN_SECONDS = 30  # a process that fails alone waits so long for the others, then all end
 
 # Logical axis of a parameter or activation -> the mesh axes that split it (None: kept whole).
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -35,29 +36,32 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 def start_hosts() -> None:
     """Joins this process to the others of its pod, if the environment says that there are some. Call it first of all.
 
-    There are if `PROCESS_VARIABLES` are set, or on a TPU slice: one whose hosts stand in TPU_WORKER_HOSTNAMES (or
-    TPU_PROCESS_ADDRESSES), or one that JAX asks the metadata server of Google Cloud about. Without any of it, nothing
-    happens.
+    It says so by `PROCESS_VARIABLES`, or, on a machine with TPU chips, by several hosts in TPU_WORKER_HOSTNAMES (or
+    TPU_PROCESS_ADDRESSES). Where neither is set on such a machine, JAX asks Google Cloud's metadata server.
 
     Raises:
       UserError: a variable is missing or is not a number in its range.
     """
-    given = {name: os.environ[name] for name in PROCESS_VARIABLES if os.environ.get(name)}
+    given = [name for name in PROCESS_VARIABLES if os.environ.get(name)]
     if given:
-        _require(PROCESS_VARIABLES, next(iter(given)))
+        _require(PROCESS_VARIABLES, given[0])
         count, number = (_whole_number(name) for name in PROCESS_VARIABLES[1:])
-        if not 0 <= number < count:
+        if number >= count:
             raise UserError(f"JAX_PROCESS_ID: {number}, but JAX_NUM_PROCESSES={count} numbers them from 0")
-        jax.distributed.initialize(num_processes=count, process_id=number)
-        return
-    hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
-    if hosts is None:
-        # Importing JAX sets this variable on machines without TPU chips: they have no metadata to ask for.
-        if "TPU_SKIP_MDS_QUERY" not in os.environ:
-            jax.distributed.initialize()
-    elif "," in hosts:
-        _require(("TPU_WORKER_ID",), "TPU_WORKER_HOSTNAMES")
-        jax.distributed.initialize()
+        jax.distributed.initialize(num_processes=count, process_id=number, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
+    elif "tpu" in (jax.config.jax_platforms or "") and _several_tpu_hosts():
+        jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECONDS)
+
+
+def _several_tpu_hosts() -> bool:
+    """Whether this machine is part of a TPU slice, or JAX must ask the metadata server to know."""
+    for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
+        if name in os.environ:
+            several = "," in os.environ[name]
+            if several:
+                _require(("TPU_WORKER_ID",), name)
+            return several
+    return "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
 def _require(names: tuple[str, ...], given: str) -> None:

@@ -75,7 +75,9 @@ def run(config: Config) -> int:
         sources = [open_source(source.name, "train") for source in config.data.sources]
         iterator = iter(make_dataset(config, sources, tokenizer, jax.process_index(), jax.process_count()))
         state = _start(config, mesh, checkpoints, iterator)
-        return _train(config, mesh, tokenizer, checkpoints, iterator, state, stopped)
+        status = _train(config, mesh, tokenizer, checkpoints, iterator, state, stopped)
+    multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
+    return status
 
 
 def _train(
@@ -120,7 +122,6 @@ def _train(
             f"the training step was compiled {compiled} times: shapes or shardings of its inputs changed"
         )
     _report(config, evaluator, state.params, log, skipped_samples(iterator))
-    multihost_utils.sync_global_devices("report")  # a process that ends early would give up waiting for the first
     return 0
 
 
