@@ -108,11 +108,18 @@ class BatchSpec:
         rows = []
         for _ in range(self.rows):
             row: list[SampleFeatures] = []
-            while len(row) < self.text_slots:
-                sample = _fake_sample(rng, config, pictured=self.patch_slots > 0 and rng.random() < 0.8)
-                if any(sum(len(s[k]) for s in [*row, sample]) > budget for k, budget in self.budgets.items()):
+            fits = lambda sample, row=row: all(  # noqa: E731
+                sum(len(s[name]) for s in [*row, sample]) <= budget for name, budget in self.budgets.items()
+            )
+            while True:
+                pictured = _fake_sample(rng, config, pictured=True) if self.patch_slots and rng.random() < 0.8 else None
+                text = _fake_sample(rng, config, pictured=False)
+                if pictured is not None and fits(pictured):
+                    row.append(pictured)
+                elif fits(text):
+                    row.append(text)
+                else:
                     break
-                row.append(sample)
             rows.append(row)
         return self.build(rows, config.special_id("<IMG_CONTEXT>") if config.special_token_ids else -1)
 

@@ -2,8 +2,8 @@
 
 A sample's answer is right if every target with a loss weight is the likeliest token when the true tokens before it are
 given. That is exactly when greedy decoding writes the whole answer, with the token that ends it: up to the first wrong
-token both see the same tokens, and one wrong token makes either wrong. Of a wrong answer the tokens after the first
-wrong one may differ from what decoding would write.
+token both see the same tokens, and one wrong token makes either wrong. What decoding would write after the first wrong
+token is not known, so a wrong answer is kept up to that token.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class SampleScore:
     right: bool
     loss: float  # sum over targets of weight * cross-entropy
     weight: float  # sum of weights
-    answer: tuple[int, ...]  # likeliest token at each target with a weight
+    answer: tuple[int, ...]  # likeliest tokens at the targets with a weight, up to the first wrong one
 
 
 def score_samples(scores: EvalScores) -> list[SampleScore]:
@@ -56,14 +56,16 @@ def score_samples(scores: EvalScores) -> list[SampleScore]:
             if not slots.any():
                 continue
             weights, answer = scores.loss_weights[row, slots], scores.predictions[row, slots]
+            correct = answer == scores.targets[row, slots]
+            known = len(answer) if correct.all() else int(np.argmin(correct)) + 1
             found.append(
                 SampleScore(
                     source=int(scores.source_ids[row, slots][0]),
                     sample=int(scores.sample_ids[row, slots][0]),
-                    right=bool((answer == scores.targets[row, slots]).all()),
+                    right=bool(correct.all()),
                     loss=float(np.sum(weights * scores.cross_entropy[row, slots], dtype=np.float64)),
                     weight=float(np.sum(weights, dtype=np.float64)),
-                    answer=tuple(answer.tolist()),
+                    answer=tuple(answer[:known].tolist()),
                 )
             )
     return found
@@ -118,7 +120,8 @@ class Evaluator:
                 sample = source[score.sample]
                 image = load_image(sample.images[0]) if sample.images else None
                 question, truth = sample.turns[-1]
-                shown.append(Answer(image, question, response_text(self._tokenizer, score.answer), truth, score.right))
+                answer = response_text(self._tokenizer, score.answer) + ("" if score.right else " ...")
+                shown.append(Answer(image, question, answer, truth, score.right))
         return shown
 
     def _kinds_of(self, scores: Sequence[SampleScore]) -> dict[tuple[int, int], str]:
