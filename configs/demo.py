@@ -1,4 +1,4 @@
-"""The main job: a small NaViL that learns to see, on two CPU cores, in about eight minutes.
+"""The main job: a small NaViL that learns to see on two CPU cores.
 
 Real pictures with questions (easy-VQA) and generated scenes of shapes, words and numbers. No download beyond the
 packages.
