@@ -8,16 +8,14 @@ status is 1 if a difference is above its tolerance. The golden tests assert the 
 import importlib.metadata
 import platform
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from navil_jax.conversion.compare import TOLERANCES, Group, all_pairs, by_group
+from navil_jax.conversion.golden import is_golden, load_case
 
-from golden_cases import PICTURE_CASES, TEXT_CASES
-from golden_compare import TOLERANCES, all_pairs
-
+CASES = Path(__file__).parents[1] / "tests" / "golden"
 INTRODUCTION = """# Parity with the released code
 
 Largest absolute difference between navil_jax and the released PyTorch code, both in float32, over the tensors of a
@@ -32,36 +30,25 @@ NOTES = """\
 """
 
 
-def differences(name: str) -> dict[str, tuple[float, int, bool]]:
-    """Group -> largest difference of a case, number of tensors, and whether all are within the tolerance."""
-    groups = defaultdict(list)
-    for pair in all_pairs(name):
-        groups[pair.group].append((pair.difference, pair.within_tolerance))
-    return {
-        group: (max(difference for difference, _ in values), len(values), all(within for _, within in values))
-        for group, values in groups.items()
-    }
-
-
-def table(columns: dict[str, dict[str, tuple[float, int, bool]]]) -> str:
+def table(columns: dict[str, dict[str, Group]]) -> str:
     """Groups down, cases across."""
     rows = [["group", *columns, "tolerance"], ["---"] * (len(columns) + 2)]
     for group, tolerance in TOLERANCES.items():
-        cells = [f"{case[group][0]:.1e}" if group in case else "" for case in columns.values()]
+        cells = [f"{case[group].difference:.1e}" if group in case else "" for case in columns.values()]
         rows.append([group, *cells, f"{tolerance:.0e}"])
-    rows.append(
-        ["tensors compared", *(str(sum(count for _, count, _ in case.values())) for case in columns.values()), ""]
-    )
+    counts = [str(sum(group.tensors for group in case.values())) for case in columns.values()]
+    rows.append(["tensors compared", *counts, ""])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> int:
-    columns = {name: differences(name) for name in (*PICTURE_CASES, *TEXT_CASES)}
+    folders = sorted(folder for folder in CASES.iterdir() if is_golden(folder))
+    columns = {folder.name: by_group(all_pairs(load_case(folder))) for folder in folders}
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", "flax", "numpy"))
     print(f"{INTRODUCTION}\n{table(columns)}\n\n{NOTES}")
     print(f"Made by `JAX_PLATFORMS=cpu python -m benchmarks.parity > docs/parity.md` on {jax.default_backend()} with")
     print(f"{versions}, Python {platform.python_version()}.")
-    good = all(within for case in columns.values() for _, _, within in case.values())
+    good = all(group.within for case in columns.values() for group in case.values())
     return 0 if good else 1
 
 

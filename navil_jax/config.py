@@ -27,6 +27,11 @@ SPECIAL_TOKENS = (
     "<IMG_FRAME_BREAK>",
 )
 
+# The system message of a released model whose config.json has none.
+DEFAULT_SYSTEM_MESSAGE = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"  # noqa: RUF001
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -117,14 +122,25 @@ class ImageConfig:
     max_patches: int = 24576
     multiscale: bool = True  # also smaller copies, each about half the pixels of the one before
     scale_factor: float = 0.7071  # side of one scale against the next larger
+    augment: Literal["jpeg", "resolution", "jpeg_and_resolution"] = "jpeg"  # what a source's data_augment changes
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
     """One data source of the mixture."""
 
-    name: str  # a key of data.sources.SOURCES
+    name: str  # a key of data.sources.SOURCES; where `kind` is given, any name for logs
     weight: float = 1.0  # share of samples drawn from it, against the other weights
+    kind: str = ""  # format of the files: array_record, llava, meta, webdataset, parquet, huggingface, tfds
+    path: str = ""  # file, folder, pattern or address (gs://...) of the training samples
+    held_out: str = ""  # the same for held-out samples; empty: the source is not evaluated
+    root: str = ""  # folder of the pictures that records name; empty: that of the file
+    repeat: float = 1.0  # passes over its samples that are shuffled as one; below 1: only the first part of them
+    prompt: str = ""  # question of samples that are a caption only; empty: data.sources.CAPTION_PROMPT
+    system_message: str | None = None  # none: data.system_message; a message that a sample brings counts first
+    max_patches: int | None = None  # of a picture's largest scale; none: images.max_patches
+    loss_weight: Literal["token", "sample", "square"] | None = None  # none: data.loss_weight
+    data_augment: bool = False  # pictures are changed at random while training, see images.augment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +152,17 @@ class DataConfig:
     visual_slots: int = 8192
     text_slots: int = 8192
     patch_slots: int = 24576
-    packing_bins: int = 32  # rows that are filled side by side; more waste less
-    tokenizer: str = ""  # folder with tokenizer.model; empty: one is trained on the sources' text
+    packing_bins: int = 32  # rows' worth of samples of which a row takes what fills it; more waste less
+    overlong: Literal["drop", "shrink", "error"] = "drop"  # samples longer than a row; shrink: their pictures
+    tokenizer: str = ""  # folder with tokenizer.model or tokenizer.json; empty: one is trained on the text
     tokenizer_size: int = 1024  # pieces of a tokenizer that is trained
     template: Literal["internlm2-chat", "qwen3-chat"] = "internlm2-chat"
     system_message: str = ""
     loss_weight: Literal["token", "sample", "square"] = "square"  # 1, 1/n, 1/sqrt(n) with n the sample's label tokens
-    threads: int = 2
+    quarantine: str = ""  # file with a list of bad samples that are not read, beside the run's own
+    max_bad_share: float = 0.01  # of the samples read (from 1,000 on); more bad ones stop the run
+    threads: int = 2  # that read samples
+    workers: int = 0  # processes that read samples in the place of threads
     seed: int = 0
 
 
@@ -158,8 +178,9 @@ class RuleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (paper, table of training settings) with regex rules over parameter names."""
+    """AdamW (paper, table of training settings) or Muon, with regex rules over parameter names."""
 
+    algorithm: Literal["adamw", "muon"] = "adamw"  # muon: orthogonal updates of the layers' matrices, Adam for the rest
     peak_learning_rate: float = 5e-5
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 200
@@ -223,6 +244,19 @@ def validate(config: Config) -> None:
     for prefix, group, keys in groups:
         for key in keys if group else ():
             require(getattr(group, key) > 0, prefix + key, "must be positive")
+    require(data.workers >= 0, "data.workers", "must not be negative")
+    require(0 <= data.max_bad_share <= 1, "data.max_bad_share", "is a share, from 0 to 1")
+    for number, source in enumerate(data.sources):
+        key = f"data.sources.{number}."
+        require(source.weight > 0, key + "weight", "must be positive")
+        require(source.repeat > 0, key + "repeat", "must be positive")
+        require(not source.kind or bool(source.path), key + "path", f"no path to the data of kind {source.kind}")
+        require(not source.path or bool(source.kind), key + "kind", f"which format has {source.path}?")
+        require(
+            source.max_patches is None or source.max_patches >= config.images.min_patches,
+            key + "max_patches",
+            f"{source.max_patches} is below images.min_patches = {config.images.min_patches}",
+        )
     for number, rule in enumerate(optimizer.rules):
         try:
             re.compile(rule.pattern)

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_cases import TOLERANCE, in_order, load_case, patch_features, sample_features
+from golden_cases import load_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navil_jax.batch import BatchSpec
 from navil_jax.config import MeshConfig
+from navil_jax.conversion.compare import TOLERANCE
+from navil_jax.conversion.golden import in_order, patch_features, sample_features
 from navil_jax.errors import UserError
 from navil_jax.inference.engine import Engine, bucket
 from navil_jax.inference.sampling import Sampler

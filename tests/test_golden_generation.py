@@ -2,18 +2,11 @@
 
 import numpy as np
 import pytest
-from golden_cases import FOLDER, PICTURE_CASES, TEXT_CASES, Case, load_case, patch_features
-from golden_compare import (
-    PICTURE_GENERATIONS,
-    TEXT_GENERATIONS,
-    Recorder,
-    check,
-    engine,
-    generation_pairs,
-    picture_prompt,
-)
+from golden_cases import FOLDER, PICTURE_CASES, TEXT_CASES, check, load_case
 
 from navil_jax.config import Config, DataConfig
+from navil_jax.conversion.compare import Recorder, engine, generation_pairs
+from navil_jax.conversion.golden import Case, patch_features
 from navil_jax.data.prompt import response_text
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.inference.assistant import Assistant
@@ -23,17 +16,17 @@ from navil_jax.weights.released_config import image_config, read_config
 
 @pytest.mark.parametrize("name", PICTURE_CASES)
 class TestPictures:
-    @pytest.mark.parametrize("key", PICTURE_GENERATIONS)
+    @pytest.mark.parametrize("key", ["gen", "gen_forced"])
     def test_tokens_and_logits(self, name: str, key: str):
         """gen is greedy; in gen_forced the tokens are dictated, special ones among them."""
-        check(generation_pairs(name, key))
+        check(generation_pairs(load_case(name), key))
 
     def test_stop_token_ends_the_answer_and_belongs_to_it(self, name: str):
         case = load_case(name)
         stop = case.info["gen_stop"]
         dictated, id_of_stop = Recorder(stop["forced"]), case.info["eos_token_id"]
-        prompt = picture_prompt(case)
-        assert engine(name).generate([prompt], dictated, len(stop["forced"]), id_of_stop) == [stop["returned"]]
+        prompt = case.prompt("gen")
+        assert engine(case).generate([prompt], dictated, len(stop["forced"]), id_of_stop) == [stop["returned"]]
 
     def test_from_files_to_text(self, name: str):
         """PNG files and a question -> the released prompt, pixels, tokens and answer."""
@@ -43,7 +36,7 @@ class TestPictures:
         pictures = [assistant.read_picture(file) for file in sorted((FOLDER / name).glob("image_*.png"))]
         history = [tuple(turn) for turn in sample.get("history") or ()]
         prompt = assistant.prompt(history, sample["question"], pictures)
-        expected = picture_prompt(case)
+        expected = case.prompt("gen")
         assert prompt.keys() == expected.keys()
         for key in ("visual_tokens", "visual_positions", "text_tokens", "text_positions", *patch_features(case)):
             np.testing.assert_array_equal(prompt[key], expected[key], err_msg=key)
@@ -58,11 +51,11 @@ def golden_assistant(case: Case) -> Assistant:
     released = read_config(FOLDER / case.name)
     data = DataConfig(template=released["template"], system_message=released["system_message"])
     config = Config(model=case.config, images=image_config(released), data=data)
-    return Assistant(config, Tokenizer.load(FOLDER / "prompts" / "tokenizer"), engine(case.name))
+    return Assistant(config, Tokenizer.load(FOLDER / "prompts" / "tokenizer"), engine(case))
 
 
 @pytest.mark.parametrize("name", TEXT_CASES)
-@pytest.mark.parametrize("key", TEXT_GENERATIONS)
+@pytest.mark.parametrize("key", ["gen", "gen_cross", "gen_long"])
 def test_texts(name: str, key: str):
     """gen_cross passes the position limit while it decodes, gen_long in its prompt."""
-    check(generation_pairs(name, key))
+    check(generation_pairs(load_case(name), key))

@@ -3,42 +3,24 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_cases import (
-    FOLDER,
-    PICTURE_CASES,
-    TEXT_CASES,
+from golden_cases import FOLDER, PICTURE_CASES, TEXT_CASES, check, load_case
+
+from navil_jax.conversion.compare import (
     TOLERANCE,
-    Case,
-    build_batch,
-    in_order,
-    load_case,
-    picture_batch,
-    sample_features,
-)
-from golden_compare import (
-    GRADIENTS,
-    LOSSES,
-    TEXTS,
-    check,
     forward_pairs,
     gradient_pairs,
     loss_pairs,
     text_pairs,
     text_training_pairs,
 )
-
-from navil_jax.data.images import window_order
+from navil_jax.conversion.golden import build_batch, in_order, picture_batch, sample_features, window_index
 from navil_jax.model import params as model_params
-from navil_jax.weights.convert import read_safetensors, tensors_from_params
+from navil_jax.weights.convert import tensors_from_params
+from navil_jax.weights.torch_files import TensorFolder
 
-
-def window_index(case: Case) -> np.ndarray:
-    """Order of the merged units of all scales."""
-    vision, parts, start = case.config.vision, [], 0
-    for rows, cols in case.grids:
-        parts.append(start + window_order(rows // 2, cols // 2, vision.window_size // vision.merge_size))
-        start += rows * cols // 4
-    return np.concatenate(parts)
+LOSSES = ("plain", "plain_labels_all", "weighted_answer", "weighted_all", "weighted_all_labels_all")
+GRADIENTS = ("plain", "weighted_all_labels_all")
+TEXTS = ("text0", "text1", "long")
 
 
 @pytest.mark.parametrize("name", PICTURE_CASES)
@@ -63,22 +45,22 @@ class TestPictures:
         np.testing.assert_array_equal(in_order(batch, is_visual), case.arrays["llm.visual_token_mask"][0])
 
     def test_every_intermediate(self, name: str):
-        check(forward_pairs(name))
+        check(forward_pairs(load_case(name)))
 
     @pytest.mark.parametrize("variant", LOSSES)
     def test_loss(self, name: str, variant: str):
-        check(loss_pairs(name, variant))
+        check(loss_pairs(load_case(name), variant))
 
     @pytest.mark.parametrize("variant", GRADIENTS)
     def test_gradients(self, name: str, variant: str):
-        check(gradient_pairs(name, variant))
+        check(gradient_pairs(load_case(name), variant))
 
 
 @pytest.mark.parametrize("name", TEXT_CASES)
 class TestTexts:
     @pytest.mark.parametrize("text", TEXTS)
     def test_forward(self, name: str, text: str):
-        check(text_pairs(name, text))
+        check(text_pairs(load_case(name), text))
 
     def test_both_texts_packed_in_one_row_after_a_long_one(self, name: str):
         """Neither the neighbours in the row nor a long text before it move a text's logits."""
@@ -93,15 +75,15 @@ class TestTexts:
             np.testing.assert_allclose(ours, case.arrays[f"{text}.logits"][0], rtol=0, atol=TOLERANCE)
 
     def test_loss_and_gradients(self, name: str):
-        check(text_training_pairs(name))
+        check(text_training_pairs(load_case(name), "text1"))
 
 
 @pytest.mark.parametrize("name", PICTURE_CASES + TEXT_CASES)
 def test_tensors_survive_both_directions(name: str):
     """Checkpoint -> parameters -> checkpoint gives every tensor back, byte for byte."""
     case = load_case(name)
-    original = read_safetensors(FOLDER / name)
-    back = dict(tensors_from_params(case.config, case.params))
+    original = TensorFolder(FOLDER / name)
+    back = tensors_from_params(case.config, case.params)
     assert set(back) == set(original)
     for tensor, values in original.items():
         assert back[tensor].dtype == values.dtype

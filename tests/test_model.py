@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_cases import build_batch, in_order, to_slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
@@ -16,6 +15,7 @@ from tiny import tiny_model
 from navil_jax import sharding
 from navil_jax.batch import Batch, BatchSpec, _fake_sample
 from navil_jax.config import MeshConfig, ModelConfig
+from navil_jax.conversion.golden import build_batch, in_order, to_slots
 from navil_jax.model import attention as attention_module
 from navil_jax.model import params as model_params
 from navil_jax.model.decoder import FeedForward, Output, permute

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_model
 
-from navil_jax.config import OptimizerConfig, RuleConfig
+from navil_jax.config import MeshConfig, OptimizerConfig, RuleConfig
 from navil_jax.errors import UserError
+from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten
+from navil_jax.sharding import make_mesh
 from navil_jax.training.optimizer import (
+    MUON_RMS,
     make_optimizer,
     make_schedule,
     match_rules,
+    matrix_axes,
     merge,
     split_trainable,
     state_shardings,
@@ -155,3 +160,46 @@ def test_state_is_sharded_like_the_parameters():
     assert wanted[1].nu == shardings
     assert wanted[1].count.spec == jax.sharding.PartitionSpec()
     assert state[1].mu["vision"]["a"]["kernel"].sharding == shardings["vision"]["a"]["kernel"]
+
+
+def test_state_of_muon_is_sharded_like_the_parameters():
+    config = OptimizerConfig(algorithm="muon", warmup_steps=0)
+    mesh = make_mesh(MeshConfig())
+    model = tiny_model()
+    shapes, shardings = model_params.shapes(model), model_params.shardings(model, mesh)
+    optimizer = make_optimizer(config, 10, shapes)
+    wanted = state_shardings(optimizer, shapes, shardings, mesh)
+    params = jax.jit(lambda: model_params.initialise(model, 0), out_shardings=shardings)()
+    state = jax.jit(optimizer.init, out_shardings=wanted)(params)
+    moments = [
+        (name, leaf.sharding)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        for name, parameter in flatten(params).items()
+        if jax.tree_util.keystr(path, simple=True, separator="/").endswith(f"/{name}") and leaf.shape == parameter.shape
+    ]
+    assert {name for name, _ in moments} == flatten(params).keys()
+    assert all(sharding == flatten(shardings)[name] for name, sharding in moments)
+
+
+@pytest.mark.parametrize("family", ["internlm2", "qwen3"])
+def test_muon_updates_are_orthogonal_matrices(family):
+    """Every matrix of every layer moves by singular values that are nearly equal, with Adam's size of entries."""
+    config = OptimizerConfig(algorithm="muon", warmup_steps=0, peak_learning_rate=1.0, weight_decay=0.0)
+    params = model_params.initialise(tiny_model(family), 0)
+    gradients = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+    optimizer = make_optimizer(config, 10, params)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    matrices = 0
+    for name, update in flatten(updates).items():
+        axes = matrix_axes(name, update.ndim)
+        if axes is None:
+            continue
+        kept = [axis for axis in range(update.ndim) if axis not in axes.reduction_axis + axes.output_axis]
+        size = [int(np.prod([update.shape[axis] for axis in group])) for group in axes]
+        stack = np.transpose(update, (*kept, *axes.reduction_axis, *axes.output_axis)).reshape(-1, *size)
+        values = np.linalg.svd(stack, compute_uv=False) / (MUON_RMS * max(size) ** 0.5)
+        assert values.max() < 1.3, name
+        assert np.median(values) > 0.6, name
+        matrices += len(stack)
+    depths = 2 * 2 * 3  # layers, experts, feed-forward matrices
+    assert matrices == depths + 2 * 2 * 4 + 2 * (3 + 1 + 2) + 1 + 2  # attention, vision layers, patches, connector

@@ -154,9 +154,9 @@ def test_text_is_inside_in_its_color_and_told(seed, split, layout):
 
 def test_all_fonts_write_every_letter_and_digit_differently():
     for font in scenes.FONTS:
-        glyphs = {bytes(scenes._font(font, 20).getmask(c)) for c in "abcdefghijklmnopqrstuvwxyz0123456789"}
+        glyphs = {bytes(scenes._font(font).getmask(c)) for c in "abcdefghijklmnopqrstuvwxyz0123456789"}
         assert len(glyphs) == 36, font
-        assert -scenes._font(font, 20).getbbox("d", anchor="ls")[1] == pytest.approx(20, abs=1)
+        assert -scenes._font(font).getbbox("d", anchor="ls")[1] == pytest.approx(scenes.TEXT_HEIGHT, abs=1)
 
 
 def test_scenes_are_a_pure_function_and_pickle():
@@ -181,9 +181,8 @@ def test_scenes_splits_share_nothing_that_is_held_out():
     looks = [{(shape.name, shape.color) for s in part for shape in s.shapes} for part in (train, test)]
     assert looks[1] - looks[0] == scenes.HELD_OUT
     texts = [{s.text for s in part if s.text} for part in (train, test)]
-    assert all(t.font != scenes.held_out_font(t.text) for t in texts[0])
-    assert any(t.font == scenes.held_out_font(t.text) for t in texts[1])
-    assert not {t.height for t in texts[0]} & {t.height for t in texts[1]}
+    assert all(t.color != scenes.held_out_color(t.text) for t in texts[0])
+    assert any(t.color == scenes.held_out_color(t.text) for t in texts[1])
 
 
 def test_training_questions_never_name_a_held_out_look():
@@ -234,10 +233,10 @@ def test_scenes_texts_show_every_answer():
 def test_easy_vqa_is_the_whole_package():
     train, test = EasyVqa("train", turns=1), EasyVqa("test")
     assert (len(train), len(test)) == (38_575, 9_673)
-    assert len({train[i].images[0] for i in range(len(train))}) == 4000
+    assert len({image for image, _ in train._samples()}) == 4000
     assert len({test[i].images[0] for i in range(len(test))}) == 1000
-    asked = Counter((s.images[0].name, *t) for s in EasyVqa("train", turns=4) for t in s.turns)
-    assert asked == Counter((s.images[0].name, *t) for s in train for t in s.turns)
+    asked = [Counter((image, *t) for image, turns in s._samples() for t in turns) for s in (train, EasyVqa("train", 4))]
+    assert asked[0] == asked[1]
     with Image.open(test[0].images[0]) as picture:
         assert picture.size == (64, 64)
 
@@ -268,15 +267,29 @@ def test_easy_vqa_kinds():
 
 
 def test_easy_vqa_captions_say_what_the_answers_say():
-    for split in ("train", "test"):
-        captions = EasyVqaCaptions(split)
+    for split in SPLITS:
         answers: dict = {}
-        for sample in EasyVqa(split, turns=1):
-            answers.setdefault(sample.images[0], set()).add(sample.turns[0][1])
+        for image, ((_, answer),) in EasyVqa(split, turns=1)._samples():
+            answers.setdefault(image, set()).add(answer)
+        captions = easy_vqa._captions(split)
         assert len(captions) > 500
-        for sample in captions:
-            _, color, shape = sample.turns[0][1].rstrip(".").split()
-            assert {color, shape} <= answers[sample.images[0]]
+        for image, caption in captions:
+            _, color, shape = caption.rstrip(".").split()
+            assert {color, shape} <= answers[image]
+
+
+def test_easy_vqa_shows_training_pictures_in_eight_views():
+    captions = EasyVqaCaptions("train")
+    pictures = len(captions) // 8
+    views = [captions[7 + view * pictures] for view in range(8)]
+    assert len({view.turns for view in views}) == 1
+    with Image.open(views[0].images[0]) as opened:
+        picture = np.asarray(opened.convert("RGB"))
+    turned = [np.rot90(flipped, quarter) for flipped in (picture, picture[:, ::-1]) for quarter in range(4)]
+    assert {np.asarray(view.images[0]).tobytes() for view in views[1:]} == {x.tobytes() for x in turned[1:]}
+    assert isinstance(EasyVqa("train")[8].images[0], Path)
+    assert isinstance(EasyVqa("train")[9].images[0], Image.Image)
+    assert all(isinstance(sample.images[0], Path) for sample in EasyVqa("test"))
 
 
 def test_easy_vqa_turns_order_and_kind():

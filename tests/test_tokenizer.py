@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from navil_jax.config import SPECIAL_TOKENS
-from navil_jax.data.tokenizer import CHAT_MARKERS, FILES, Tokenizer, train_tokenizer
+from navil_jax.data.sentencepiece_tokenizer import CHAT_MARKERS, SentencePieceTokenizer, train_tokenizer
+from navil_jax.data.tokenizer import Tokenizer, check_vocabulary, with_special_tokens
 from navil_jax.errors import UserError
 
+FILES = SentencePieceTokenizer.FILES
 PROMPTS = Path(__file__).parent / "golden" / "prompts"
 CASES = {"tokenizer": "golden.json", "tokenizer_dummy_prefix": "golden_dummy_prefix.json"}
 CORPUS = ["What colour is the box?\nIt is red.", "How many boxes are there? 12 or 34.", "The blue circle is left."] * 9
@@ -143,3 +146,63 @@ def _trained(factory: pytest.TempPathFactory) -> Tokenizer:
 def test_training_without_text(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         train_tokenizer([" "], 300, tmp_path)
+
+
+BASE_CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+
+
+def base_tokenizer(drop: int = 0, **config: object) -> Tokenizer:
+    """A language model's tokenizer without added tokens; `drop` of its reserved pieces get another name."""
+    model = sentencepiece_model_pb2.ModelProto.FromString((PROMPTS / "tokenizer" / "tokenizer.model").read_bytes())
+    for piece in model.pieces[len(model.pieces) - drop :]:
+        piece.piece = f"[OTHER_{piece.piece}]"
+    files = {"tokenizer.model": model.SerializeToString()}
+    return Tokenizer.from_files(files | {"tokenizer_config.json": json.dumps(BASE_CONFIG | config).encode()})
+
+
+def test_a_base_model_s_tokenizer_grows_like_the_releases() -> None:
+    """The markers of the chat template get the ids that the table keeps for them, the special tokens new ones."""
+    plain, released = base_tokenizer(), Tokenizer.load(PROMPTS / "tokenizer")
+    assert (plain.vocab_size, plain.pad_id) == (546, 2)
+    with pytest.raises(UserError, match="</box>"):
+        _ = plain.special_token_ids
+    grown = with_special_tokens(plain)
+    assert grown.special_token_ids == tuple(range(546, 558))
+    assert [grown.token_id(token) for token in CHAT_MARKERS] == [released.token_id(token) for token in CHAT_MARKERS]
+    assert json.loads(grown.files()["added_tokens.json"]) == dict(zip(SPECIAL_TOKENS, range(546, 558), strict=True))
+    text = "<|im_start|>user\nWhat is this?<|im_end|>"
+    ids = grown.encode(text, allow_special=True)
+    assert ids == released.encode(text, allow_special=True)
+    assert grown.decode(ids) == released.decode(ids)
+    assert grown.decode(ids, skip_special=True) == released.decode(ids, skip_special=True)
+    assert grown.encode(text, allow_special=False) == released.encode(text, allow_special=False)
+    assert Tokenizer.from_files(grown.files()).files() == grown.files()
+    assert with_special_tokens(grown) is grown
+
+
+def test_markers_without_a_reserved_piece_come_before_the_special_tokens() -> None:
+    grown = with_special_tokens(base_tokenizer(drop=2))
+    assert [grown.token_id(token) for token in CHAT_MARKERS] == [540, 541, 542, 543, 546, 547]
+    assert grown.special_token_ids == tuple(range(548, 560))
+
+
+def test_growing_keeps_the_ids_that_are_there() -> None:
+    released = Tokenizer.load(PROMPTS / "tokenizer")
+    assert with_special_tokens(released) is released
+    files = released.files()
+    config, added = json.loads(files["tokenizer_config.json"]), json.loads(files["added_tokens.json"])
+    config["added_tokens_decoder"].pop("546")
+    added.pop("<img>")
+    files |= {"tokenizer_config.json": json.dumps(config).encode(), "added_tokens.json": json.dumps(added).encode()}
+    grown = with_special_tokens(Tokenizer.from_files(files))
+    ids = dict(zip(SPECIAL_TOKENS, released.special_token_ids, strict=True)) | {"<img>": 558}
+    assert dict(zip(SPECIAL_TOKENS, grown.special_token_ids, strict=True)) == ids
+    table = json.loads(grown.files()["special_tokens_map.json"])["additional_special_tokens"]
+    assert table[-1]["content"] == "<img>"
+
+
+def test_a_vocabulary_larger_than_the_model_s() -> None:
+    tokenizer = Tokenizer.load(PROMPTS / "tokenizer")
+    check_vocabulary(tokenizer, 558, "model")
+    with pytest.raises(UserError, match=r"here: the tokenizer in .* has 558 ids, the model 557"):
+        check_vocabulary(tokenizer, 557, "here")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import easy_vqa
+from PIL import Image
 
 from navil_jax.data.sources import CAPTION_PROMPT, Sample, Split, Turn, check_index
 
@@ -22,6 +23,7 @@ _FORMS = {
     "not shape": rf"(is no|is there not a|does the image not contain a) {_SHAPE}( present| in the image)?\?",
 }
 KINDS = tuple(_FORMS)
+VIEWS = (None, *Image.Transpose)  # a picture as it is, turned or mirrored: colour and shape stay the same
 
 
 @functools.cache
@@ -57,12 +59,22 @@ def _image_paths(split: Split) -> dict[int, str]:
     return easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
 
 
+def _picture(split: Split, image: int, view: int) -> Path | Image.Image:
+    """A picture's file, or a view of the picture (an index into VIEWS)."""
+    path = Path(_image_paths(split)[image])
+    if VIEWS[view] is None:
+        return path
+    with Image.open(path) as picture:
+        return picture.convert("RGB").transpose(VIEWS[view])
+
+
 @dataclasses.dataclass(frozen=True)
 class EasyVqa:
     """The package's own splits: 4,000 pictures, 38,575 questions to train on; 1,000 and 9,673 held out.
 
     A training sample has up to `turns` of its picture's questions in an order that depends on the picture alone, and
-    an epoch asks every question once. A test sample has one question, so that no earlier answer helps.
+    an epoch asks every question once, each sample with another of the eight views of its picture. A test sample has
+    one question, so that no earlier answer helps, and the picture as it is.
     """
 
     split: Split
@@ -80,7 +92,7 @@ class EasyVqa:
         kinds = {question_kind(question) for question, _ in turns}
         return Sample(
             key=f"easy_vqa/{self.split}/{index}",
-            images=(Path(_image_paths(self.split)[image]),),
+            images=(_picture(self.split, image, index % len(VIEWS) if self.split == "train" else 0),),
             turns=turns,
             kind=kinds.pop() if len(kinds) == 1 else "",
         )
@@ -104,19 +116,24 @@ def _captions(split: Split) -> list[tuple[int, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class EasyVqaCaptions:
-    """Pictures of easy-VQA with a caption made of their answers ("A teal circle."), in the package's own splits."""
+    """Pictures of easy-VQA with captions made of their answers ("A teal circle."), in the package's own splits.
+
+    The training split has every picture in eight views, each a sample of its own.
+    """
 
     split: Split
 
     def __len__(self) -> int:
-        return len(_captions(self.split))
+        return len(_captions(self.split)) * (len(VIEWS) if self.split == "train" else 1)
 
     def __getitem__(self, index: int) -> Sample:
         check_index(index, len(self))
-        image, caption = _captions(self.split)[index]
-        path = Path(_image_paths(self.split)[image])
+        view, place = divmod(index, len(_captions(self.split)))
+        image, caption = _captions(self.split)[place]
         key = f"easy_vqa_captions/{self.split}/{index}"
-        return Sample(key=key, images=(path,), turns=((CAPTION_PROMPT, caption),), kind="caption")
+        return Sample(
+            key=key, images=(_picture(self.split, image, view),), turns=((CAPTION_PROMPT, caption),), kind="caption"
+        )
 
     def texts(self) -> Iterator[str]:
         for _, caption in _captions(self.split):

@@ -13,14 +13,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from navil_jax.batch import SampleFeatures
+from navil_jax.config import DEFAULT_SYSTEM_MESSAGE
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError
 
 PLACEHOLDER = "<image>"
 END = "<|im_end|>"
-DEFAULT_SYSTEM_MESSAGE = (
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"  # noqa: RUF001
-)
 
 Grids = Sequence[tuple[int, int]]  # (rows, columns) in patches of each scale of one picture, smallest first
 Turns = Sequence[tuple[str, str]]  # (question, answer)
@@ -32,7 +30,7 @@ class Template(NamedTuple):
     """What differs between the chat templates."""
 
     assistant: str  # what stands in front of an answer
-    bos: bool  # whether the sample starts with <s>
+    bos: bool  # whether the sample starts with <s>, if the tokenizer has one
 
 
 TEMPLATES = {
@@ -68,6 +66,16 @@ def picture_text(grids: Grids, merge_size: int = 2) -> str:
         for rows, cols in grids
     )
     return f"<img>{''.join(scales)}</img>"
+
+
+def picture_length(grids: Grids, merge_size: int = 2) -> tuple[int, int]:
+    """Visual tokens and text tokens of `picture_text`.
+
+    Example: ((2, 4),) -> (3, 3), as <img> and <IMG_CONTEXT> are visual
+    """
+    context = sum((rows // merge_size) * (cols // merge_size) for rows, cols in grids)
+    breaks = sum(rows // merge_size + 1 for rows, _ in grids)
+    return context + 1, breaks + 1
 
 
 def with_placeholders(questions: Sequence[str], pictures: int) -> list[str]:
@@ -110,8 +118,7 @@ def chat_prompt(
 
 def prompt_ids(tokenizer: Tokenizer, template: TemplateName, prompt: str) -> list[int]:
     """Ids of a prompt's text as the released code has them: markers are parsed wherever they stand, also typed ones."""
-    bos = [tokenizer.bos_id] if TEMPLATES[template].bos else []
-    return bos + tokenizer.encode(prompt, allow_special=True)
+    return _bos(tokenizer, template) + tokenizer.encode(prompt, allow_special=True)
 
 
 def encode_prompt(
@@ -225,9 +232,13 @@ def _parts(
 _START, _END = Part("<|im_start|>", marker=True), Part(END, marker=True)
 
 
+def _bos(tokenizer: Tokenizer, template: TemplateName) -> list[int]:
+    return [tokenizer.bos_id] if TEMPLATES[template].bos and tokenizer.bos_id is not None else []
+
+
 def _encode(tokenizer: Tokenizer, template: TemplateName, parts: Iterator[Part]) -> tuple[list[int], np.ndarray]:
     """Ids and whether each is learnt. Text between markers is encoded in one go, as the released tokenizer does."""
-    ids = [tokenizer.bos_id] if TEMPLATES[template].bos else []
+    ids = _bos(tokenizer, template)
     learnt = [False] * len(ids)
     for marker, run in itertools.groupby((part for part in parts if part.text), key=lambda part: part.marker):
         run = list(run)

@@ -1,35 +1,22 @@
-"""Text <-> ids on SentencePiece, in the file layout of the InternLM2 releases (released tokenizer)."""
+"""Text <-> ids. The files of a folder tell which kind of tokenizer it holds: SentencePiece or byte-level BPE."""
 
+import abc
 import functools
-import io
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import sentencepiece
+from typing import Any, ClassVar, NamedTuple
 
 from navil_jax.config import SPECIAL_TOKENS
 from navil_jax.errors import UserError
 
-MODEL_FILE, CONFIG_FILE, ADDED_FILE, MAP_FILE = (
-    "tokenizer.model",
+CONFIG_FILE, ADDED_FILE, MAP_FILE, JSON_FILE = (
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
+    "tokenizer.json",
 )
-FILES = (MODEL_FILE, CONFIG_FILE, ADDED_FILE, MAP_FILE, "tokenization_internlm2.py")  # the first two are needed
-CHAT_MARKERS = (
-    "<|plugin|>",
-    "<|interpreter|>",
-    "<|action_end|>",
-    "<|action_start|>",
-    "<|im_end|>",
-    "<|im_start|>",
-)
-# What the released tokenizer writes closer together when it decodes, in this order.
-_TIGHTER = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+PLAIN_TOKEN = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
 
 
 class Token(NamedTuple):
@@ -40,38 +27,37 @@ class Token(NamedTuple):
     end: int
 
 
-class Tokenizer:
-    """A SentencePiece model and the tokens added to it.
+class Tokenizer(abc.ABC):
+    """A table of pieces and the tokens added to it.
 
     Added tokens (the markers of the chat template, of pictures and of boxes) are parsed from text only where the caller
-    allows it. Elsewhere a literal "<img>" typed by a user is plain text, and so is a SentencePiece piece that stands
-    for a marker under another name ("[UNUSED_TOKEN_145]" for "<|im_end|>" in the releases).
+    allows it. Elsewhere a literal "<img>" typed by a user is plain text, and so is what else the table would take for
+    a marker.
+
+    Attributes:
+      bos_id: stands in front of a text; None where nothing does (Qwen3).
+      eos_id, pad_id: end of a text and padding; None where the files name none.
     """
 
-    def __init__(self, files: Mapping[str, bytes], name: str = "tokenizer") -> None:
-        """From the contents of the files; `name` is what errors call them. Raises `UserError` as `load`."""
-        for needed in (MODEL_FILE, CONFIG_FILE):
-            if needed not in files:
-                raise UserError(f"{name}: no {needed}; a folder of the InternLM2 layout is needed")
-        self._files = {file: files[file] for file in FILES if file in files}
-        self._pieces = sentencepiece.SentencePieceProcessor()
-        try:
-            self._pieces.LoadFromSerializedProto(files[MODEL_FILE])
-        except RuntimeError as error:
-            raise UserError(f"{name}/{MODEL_FILE}: not a SentencePiece model") from error
-        config = _json(self._files, CONFIG_FILE, name)
-        self._name = name
-        self._ids = {token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
-        self._ids |= _json(self._files, ADDED_FILE, name)
-        self._tokens = {i: token for token, i in self._ids.items()}
-        self._additional = {_content(t) for t in config.get("additional_special_tokens", [])}
-        self._core = {_content(config[key]) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        self.pad_id = self.token_id(_content(config["pad_token"]))
-        self.bos_id, self.eos_id = self._pieces.bos_id(), self._pieces.eos_id()
+    FILES: ClassVar[tuple[str, ...]]  # what a folder may hold of this kind; other files are not read
+    MARKERS: ClassVar[tuple[str, ...]]  # of the chat template
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "Tokenizer":
-        """Reads tokenizer.model, tokenizer_config.json and, where there, added_tokens.json, special_tokens_map.json.
+    def __init__(self, files: Mapping[str, bytes], name: str = "tokenizer") -> None:
+        """From the contents of the files; `name` is what errors call their folder. Raises `UserError` as `load`."""
+        self._files = {file: files[file] for file in self.FILES if file in files}
+        self._name = name
+        self._config = parse_json(files, CONFIG_FILE, name)
+        self._ids = {token["content"]: int(i) for i, token in self._config.get("added_tokens_decoder", {}).items()}
+        self._ids |= parse_json(files, ADDED_FILE, name)
+
+    @staticmethod
+    def load(folder: str | Path) -> "Tokenizer":
+        """Reads a folder with tokenizer.model (InternLM2), or with tokenizer.json or vocab.json and merges.txt (Qwen3).
+
+        Beside them stand tokenizer_config.json and, in some folders, added_tokens.json and special_tokens_map.json.
 
         Raises:
           UserError: the folder or a needed file is missing or broken.
@@ -79,12 +65,21 @@ class Tokenizer:
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder with a tokenizer")
-        return cls({name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}, str(folder))
+        names = {name for kind in _kinds() for name in kind.FILES if (folder / name).is_file()}
+        return Tokenizer.from_files({name: (folder / name).read_bytes() for name in names}, str(folder))
 
-    @classmethod
-    def from_files(cls, files: Mapping[str, bytes]) -> "Tokenizer":
-        """The inverse of `files`."""
-        return cls(files)
+    @staticmethod
+    def from_files(files: Mapping[str, bytes], name: str = "tokenizer") -> "Tokenizer":
+        """The inverse of `files`. Errors as in `load`."""
+        sentencepiece, byte_level = _kinds()
+        if "tokenizer.model" in files:
+            return sentencepiece(files, name)
+        if JSON_FILE in files or {"vocab.json", "merges.txt"} <= files.keys():
+            return byte_level(files, name)
+        raise UserError(
+            f"{name}: no tokenizer.model (InternLM2), no {JSON_FILE} and no vocab.json with merges.txt (Qwen3); "
+            "give a folder that holds a tokenizer"
+        )
 
     def files(self) -> dict[str, bytes]:
         """File name -> content, byte for byte as loaded, for embedding in a checkpoint."""
@@ -93,13 +88,13 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Writes the files as they were loaded."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, content in self._files.items():
-            (Path(folder) / name).write_bytes(content)
+        for name, data in self._files.items():
+            (Path(folder) / name).write_bytes(data)
 
     @property
+    @abc.abstractmethod
     def vocab_size(self) -> int:
-        """Ids in use: pieces and added tokens."""
-        return max(self._pieces.get_piece_size(), 1 + max(self._tokens, default=0))
+        """One more than the largest id in use, of pieces and added tokens."""
 
     @functools.cached_property
     def special_token_ids(self) -> tuple[int, ...]:
@@ -112,6 +107,11 @@ class Tokenizer:
             raise UserError(f"{self._name}: no token {token} in {ADDED_FILE} or {CONFIG_FILE}; add it there")
         return self._ids[token]
 
+    def reserved_id(self, token: str) -> int | None:
+        """The id that the table keeps free for a marker of the chat template."""
+        return None
+
+    @abc.abstractmethod
     def encode(self, text: str, allow_special: bool) -> list[int]:
         """Text -> ids, without `<s>`.
 
@@ -121,165 +121,93 @@ class Tokenizer:
 
         Example: "<img>a" -> [546, 441] if allow_special, else ids of "<", "im", "g", ">", "a"
         """
-        if not allow_special:
-            return [i for part in self._plain_parts(text) for i in self._pieces.encode(part)]
-        ids = []
-        for part in self._added_pattern.split(text):
-            ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part)
-        return ids
 
+    @abc.abstractmethod
     def encode_with_spans(self, text: str) -> list[Token]:
         """Plain text -> ids, as `encode` without special tokens, with the characters that each stands for."""
-        tokens, start = [], 0
-        for part in self._plain_parts(text):
-            found = self._pieces.encode(part, return_type="offset_mapping")
-            offsets = zip(found["ids"], found["offsets"], strict=True)
-            tokens += [Token(i, start + begin, start + end) for i, (begin, end) in offsets]
-            start += len(part)
-        return tokens
 
+    @abc.abstractmethod
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Ids -> text with the blanks that the released tokenizer sets.
+        """Ids -> text as the released tokenizer gives it.
 
-        Tokens added beyond the SentencePiece table are set off by blanks, a core marker behind text gets one in front
-        of that text, and blanks before punctuation go. Bytes that are no UTF-8 become U+FFFD. An id outside the table
-        (a model's vocabulary may be larger) decodes to nothing; the released code fails on it.
+        Bytes that are no UTF-8 become U+FFFD. An id outside the table (a model's vocabulary may be larger) decodes to
+        nothing; the released code fails on it.
 
         Args:
           skip_special: leave out all special tokens.
         """
-        texts: list[str] = []
-        group: list[int] = []
-        for i in ids:
-            token = self._tokens.get(i)
-            if token is None and not 0 <= i < self._pieces.get_piece_size():
-                continue
-            if skip_special and token in self._special:
-                continue
-            if token in self._set_off:
-                texts += [text for text in [self._decode_group(group)] if text]
-                texts.append(token)
-                group = []
-            else:
-                group.append(i)
-        if group:
-            texts.append(self._decode_group(group))
-        return " ".join(texts)
-
-    def _decode_group(self, ids: Sequence[int]) -> str:
-        text, pending, after_special = "", [], False
-        for i in ids:
-            if self._tokens.get(i) in self._special:
-                text += "" if after_special else " "
-                text += self._pieces.decode(pending) + self._tokens[i]
-                pending, after_special = [], True
-            else:
-                pending.append(i)
-                after_special = False
-        text += self._pieces.decode(pending)
-        for pattern in _TIGHTER:
-            text = text.replace(pattern, pattern.strip())
-        return text
-
-    @functools.cached_property
-    def _special(self) -> set[str]:
-        return self._core | self._additional
-
-    @functools.cached_property
-    def _set_off(self) -> set[str]:
-        beyond = {token for token in self._additional if self._ids.get(token, 0) >= self._pieces.get_piece_size()}
-        return (set(self._ids) - self._special) | beyond
-
-    @functools.cached_property
-    def _added_pattern(self) -> re.Pattern[str]:
-        return _any_of(self._ids)
-
-    @functools.cached_property
-    def _alias_pattern(self) -> re.Pattern[str]:
-        """Pieces that SentencePiece itself would parse into a marker."""
-        table = self._pieces
-        inside = (i for i in self._tokens if i < table.get_piece_size())
-        return _any_of(table.id_to_piece(i) for i in inside if not (table.is_control(i) or table.is_unknown(i)))
-
-    def _plain_parts(self, text: str) -> Iterator[str]:
-        """Cuts every marker's alias after its first character, so that it stays text."""
-        start = 0
-        for match in self._alias_pattern.finditer(text):
-            yield text[start : match.start() + 1]
-            start = match.start() + 1
-        yield text[start:]
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the tokens, longest first; matches nothing if there are none."""
-    return re.compile("(" + ("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)) or r"(?!)") + ")")
+def _kinds() -> tuple[type[Tokenizer], type[Tokenizer]]:
+    from navil_jax.data.byte_level_tokenizer import ByteLevelTokenizer  # both build on this module
+    from navil_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
+
+    return SentencePieceTokenizer, ByteLevelTokenizer
 
 
-def _content(token: str | Mapping[str, str]) -> str:
-    return token if isinstance(token, str) else token["content"]
+def with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Grows the tokenizer of a plain language model by the markers of pictures and boxes that it lacks.
+
+    They get the ids after all others, in the order of `config.SPECIAL_TOKENS`. Markers of the chat template that a base
+    model lacks come before them, or at the ids that its table keeps for them (as in the InternLM2 chat releases).
+
+    Returns:
+      A tokenizer with changed JSON files; the same one if it lacks nothing.
+
+    Example: InternLM2's 92544 pieces -> </box> is 92544, ..., <IMG_FRAME_BREAK> is 92555
+    """
+    size, added = tokenizer.vocab_size, {}
+    for token in (*tokenizer.MARKERS, *SPECIAL_TOKENS):
+        if token not in tokenizer._ids:
+            reserved = tokenizer.reserved_id(token)
+            added[token] = max(size, 1 + max(added.values(), default=0)) if reserved is None else reserved
+    if not added:
+        return tokenizer
+    files, name = tokenizer.files(), tokenizer._name
+    config = parse_json(files, CONFIG_FILE, name)
+    said = {str(i): {"content": token, **PLAIN_TOKEN, "special": True} for token, i in added.items()}
+    config["added_tokens_decoder"] = config.get("added_tokens_decoder", {}) | said
+    config["additional_special_tokens"] = [*(config.get("additional_special_tokens") or []), *added]
+    beyond = {token: i for token, i in added.items() if i >= size}
+    files[CONFIG_FILE] = json_bytes(config)
+    files[ADDED_FILE] = json_bytes(parse_json(files, ADDED_FILE, name) | beyond)
+    if MAP_FILE in files:
+        table = parse_json(files, MAP_FILE, name)
+        more = [{"content": token, **PLAIN_TOKEN} for token in added]
+        table["additional_special_tokens"] = [*table.get("additional_special_tokens", []), *more]
+        files[MAP_FILE] = json_bytes(table)
+    if JSON_FILE in files:
+        whole = parse_json(files, JSON_FILE, name)
+        whole["added_tokens"] = [*whole.get("added_tokens", []), *({"id": int(i), **said[i]} for i in said)]
+        files[JSON_FILE] = json_bytes(whole)
+    return Tokenizer.from_files(files, name)
 
 
-def _json(files: Mapping[str, bytes], file: str, name: str) -> dict:
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str | Path) -> None:
+    """Raises a `UserError` if the tokenizer has ids that a model's vocabulary lacks; `name` is the model's."""
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{name}: the tokenizer in {tokenizer._name} has {tokenizer.vocab_size} ids, the model {vocab_size}; "
+            "they do not belong together"
+        )
+
+
+def content(token: str | Mapping[str, Any] | None) -> str | None:
+    """The text of a token in tokenizer_config.json, which is a text or a mapping."""
+    return token["content"] if isinstance(token, Mapping) else token
+
+
+def parse_json(files: Mapping[str, bytes], file: str, name: str) -> dict:
+    """A JSON file's content, {} where there is none. Raises `UserError` if it is no JSON object."""
     try:
-        return json.loads(files.get(file, b"{}"))
+        value = json.loads(files.get(file, b"{}"))
     except ValueError as error:
         raise UserError(f"{name}/{file}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{name}/{file}: not a JSON object")
+    return value
 
 
-def train_tokenizer(corpus: Iterable[str], size: int, folder: str | Path | None) -> Tokenizer:
-    """Trains a small BPE tokenizer and writes it to a folder of the released layout (None: nowhere). Deterministic.
-
-    Every digit and newline is a piece of its own, unknown characters fall back to bytes, and no blank is put in front.
-    The 6 chat markers and the 12 special tokens follow the pieces.
-
-    Args:
-      corpus: texts.
-      size: pieces at most, the 256 bytes and the controls included; fewer if the corpus holds no more.
-
-    Raises:
-      UserError: the corpus is empty or has more characters than pieces.
-    """
-    texts = (text for text in corpus if text.strip())
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=texts,
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=size,
-            hard_vocab_limit=False,
-            byte_fallback=True,
-            split_digits=True,
-            user_defined_symbols=["\n"],
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            normalization_rule_name="identity",
-            max_sentence_length=1 << 20,
-            num_threads=1,
-            minloglevel=3,
-        )
-    except RuntimeError as error:
-        raise UserError(f"cannot train a tokenizer of {size} pieces: {' '.join(str(error).split())}") from error
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
-    tokenizer = Tokenizer({MODEL_FILE: model.getvalue(), **_layout(pieces)}, str(folder or "trained tokenizer"))
-    if folder is not None:
-        tokenizer.save(folder)
-    return tokenizer
-
-
-def _layout(pieces: int) -> dict[str, bytes]:
-    """The JSON files beside a SentencePiece model of so many pieces, of which the first are <unk>, <s>, </s>."""
-    added = {token: pieces + i for i, token in enumerate((*CHAT_MARKERS, *SPECIAL_TOKENS))}
-    core = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    table = {"<unk>": 0, "<s>": 1, "</s>": 2, **added}
-    config = {
-        "added_tokens_decoder": {str(i): {"content": token, **plain, "special": True} for token, i in table.items()},
-        "additional_special_tokens": list(added),
-        **core,
-        "clean_up_tokenization_spaces": False,
-        "tokenizer_class": "InternLM2Tokenizer",
-    }
-    special = {"additional_special_tokens": [{"content": token, **plain} for token in added], **core}
-    contents = {ADDED_FILE: added, CONFIG_FILE: config, MAP_FILE: special}
-    return {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """As JSON files of tokenizers are written."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

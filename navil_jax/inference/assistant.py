@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -21,7 +20,7 @@ from navil_jax.errors import UserError
 from navil_jax.inference.engine import Chooser, Engine
 from navil_jax.model import params as model_params
 from navil_jax.model.params import Params
-from navil_jax.training.checkpoint import Checkpoints
+from navil_jax.training.checkpoint import Checkpoints, find_checkpoints
 
 # The released decoding joins at most that many characters anew when more text comes (the length of "<|im_end|>").
 UNSETTLED = len(END)
@@ -117,32 +116,15 @@ def load(folder: str | Path, mesh: Mesh) -> Assistant:
     Raises:
       UserError: missing, empty, incomplete or of another kind, or without its tokenizer.
     """
-    path = epath.Path(folder)
-    with Checkpoints(_checkpoints_folder(path)) as checkpoints:
+    with Checkpoints(find_checkpoints(folder)) as checkpoints:
         record = checkpoints.record()
-        if path.name.isdecimal() and path.name != str(checkpoints.latest_step):
-            raise UserError(
-                f"{path}: not the newest checkpoint, which is {checkpoints.folder}/{checkpoints.latest_step}"
-            )
         tokenizer = Tokenizer.from_files(record.tokenizer)
-        _check_tokenizer(tokenizer, record.config.model, path)
+        _check_tokenizer(tokenizer, record.config.model, folder)
         params = checkpoints.restore_params(_wanted(record.config.model, mesh))
     return Assistant(record.config, tokenizer, Engine(record.config.model, params, mesh))
 
 
-def _checkpoints_folder(path: epath.Path) -> epath.Path:
-    if not path.exists():
-        raise UserError(f"{path}: no such checkpoint folder; give the workdir of a training run")
-    if not path.is_dir():
-        raise UserError(f"{path}: not a folder; give the workdir of a training run")
-    if any(path.glob("*.safetensors")):
-        raise UserError(f"{path}: holds PyTorch weights (*.safetensors); convert them to a checkpoint first")
-    if (path / "checkpoints").is_dir():
-        return path / "checkpoints"
-    return path.resolve().parent if path.name.isdecimal() else path
-
-
-def _check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, path: epath.Path) -> None:
+def _check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, path: str | Path) -> None:
     if tokenizer.vocab_size > model.decoder.vocab_size:
         raise UserError(f"{path}: its tokenizer has {tokenizer.vocab_size} ids, its model {model.decoder.vocab_size}")
     if model.special_token_ids and model.special_token_ids != tokenizer.special_token_ids:

@@ -23,7 +23,7 @@ from navil_jax.model.params import Params
 
 # What may differ between a run and its continuation: nothing that changes which numbers come out, but for the length.
 FREE_KEYS = ("workdir", "steps", "log_every", "eval_", "checkpoint_every", "keep_checkpoints", "mesh.")
-FREE_KEYS += ("model.remat", "model.attention", "data.threads")
+FREE_KEYS += ("model.remat", "model.attention", "data.threads", "data.workers", "data.max_bad_share")
 # What may differ besides between the models of two runs, of which the second starts with the first one's parameters.
 FREE_MODEL_KEYS = ("model.remat", "model.attention", "model.param_dtype", "model.compute_dtype")
 
@@ -35,6 +35,7 @@ class Record:
     config: Config
     tokenizer: dict[str, bytes]  # file name -> content
     metrics: dict[str, float]
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the first parameters were converted from
 
 
 class Checkpoints:
@@ -81,7 +82,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        params: Params,
+        params: Params | None,
         record: Record,
         optimizer_state: Any = None,
         iterator: grain.DatasetIterator | None = None,
@@ -90,7 +91,7 @@ class Checkpoints:
 
         Args:
           step: finished training steps.
-          params: nested dicts of arrays, trainable and frozen ones.
+          params: nested dicts of arrays, trainable and frozen ones; None where they are written by other means.
           record: config, tokenizer files and metrics.
           optimizer_state: any pytree of arrays; without it the checkpoint can be read and started from, not continued.
           iterator: of the data, before the batch of the next step is drawn.
@@ -98,8 +99,11 @@ class Checkpoints:
         if step == self.latest_step:
             return
         tokenizer = {name: base64.b64encode(content).decode() for name, content in record.tokenizer.items()}
-        said = {"config": to_json(record.config), "tokenizer": tokenizer, "metrics": record.metrics}
-        items = {"params": ocp.args.StandardSave(params), "record": ocp.args.JsonSave(said)}
+        said = {"config": to_json(record.config), "tokenizer": tokenizer}
+        said |= {"metrics": record.metrics, "origin": record.origin}
+        items = {"record": ocp.args.JsonSave(said)}
+        if params is not None:
+            items["params"] = ocp.args.StandardSave(params)
         if optimizer_state is not None:
             items["optimizer"] = ocp.args.StandardSave(optimizer_state)
         if iterator is not None:
@@ -107,7 +111,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def record(self) -> Record:
-        """Config, tokenizer files and metrics of the newest checkpoint.
+        """What the newest checkpoint says of itself.
 
         Raises:
           UserError: no checkpoint, an incomplete one, or one without a tokenizer.
@@ -124,7 +128,7 @@ class Checkpoints:
                 f"{self._newest()}: holds no tokenizer, so its tokens cannot be told; take another checkpoint"
             )
         files = {name: base64.b64decode(content) for name, content in tokenizer.items()}
-        return Record(from_json(config), files, metrics)
+        return Record(from_json(config), files, metrics, said.get("origin", {}))
 
     def restore(self, params: Params, optimizer_state: Any, iterator: grain.DatasetIterator) -> tuple[Params, Any]:
         """Reads the newest checkpoint to go on with training.
@@ -215,6 +219,36 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
 
     return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def find_checkpoints(path: str | epath.Path) -> epath.Path:
+    """The folder for `Checkpoints`.
+
+    Args:
+      path: workdir of a run, its `checkpoints` folder, or the newest checkpoint in there; local or gs://.
+
+    Raises:
+      UserError: there is no such folder, or it is another checkpoint than the newest.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint folder; give the workdir of a training run")
+    if not path.is_dir():
+        raise UserError(f"{path}: not a folder; give the workdir of a training run")
+    if any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path}: holds PyTorch weights (*.safetensors); convert them first: "
+            f"python -m navil_jax.convert import {path} FOLDER"
+        )
+    if (path / "checkpoints").is_dir():
+        return path / "checkpoints"
+    if not path.name.isdecimal():
+        return path
+    folder = path.resolve().parent
+    with Checkpoints(folder) as checkpoints:
+        if str(checkpoints.latest_step) != path.name:
+            raise UserError(f"{path}: not the newest checkpoint, which is {folder}/{checkpoints.latest_step}")
+    return folder
 
 
 def check_continues(saved: Config, config: Config, folder: str | epath.Path) -> None:

@@ -1,4 +1,4 @@
-"""AdamW over the trainable parameters, chosen and scaled by regex rules over parameter names.
+"""AdamW or Muon over the trainable parameters, chosen and scaled by regex rules over parameter names.
 
 Parameters are nested dicts of arrays. A parameter's name is its path joined by "/", such as
 decoder/layers/attention/q/text/kernel. Every parameter is matched by exactly one rule of the config. Frozen parameters
@@ -13,6 +13,9 @@ import optax
 from navil_jax.config import OptimizerConfig, RuleConfig
 from navil_jax.errors import UserError
 from navil_jax.model.params import Params, flatten, unflatten
+
+MUON_BETA = 0.95  # of Muon's momentum
+MUON_RMS = 0.2  # of an update's entries at learning rate 1, as those of Adam have, so that one rate serves both
 
 
 def match_rules(config: OptimizerConfig, params: Params) -> dict[str, RuleConfig]:
@@ -72,9 +75,9 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, trainable: Params) -> optax.GradientTransformation:
-    """AdamW behind clipping by the global norm, both over the trainable parameters alone.
+    """AdamW or Muon behind clipping by the global norm, over the trainable parameters alone.
 
-    A parameter moves by -learning_rate(step) * rule.learning_rate_scale * (adam + weight_decay * parameter), the
+    A parameter moves by -learning_rate(step) * rule.learning_rate_scale * (direction + weight_decay * parameter), the
     decay only where its rule says so.
 
     Args:
@@ -88,11 +91,42 @@ def make_optimizer(config: OptimizerConfig, steps: int, trainable: Params) -> op
     decayed = unflatten({name: rule.weight_decay for name, rule in rules.items()})
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        _direction(config, trainable),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.stateless(lambda updates, _: jax.tree.map(lambda u, scale: u * scale, updates, scales)),
         optax.scale_by_learning_rate(make_schedule(config, steps)),
     )
+
+
+def _direction(config: OptimizerConfig, trainable: Params) -> optax.GradientTransformation:
+    if config.algorithm == "adamw":
+        return optax.scale_by_adam(config.b1, config.b2, config.eps)
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # its last factor is minus this
+        beta=MUON_BETA,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=unflatten(
+            {name: matrix_axes(name, x.ndim) for name, x in flatten(trainable).items()}
+        ),
+        consistent_rms=MUON_RMS,
+    )
+
+
+def matrix_axes(name: str, ndim: int) -> optax.contrib.MuonDimensionNumbers | None:
+    """The axes of a parameter that are a matrix's inputs and outputs; the others count matrices.
+
+    None for what Muon leaves to Adam: embeddings, the vocabulary head, norms, biases.
+
+    Example: decoder/layers/out/text/kernel [layers, heads, head_dim, width] -> inputs (1, 2), outputs (3,)
+    """
+    if not name.endswith("/kernel") or name.startswith("decoder/head/"):
+        return None
+    first = 1 if "/layers/" in name else 0
+    inputs = (first, first + 1) if ndim == first + 3 and re.search(r"/(out/\w+|proj)/", name) else (first,)
+    joined = name == "vision/layers/qkv/kernel"  # [layers, width, 3, heads, head_dim]: three matrices
+    outputs = tuple(range(inputs[-1] + (2 if joined else 1), ndim))
+    return optax.contrib.MuonDimensionNumbers(inputs, outputs)
 
 
 def state_shardings(
@@ -109,10 +143,11 @@ def state_shardings(
       mesh: devices that hold the counters.
     """
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, trainable),
-        shardings,
-        transform_non_params=lambda _: replicated,
-    )
+    named = flatten(shardings)
+
+    def sharding(path: tuple, _: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        names = ("/".join(keys[start:]) for start in range(len(keys)))
+        return next((named[name] for name in names if name in named), replicated)
+
+    return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(optimizer.init, trainable))

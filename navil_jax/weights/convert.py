@@ -1,78 +1,140 @@
-"""Tensors of a PyTorch checkpoint -> parameters, and back, by the name table; every key and shape is accounted for."""
+"""Tensors of a PyTorch checkpoint -> parameters, and back, by the name table; every key and shape is accounted for.
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+Both directions go parameter by parameter: a tensor of one layer is a slice of a parameter that is stacked over layers,
+so that whoever takes the results one after the other holds one parameter at a time (three for queries, keys, values).
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping
 
 import numpy as np
-from safetensors import safe_open
 
 from navil_jax.config import ModelConfig
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
-from navil_jax.weights.names import name_table
+from navil_jax.weights.names import Entry, name_table
+from navil_jax.weights.stored import TensorInfo, listed
 
 
-def read_safetensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of the safetensors files in a folder.
+def find_problems(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """What keeps these tensors from being the model's: all that is missing, unexpected or of a wrong shape or dtype.
 
-    Raises:
-      UserError: there is none, or one cannot be read.
+    Args:
+      config: of the model.
+      tensors: name in the checkpoint -> shape and dtype.
     """
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise UserError(f"{folder}: no model*.safetensors file; give the folder of a checkpoint")
-    tensors = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except Exception as error:  # the library raises its own kinds for truncated and foreign files
-            raise UserError(f"{file}: not a readable safetensors file ({error})") from error
-    return tensors
+    shapes = model_params.flatten(model_params.shapes(config))
+    table = name_table(config)
+    problems = [f"{entry.tensor} is missing" for entry in table if entry.tensor not in tensors]
+    problems += [f"{name} is not of this model" for name in sorted(set(tensors) - {entry.tensor for entry in table})]
+    for entry in table:
+        if entry.tensor in tensors and (shape := tensors[entry.tensor].shape) != (
+            wanted := tensor_shape(entry, shapes)
+        ):
+            problems.append(f"{entry.tensor} has shape {list(shape)}, the config asks for {list(wanted)}")
+    for entries in _by_params(config).values():
+        dtypes = {tensors[entry.tensor].dtype: entry.tensor for entry in entries if entry.tensor in tensors}
+        if len(dtypes) > 1:
+            said = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
+            problems.append(f"layers of one parameter differ in dtype: {said}")
+    return problems
+
+
+def iterate_params(
+    config: ModelConfig, tensors: Mapping[str, np.ndarray], skip: Container[str] = ()
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The parameters one after the other, in the tensors' dtype.
+
+    Args:
+      config: of the model; `find_problems` found none.
+      tensors: by name, may be read when asked for.
+      skip: names of parameters that are not wanted.
+
+    Yields:
+      Name and value; parameters of layers have the leading `layers` axis.
+    """
+    shapes = model_params.flatten(model_params.shapes(config))
+    for names, entries in _by_params(config).items():
+        if all(name in skip for name in names):
+            continue
+        if entries[0].layer is None:
+            values = list(entries[0].to_params(tensors[entries[0].tensor]))
+        else:
+            dtype = tensors[entries[0].tensor].dtype
+            values = [np.empty(shapes[name].shape, dtype) for name in names]
+            for entry in entries:
+                for value, part in zip(values, entry.to_params(tensors[entry.tensor]), strict=True):
+                    value[entry.layer] = part
+        values.reverse()
+        for name in names:
+            yield name, values.pop()
 
 
 def params_from_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> model_params.Params:
-    """Parameters from the tensors of a checkpoint, in the tensors' dtype.
+    """All parameters from the tensors of a checkpoint, in the tensors' dtype.
 
     Raises:
       UserError: lists every missing, unexpected and wrongly shaped tensor at once.
     """
-    shapes = model_params.flatten(model_params.shapes(config))
-    table = name_table(config)
-    missing = [entry.tensor for entry in table if entry.tensor not in tensors]
-    unexpected = sorted(set(tensors) - {entry.tensor for entry in table})
-    problems = [f"{name} is missing" for name in missing] + [f"{name} is not of this model" for name in unexpected]
-    result: dict[str, np.ndarray] = {}
-    for entry in table:
-        if entry.tensor in missing:
-            continue
-        expected = tensor_shape(entry, shapes)
-        tensor = tensors[entry.tensor]
-        if tensor.shape != expected:
-            problems.append(f"{entry.tensor} has shape {list(tensor.shape)}, the config asks for {list(expected)}")
-            continue
-        for name, value in zip(entry.params, entry.to_params(tensor), strict=True):
-            if entry.layer is None:
-                result[name] = value
-            else:
-                stacked = result.setdefault(name, np.empty(shapes[name].shape, value.dtype))
-                stacked[entry.layer] = value
-    if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise UserError(f"the checkpoint does not fit the model: {shown}")
-    return model_params.unflatten(result)
+    info = {name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    if problems := find_problems(config, info):
+        raise UserError(f"the checkpoint does not fit the model: {listed(problems)}")
+    return model_params.unflatten(dict(iterate_params(config, tensors)))
 
 
-def tensor_shape(entry, shapes: Mapping) -> tuple[int, ...]:
+def tensor_shape(entry: Entry, shapes: Mapping) -> tuple[int, ...]:
     """The checkpoint's shape of a tensor, from the shapes of the parameters that it holds."""
     strip = 0 if entry.layer is None else 1
     parts = tuple(np.broadcast_to(np.zeros((), np.int8), shapes[name].shape[strip:]) for name in entry.params)
     return entry.to_tensor(parts).shape
 
 
-def tensors_from_params(config: ModelConfig, params: model_params.Params) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a checkpoint, one after the other. The inverse of `params_from_tensors`."""
-    flat = model_params.flatten(params)
+class TensorView(Mapping[str, np.ndarray]):
+    """Parameters seen as the tensors of a PyTorch checkpoint.
+    Iterating goes from parameter to parameter, so that each is read once; in this order the last one read is kept.
+
+    Args:
+      config: of the model.
+      read: name of a parameter -> its value.
+    """
+
+    def __init__(self, config: ModelConfig, read: Callable[[str], np.ndarray]) -> None:
+        self._entries = {entry.tensor: entry for entries in _by_params(config).values() for entry in entries}
+        self._read = read
+        self._held: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, tensor: str) -> np.ndarray:
+        entry = self._entries[tensor]
+        if tuple(self._held) != entry.params:
+            self._held = {}  # given up before the next ones are read
+            for name in entry.params:
+                self._held[name] = np.asarray(self._read(name))
+        values = (value if entry.layer is None else value[entry.layer] for value in self._held.values())
+        return np.ascontiguousarray(entry.to_tensor(tuple(values)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def tensors_from_params(config: ModelConfig, params: model_params.Params) -> TensorView:
+    """The inverse of `params_from_tensors`."""
+    return TensorView(config, model_params.flatten(params).__getitem__)
+
+
+def tensor_info(config: ModelConfig, params: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Shape and dtype of every tensor of `TensorView`, in its order, from those of the parameters."""
+    return {
+        entry.tensor: TensorInfo(tensor_shape(entry, params), params[entry.params[0]].dtype)
+        for entries in _by_params(config).values()
+        for entry in entries
+    }
+
+
+def _by_params(config: ModelConfig) -> dict[tuple[str, ...], list[Entry]]:
+    groups = defaultdict(list)
     for entry in name_table(config):
-        values = (flat[name] if entry.layer is None else flat[name][entry.layer] for name in entry.params)
-        yield entry.tensor, np.ascontiguousarray(entry.to_tensor(tuple(map(np.asarray, values))))
+        groups[entry.params].append(entry)
+    return groups

@@ -1,26 +1,17 @@
-"""Our numbers beside the released ones, tensor by tensor; shared by the golden tests and benchmarks/parity.py."""
+"""A model's numbers beside those of a golden folder, tensor by tensor, and how far apart they may lie."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden_cases import (
-    PICTURE_CASES,
-    TOLERANCE,
-    Case,
-    build_batch,
-    in_order,
-    load_case,
-    patch_features,
-    picture_batch,
-    sample_features,
-    to_slots,
-)
 
 from navil_jax.batch import Batch
+from navil_jax.conversion.golden import Case, in_order, picture_batch, text_batch, to_slots, window_index
+from navil_jax.errors import UserError
 from navil_jax.inference.engine import Engine
 from navil_jax.inference.sampling import Sampler
 from navil_jax.model import params as model_params
@@ -30,7 +21,8 @@ from navil_jax.model.params import Params
 from navil_jax.training.loss import feature_scale, token_scores, weighted_mean
 from navil_jax.weights.convert import tensors_from_params
 
-# Group of tensors -> the largest difference allowed.
+TOLERANCE = 1e-4
+# Group of tensors -> the largest difference allowed in float32.
 TOLERANCES = {
     "patch embeddings": TOLERANCE,
     "rotary angles": TOLERANCE,
@@ -49,10 +41,7 @@ TOLERANCES = {
     "generated tokens": 0.0,
     "generation logits": TOLERANCE,
 }
-TEXTS = ("text0", "text1", "long")
-PICTURE_GENERATIONS, TEXT_GENERATIONS = ("gen", "gen_forced"), ("gen", "gen_cross", "gen_long")
-LOSSES = ("plain", "plain_labels_all", "weighted_answer", "weighted_all", "weighted_all_labels_all")
-GRADIENTS = ("plain", "weighted_all_labels_all")
+LOGITS = ("logits", "text-only logits", "generation logits")
 IGNORED = -100
 NO_STOP = -1
 
@@ -68,9 +57,10 @@ class Pair(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """The largest absolute difference."""
+        """The largest absolute difference; nan if a number is nan. Raises `UserError` for another shape."""
         ours, golden = np.asarray(self.ours, np.float64), np.asarray(self.golden, np.float64)
-        assert ours.shape == golden.shape, f"{self.tensor}: {ours.shape}, the released code has {golden.shape}"
+        if ours.shape != golden.shape:
+            raise UserError(f"{self.tensor}: golden has shape {list(golden.shape)}, the model gives {list(ours.shape)}")
         return float(np.abs(ours - golden).max()) / self.scale
 
     @property
@@ -79,33 +69,62 @@ class Pair(NamedTuple):
         return self.difference <= TOLERANCES[self.group]
 
 
-def check(pairs: list[Pair]) -> None:
-    """Every difference is within the tolerance of its group; those that are not are named."""
-    assert pairs
-    assert {pair.tensor: pair.difference for pair in pairs if not pair.within_tolerance} == {}
+class Group(NamedTuple):
+    """What is said of the pairs of one group."""
+
+    difference: float  # the largest one, nan if one is
+    tensors: int
+    worst: str  # the tensor of the largest difference
+    within: bool
 
 
-def all_pairs(name: str) -> Iterator[Pair]:
-    """Everything that is compared of a case."""
-    if name in PICTURE_CASES:
-        yield from forward_pairs(name)
-        for variant in LOSSES:
-            yield from loss_pairs(name, variant)
-        for variant in GRADIENTS:
-            yield from gradient_pairs(name, variant)
+def all_pairs(case: Case, follow: bool = False) -> Iterator[Pair]:
+    """Everything that a golden folder holds and that can be computed here; `follow` as in `generation_pairs`."""
+    if case.has_pictures:
+        yield from forward_pairs(case)
+        for variant in losses(case):
+            yield from loss_pairs(case, variant)
+        for variant in gradients(case):
+            yield from gradient_pairs(case, variant)
     else:
-        for text in TEXTS:
-            yield from text_pairs(name, text)
-        yield from text_training_pairs(name)
-    for key in PICTURE_GENERATIONS if name in PICTURE_CASES else TEXT_GENERATIONS:
-        yield from generation_pairs(name, key)
+        for text in case.texts:
+            yield from text_pairs(case, text)
+        for text in gradients(case):
+            yield from text_training_pairs(case, text)
+    for name in case.generations:
+        yield from generation_pairs(case, name, follow)
+
+
+def by_group(
+    pairs: Iterable[Pair], within: Callable[[Pair], bool] = lambda pair: pair.within_tolerance
+) -> dict[str, Group]:
+    """Group -> `Group`, in the order of TOLERANCES. `within` says whether a pair is good."""
+    members = defaultdict(list)
+    for pair in pairs:
+        members[pair.group].append((pair.difference, pair.tensor, within(pair)))
+    result: dict[str, Group] = {}
+    for group in TOLERANCES:
+        if found := members.get(group):
+            difference, worst, _ = max(found, key=lambda entry: np.nan_to_num(entry[0], nan=np.inf))
+            result[group] = Group(difference, len(found), worst, all(good for _, _, good in found))
+    return result
+
+
+def losses(case: Case) -> list[str]:
+    """Variants of the loss of a case with pictures."""
+    return list(case.info.get("loss", {}))
+
+
+def gradients(case: Case) -> list[str]:
+    """Variants of the loss, or texts of a case without pictures, whose gradients are known."""
+    return [name for name in losses(case) if f"grad_{name}" in case.info]
 
 
 @functools.cache
-def forward_pairs(name: str) -> list[Pair]:
-    """Every intermediate of a picture case."""
-    case = load_case(name)
+def forward_pairs(case: Case) -> list[Pair]:
+    """Every intermediate of a case with pictures that its folder holds."""
     golden, ours = case.arrays, _forward(case)
+    layers = range(case.config.decoder.depth)
     groups = {
         "patch embeddings": ("vision.layer_input", "vision.patch_embeds"),
         "rotary angles": ("vision.rotary_windowed", "vision.rotary_angles"),
@@ -116,26 +135,32 @@ def forward_pairs(name: str) -> list[Pair]:
         ),
         "connector": ("vision.mlp1",),
         "merged embeddings": ("llm.input_embeds",),
-        "attention outputs": tuple(f"llm.attn_out_{layer}" for layer in range(case.config.decoder.depth)),
-        "decoder layers": tuple(f"llm.layer_{layer}" for layer in range(case.config.decoder.depth)),
+        "attention outputs": tuple(f"llm.attn_out_{layer}" for layer in layers),
+        "decoder layers": tuple(f"llm.layer_{layer}" for layer in layers),
         "final norm": ("llm.final_norm",),
         "logits": ("logits",),
-        "text-only logits": ("textonly.logits",),
+        "text-only logits": tuple(f"{text}.logits" for text in case.texts),
     }
-    pairs = [Pair(group, tensor, ours[tensor], golden[tensor]) for group, names in groups.items() for tensor in names]
-    mask = golden["llm.visual_token_mask"]
-    last = jnp.asarray(ours[f"llm.layer_{case.config.decoder.depth - 1}"])
-    for kind, chosen in (("image", mask), ("text", ~mask)):
-        scale = feature_scale(last, jnp.asarray(chosen))
-        pairs.append(Pair("feature scale", f"feature_scale.{kind}", scale, case.info["feature_scale"][kind]))
+    pairs = [
+        Pair(group, tensor, ours[tensor], golden[tensor])
+        for group, names in groups.items()
+        for tensor in names
+        if tensor in golden
+    ]
+    last = jnp.asarray(ours[f"llm.layer_{layers[-1]}"])
+    visual = np.isin(golden["inputs.input_ids"], case.config.visual_token_ids)
+    for kind, chosen in (("image", visual), ("text", ~visual)):
+        if kind in case.info.get("feature_scale", {}):
+            scale = feature_scale(last, jnp.asarray(chosen))
+            pairs.append(Pair("feature scale", f"feature_scale.{kind}", scale, case.info["feature_scale"][kind]))
     return pairs
 
 
 def _forward(case: Case) -> dict[str, np.ndarray]:
     """Ours by the name of the golden tensor, in its shape."""
-    batch = picture_batch(case)
-    patches = len(case.arrays["inputs.pixel_u8"])
-    units = patches // case.config.vision.unit_patches
+    batch, vision = picture_batch(case), case.config.vision
+    patches, side = len(case.arrays["inputs.pixel_u8"]), vision.merge_size
+    units = patches // vision.unit_patches
     out = jax.jit(functools.partial(_intermediates, case))(case.params, batch)
     embedded, angles = (np.asarray(out[key])[0, :patches] for key in ("embedded", "angles"))
     result = {
@@ -143,14 +168,14 @@ def _forward(case: Case) -> dict[str, np.ndarray]:
         "vision.patch_embeds": _raster(case, embedded),
         "vision.rotary_windowed": angles,
         "vision.rotary_angles": _raster(case, angles),
-        "vision.last_hidden_state": np.asarray(out["last"])[0, :patches].reshape(units, 2, 2, -1),
+        "vision.last_hidden_state": np.asarray(out["last"])[0, :patches].reshape(units, side, side, -1),
         "vision.pixel_shuffle": np.asarray(out["features"])[0, :units, None],
         "vision.mlp1": np.asarray(out["connected"])[0, :units, None],
         "llm.input_embeds": in_order(batch, out["input_embeds"])[None],
         "llm.final_norm": in_order(batch, out["final_norm"])[None],
         "logits": in_order(batch, out["logits"])[None],
-        "textonly.logits": text_logits(case, case.arrays["textonly.input_ids"][0]),
     }
+    result |= {f"{text}.logits": text_logits(case, text) for text in case.texts}
     result |= {f"vision.layer_{i}": np.asarray(x)[0, :patches] for i, x in enumerate(out["vision_layers"])}
     result |= {f"llm.attn_out_{i}": in_order(batch, x)[None] for i, x in enumerate(out["attention"])}
     return result | {f"llm.layer_{i}": in_order(batch, x)[None] for i, x in enumerate(out["hidden"])}
@@ -186,23 +211,22 @@ def _intermediates(case: Case, params: Params, batch: Batch) -> dict[str, jax.Ar
 
 def _raster(case: Case, x: np.ndarray) -> np.ndarray:
     """Values of patches in window order -> in raster order."""
-    units = x.reshape(-1, 4, x.shape[-1])
+    units = x.reshape(-1, case.config.vision.unit_patches, x.shape[-1])
     result = np.empty_like(units)
-    result[case.arrays["vision.window_index"]] = units
+    result[window_index(case)] = units
     return result.reshape(x.shape)
 
 
-def text_logits(case: Case, tokens: np.ndarray) -> np.ndarray:
+def text_logits(case: Case, text: str) -> np.ndarray:
     """[1, n, vocab] of one text."""
-    batch = build_batch(case.config, [[sample_features(case.config, tokens)]])
+    batch = text_batch(case, text)
     model = model_params.bind(case.config, case.params)
     return in_order(batch, model.logits(model(batch)[0]))[None]
 
 
 @functools.cache
-def _training_program(name: str) -> Callable:
+def _training_program(case: Case) -> Callable:
     """(targets, weights, counted), each [B, L] -> (loss, accuracy in percent), gradients."""
-    case = load_case(name)
     batch = picture_batch(case)
 
     def loss(params: Params, targets: jax.Array, weights: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -215,14 +239,13 @@ def _training_program(name: str) -> Callable:
 
 
 @functools.cache
-def train(name: str, variant: str) -> tuple[tuple[jax.Array, jax.Array], Params]:
-    """The released loss of a variant of a picture case with its text accuracy in percent, and the gradients.
+def train(case: Case, variant: str) -> tuple[tuple[jax.Array, jax.Array], Params]:
+    """The released loss of a variant of a case with pictures with its text accuracy in percent, and the gradients.
 
     Unweighted, positions whose input is `<IMG_CONTEXT>` are left out; weighted, they count like all others, and the
     weights of positions without a label stay in the sum that divides.
     """
-    case, batch = load_case(name), picture_batch(load_case(name))
-    arrays = case.arrays
+    batch, arrays = picture_batch(case), case.arrays
     tokens = arrays["inputs.input_ids"][0]
     labels = arrays["inputs.labels_all" if "labels_all" in variant else "inputs.labels"][0]
     targets = np.append(labels[1:], IGNORED)
@@ -235,39 +258,44 @@ def train(name: str, variant: str) -> tuple[tuple[jax.Array, jax.Array], Params]
         weight = arrays["inputs.loss_weight_answer" if variant == "weighted_answer" else "inputs.loss_weight_all"][0]
         weights = np.append(weight[1:], 0).astype(np.float32)
     targets = to_slots(batch, np.where(has_target, targets, -1), -1)
-    return _training_program(name)(targets, to_slots(batch, weights, 0), to_slots(batch, counted, False))
+    return _training_program(case)(targets, to_slots(batch, weights, 0), to_slots(batch, counted, False))
 
 
-def loss_pairs(name: str, variant: str) -> list[Pair]:
-    golden = load_case(name).info["loss"][variant]
-    (loss, accuracy), _ = train(name, variant)
+def loss_pairs(case: Case, variant: str) -> list[Pair]:
+    golden = case.info["loss"][variant]
+    (loss, accuracy), _ = train(case, variant)
     return [
         Pair("losses", variant, loss, golden["loss"]),
         Pair("text accuracy", variant, accuracy, golden["text_acc1"]),
     ]
 
 
-def gradient_pairs(name: str, variant: str) -> list[Pair]:
-    case = load_case(name)
-    return _compare_gradients(case, train(name, variant)[1], case.info[f"grad_{variant}"])
+def gradient_pairs(case: Case, variant: str) -> list[Pair]:
+    return _compare_gradients(case, train(case, variant)[1], case.info[f"grad_{variant}"])
+
+
+def gradient_numbers(case: Case, gradients: Params) -> dict[str, tuple[float, float]]:
+    """Norm and projection of every tensor's gradient in the checkpoint's layout."""
+    numbers = {}
+    for tensor, gradient in tensors_from_params(case.config, gradients).items():
+        values = gradient.astype(np.float64).ravel()
+        numbers[tensor] = float(np.linalg.norm(values)), float(values @ np.cos(0.37 * np.arange(values.size)))
+    return numbers
 
 
 def _compare_gradients(case: Case, gradients: Params, golden: dict[str, list[float]]) -> list[Pair]:
-    """Norm and projection of every tensor's gradient in the checkpoint's layout."""
-    tensors = dict(tensors_from_params(case.config, gradients))
-    assert set(tensors) == set(golden)
-    pairs = []
-    for tensor, (norm, projection) in golden.items():
-        values = tensors[tensor].astype(np.float64).ravel()
-        ours = (np.linalg.norm(values), values @ np.cos(0.37 * np.arange(values.size)))
-        pairs.append(Pair("gradients", tensor, ours, (norm, projection), scale=norm + 0.01))
-    return pairs
+    ours = gradient_numbers(case, gradients)
+    if set(ours) != set(golden):
+        raise UserError(f"{case.name}: golden has gradients of other tensors: {sorted(set(ours) ^ set(golden))[:3]}")
+    return [
+        Pair("gradients", tensor, ours[tensor], (norm, projection), scale=norm + 0.01)
+        for tensor, (norm, projection) in golden.items()
+    ]
 
 
-def text_pairs(name: str, text: str) -> list[Pair]:
-    """Every intermediate of one text of a text case."""
-    case = load_case(name)
-    batch = build_batch(case.config, [[sample_features(case.config, case.arrays[f"{text}.input_ids"][0])]])
+def text_pairs(case: Case, text: str) -> list[Pair]:
+    """Every intermediate of one text of a case without pictures that its folder holds."""
+    batch = text_batch(case, text)
 
     def run(params: Params, batch: Batch) -> tuple[jax.Array, ...]:
         model = model_params.bind(case.config, params)
@@ -281,34 +309,32 @@ def text_pairs(name: str, text: str) -> list[Pair]:
     return [
         Pair(group, f"{text}.{tensor}", in_order(batch, x)[None], case.arrays[f"{text}.{tensor}"])
         for group, tensor, x in tensors
+        if f"{text}.{tensor}" in case.arrays
     ]
 
 
-def text_training_pairs(name: str) -> list[Pair]:
-    """Loss and gradients of the second text of a text case."""
-    case = load_case(name)
-    tokens = case.arrays["text1.input_ids"][0]
-    batch = build_batch(case.config, [[sample_features(case.config, tokens)]])
+def text_training(case: Case, text: str) -> tuple[jax.Array, Params]:
+    """Loss of a text, the mean over all its next tokens, and the gradients."""
+    tokens, batch = case.arrays[f"{text}.input_ids"][0], text_batch(case, text)
     targets = jnp.asarray(to_slots(batch, np.append(tokens[1:], -1), -1))
 
-    def loss_of_text(params: Params) -> jax.Array:
+    def loss(params: Params) -> jax.Array:
         model = model_params.bind(case.config, params)
         scores = token_scores(model.logits, model(batch)[0], targets, case.config.decoder.vocab_size)
         return weighted_mean(scores.cross_entropy, targets >= 0)
 
-    loss, gradients = jax.jit(jax.value_and_grad(loss_of_text))(case.params)
-    pairs = _compare_gradients(case, gradients, case.info["grad_text1"])
-    return [Pair("losses", "text1", loss, case.info["loss"]["text1"]), *pairs]
+    return jax.jit(jax.value_and_grad(loss))(case.params)
+
+
+def text_training_pairs(case: Case, text: str) -> list[Pair]:
+    loss, gradients = text_training(case, text)
+    pairs = _compare_gradients(case, gradients, case.info[f"grad_{text}"])
+    return [Pair("losses", text, loss, case.info["loss"][text]), *pairs]
 
 
 @functools.cache
-def engine(name: str) -> Engine:
-    case = load_case(name)
+def engine(case: Case) -> Engine:
     return Engine(case.config, case.params)
-
-
-def picture_prompt(case: Case) -> dict[str, np.ndarray]:
-    return sample_features(case.config, case.arrays["gen.input_ids"][0], patch_features(case))
 
 
 class Recorder:
@@ -324,17 +350,21 @@ class Recorder:
         return np.full(len(logits), self.dictated[step], np.int32)
 
 
-def generation_pairs(name: str, key: str) -> list[Pair]:
-    """Tokens and step logits of one golden generation; those of gen_forced are dictated."""
-    case = load_case(name)
-    golden = case.arrays
-    if name in PICTURE_CASES:
-        prompt = picture_prompt(case)
-    else:
-        prompt = sample_features(case.config, golden[f"{key}.input_ids"][0])
-    recorder = Recorder(golden[f"{key}.tokens"][0].tolist() if key == "gen_forced" else None)
-    tokens = engine(name).generate([prompt], recorder, golden[f"{key}.tokens"].shape[1], NO_STOP)
-    return [
-        Pair("generated tokens", f"{key}.tokens", tokens, golden[f"{key}.tokens"]),
-        Pair("generation logits", f"{key}.logits", np.stack(recorder.logits)[None], golden[f"{key}.logits"]),
-    ]
+def generation_pairs(case: Case, name: str, follow: bool = False) -> list[Pair]:
+    """Tokens and step logits of one golden generation.
+
+    Args:
+      case: the golden case.
+      name: one of its generations.
+      follow: every step goes on from the golden tokens, and the likeliest tokens are compared with them. So one close
+        race that turns does not make all later logits those of another text.
+    """
+    golden, forced = case.arrays[f"{name}.tokens"], name.endswith("forced")
+    recorder = Recorder(golden[0].tolist() if forced or follow else None)
+    tokens = engine(case).generate([case.prompt(name)], recorder, golden.shape[1], NO_STOP)
+    logits = np.stack(recorder.logits)[None]
+    tokens = logits.argmax(axis=-1) if follow and not forced else tokens
+    pairs = [Pair("generated tokens", f"{name}.tokens", tokens, golden)]
+    if f"{name}.logits" in case.arrays:
+        pairs.append(Pair("generation logits", f"{name}.logits", logits, case.arrays[f"{name}.logits"]))
+    return pairs

@@ -1,0 +1,1 @@
+"""Checkpoints from one format to another: what the subcommands of `navil_jax.convert` do."""

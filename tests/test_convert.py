@@ -1,0 +1,286 @@
+"""Checkpoints in and out: byte-equal round trips, the initialised model, faults, meshes."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from navil_jax import convert
+from navil_jax.config import MeshConfig, ModelConfig
+from navil_jax.conversion import importing
+from navil_jax.conversion.golden import build_batch, in_order, sample_features
+from navil_jax.conversion.importing import import_checkpoint
+from navil_jax.conversion.opening import open_checkpoint
+from navil_jax.model import params as model_params
+from navil_jax.sharding import make_mesh
+from navil_jax.training.checkpoint import Checkpoints
+from navil_jax.training.param_files import ParamsWriter
+
+GOLDEN = Path(__file__).parent / "golden"
+TOKENIZER = str(GOLDEN / "prompts" / "tokenizer")
+CASES = sorted(file.parent.name for file in GOLDEN.glob("*/model.safetensors"))
+RECIPE = """
+from navil_jax.config import Config, DecoderConfig, ImageConfig, ModelConfig, VisionConfig
+def get_config():
+    return Config(images=ImageConfig(min_patches=16, max_patches=64), model=ModelConfig(
+        vision=VisionConfig(depth=2, width=16, mlp_dim=24, num_heads=2, window_size=4),
+        decoder=DecoderConfig({fields}),
+        special_token_ids=(), compute_dtype="float32", remat="none"))
+"""
+
+
+def command(*arguments) -> int:
+    return convert.main([str(argument) for argument in arguments])
+
+
+def copy_case(name: str, folder: Path) -> Path:
+    """A golden checkpoint with its tokenizer, as the hub has it."""
+    folder.mkdir(parents=True)
+    for file in [*(GOLDEN / name).glob("*.json"), GOLDEN / name / "model.safetensors", *Path(TOKENIZER).iterdir()]:
+        if file.name not in ("golden.json", "token_to_id.json"):
+            shutil.copy(file, folder)
+    return folder
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def assert_equal_bytes(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert (ours[name].dtype, ours[name].shape) == (value.dtype, value.shape), name
+        assert ours[name].tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CASES)
+def test_round_trip_gives_every_byte_back(name, dtype, tmp_path):
+    source = copy_case(name, tmp_path / "source")
+    wanted = {key: value.astype(dtype) for key, value in load_file(source / "model.safetensors").items()}
+    save_file(wanted, source / "model.safetensors")
+    assert command("import", source, tmp_path / "run") == 0
+    assert command("export", tmp_path / "run", tmp_path / "out", "--shard-bytes", 100_000) == 0
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert_equal_bytes(tensors_of(tmp_path / "out"), wanted)
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads(
+        (source / "config.json").read_text()
+    )
+    for file in Path(TOKENIZER).iterdir():
+        if file.name != "token_to_id.json":
+            assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "run", "source"]
+
+
+def test_dtype_changes_on_request_only(tmp_path):
+    source = copy_case("internlm2_small", tmp_path / "source")
+    assert command("import", source, tmp_path / "run", "--dtype", "bfloat16") == 0
+    with open_checkpoint(tmp_path / "run") as checkpoint:
+        assert set(checkpoint.dtypes) == {"bfloat16"}
+        assert checkpoint.config.model.param_dtype == "bfloat16"
+    assert command("export", tmp_path / "run", tmp_path / "out", "--dtype", "float32") == 0
+    wanted = load_file(source / "model.safetensors")
+    rounded = {name: value.astype(ml_dtypes.bfloat16).astype(np.float32) for name, value in wanted.items()}
+    assert_equal_bytes(tensors_of(tmp_path / "out"), rounded)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=1), MeshConfig(fsdp=4), MeshConfig(fsdp=2, tensor=2)])
+def test_a_converted_checkpoint_is_restored_on_any_mesh(mesh, tmp_path):
+    import_checkpoint(GOLDEN / "internlm2_small", tmp_path / "run", TOKENIZER)
+    devices = (
+        make_mesh(mesh)
+        if mesh.fsdp > 1
+        else jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    )
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints, open_checkpoint(tmp_path / "run") as opened:
+        model = checkpoints.record().config.model
+        shardings = model_params.shardings(model, devices)
+        wanted = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model_params.shapes(model), shardings
+        )
+        params = checkpoints.restore_params(wanted)
+        jax.tree.map(np.testing.assert_array_equal, params, opened.params())
+    kernel = params["decoder"]["layers"]["ffn"]["text"]["gate"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * devices.size == kernel.size
+
+
+@pytest.mark.parametrize("name", ["text_only_internlm2", "text_only_internlm2_linear", "text_only_qwen3"])
+def test_an_initialised_model_computes_its_language_model(name, tmp_path):
+    """At step 0 every token, also one with visual weights, is computed as by the pre-trained model."""
+    language = copy_case(name, tmp_path / "language")
+    for file in ("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"):
+        text = json.loads((language / file).read_text())
+        if file == "added_tokens.json":
+            text = {token: number for token, number in text.items() if number < 546}
+        (language / file).write_text(json.dumps(text))
+    with open_checkpoint(language) as checkpoint:
+        plain, decoder = checkpoint.params(), checkpoint.config.model.decoder
+        plain_model = dataclasses.replace(checkpoint.config.model, compute_dtype="float32", remat="none")
+    fields = dataclasses.asdict(decoder) | {"attention_experts": True, "ffn_experts": True, "vocab_size": 620}
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(fields=", ".join(f"{key}={value!r}" for key, value in fields.items())))
+    assert command("init", language, tmp_path / "run", "--config", recipe, "--config.seed=3") == 0
+
+    with open_checkpoint(tmp_path / "run") as checkpoint:
+        assert not checkpoint.problems
+        params, model = checkpoint.params(), checkpoint.config.model
+    grown = np.asarray(params["decoder"]["embed"]["embedding"])
+    used = 558
+    np.testing.assert_array_equal(grown[:used], plain["decoder"]["embed"]["embedding"][:used])
+    np.testing.assert_allclose(
+        grown[used:], np.broadcast_to(grown[:used].mean(0), grown[used:].shape), rtol=1e-5, atol=1e-6
+    )
+    fresh = model_params.flatten(model_params.initialise(model, 3))
+    np.testing.assert_array_equal(params["vision"]["layers"]["fc1"]["kernel"], fresh["vision/layers/fc1/kernel"])
+
+    tokens = np.random.default_rng(0).integers(3, used, 24)
+    wanted = last_layer(plain_model, plain, sample_features(plain_model, tokens))
+    ours = sample_features(model, tokens)
+    np.testing.assert_allclose(last_layer(model, params, ours), wanted, atol=2e-5)
+    visual = np.arange(24) % 3 == 1
+    ours = {name: value[~visual] if name.startswith("text_") else value for name, value in ours.items()}
+    ours |= {"visual_tokens": tokens[visual], "visual_positions": np.flatnonzero(visual)}
+    np.testing.assert_allclose(last_layer(model, params, ours), wanted, atol=2e-5)
+
+
+def last_layer(config: ModelConfig, params: dict, features: dict) -> np.ndarray:
+    """[n, H] of one sample in reading order, embedded by the token table."""
+    model = model_params.bind(config, jax.tree.map(jnp.asarray, params))
+    batch = build_batch(config, [[features]])
+    decoder = model.decoder
+    x, _ = decoder(decoder.embed_new(jnp.asarray(batch.tokens)), decoder.layout(batch))
+    return in_order(batch, decoder.final_norm(x))
+
+
+def broken(name: str, folder: Path) -> tuple[Path, str]:
+    """A source with one fault, and what the message must name."""
+    source = copy_case("internlm2_small", folder)
+    weights = source / "model.safetensors"
+    config = json.loads((source / "config.json").read_text())
+    tensors = load_file(weights)
+    if name == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+        return source, "model.safetensors"
+    if name == "missing tensor":
+        del tensors["mlp1.1.weight"]
+    if name == "foreign tensor":
+        tensors["lora.weight"] = np.zeros(3, np.float32)
+    if name == "wrong shape":
+        tensors["mlp1.1.weight"] = tensors["mlp1.1.weight"][:-1]
+    if name == "half precision":
+        tensors = {key: value.astype(np.float16) for key, value in tensors.items()}
+    save_file(tensors, weights)
+    if name == "other architecture":
+        config = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
+    if name == "small vocabulary":
+        config["llm_config"]["vocab_size"] = 500
+    if name == "no tokenizer":
+        (source / "tokenizer.model").unlink()
+    (source / "config.json").write_text(json.dumps(config))
+    named = {"missing tensor": "mlp1.1.weight is missing", "foreign tensor": "lora.weight is not of this model"}
+    named |= {"wrong shape": "mlp1.1.weight has shape", "half precision": "--dtype", "other architecture": "llava"}
+    named |= {"small vocabulary": "vocab", "no tokenizer": "--tokenizer"}
+    return source, named[name]
+
+
+FAULTS = ("truncated", "missing tensor", "foreign tensor", "wrong shape", "half precision", "other architecture")
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "small vocabulary", "no tokenizer"])
+def test_a_faulty_source_is_one_clear_line_and_leaves_nothing(fault, tmp_path, capsys):
+    source, named = broken(fault, tmp_path / "source")
+    assert command("import", source, tmp_path / "run") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert named in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_targets_that_hold_something_are_left_alone(tmp_path, capsys):
+    source = copy_case("text_only_qwen3", tmp_path / "source")
+    assert command("import", source, tmp_path / "run") == 0
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    for arguments in (("import", source, tmp_path / "out"), ("export", tmp_path / "run", tmp_path / "out")):
+        assert command(*arguments) == 2
+        assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_an_interrupted_import_goes_on(tmp_path, monkeypatch, capsys):
+    source = copy_case("internlm2_small", tmp_path / "source")
+    monkeypatch.setattr(importing, "WRITE_BYTES", 1)
+    calls, write = [], ParamsWriter.write
+
+    def interrupted(writer, values):
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.extend(values)
+        write(writer, values)
+
+    monkeypatch.setattr(ParamsWriter, "write", interrupted)
+    assert command("import", source, tmp_path / "run") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    first = set(calls)
+    monkeypatch.setattr(ParamsWriter, "write", lambda writer, values: (calls.extend(values), write(writer, values)))
+    assert command("import", source, tmp_path / "run") == 0
+    assert len(calls) == len(set(calls))
+    assert first < set(calls)
+    with open_checkpoint(tmp_path / "run") as checkpoint:
+        assert_equal_bytes(dict(checkpoint.tensors), load_file(source / "model.safetensors"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "source"]
+
+
+def test_an_import_of_changed_files_starts_over(tmp_path):
+    source = copy_case("text_only_qwen3", tmp_path / "source")
+    writer = ParamsWriter(tmp_path / "run", {"import": "another"})
+    writer.write({"decoder/final_norm/scale": np.zeros(3, np.float32)})
+    assert command("import", source, tmp_path / "run") == 0
+    with open_checkpoint(tmp_path / "run") as checkpoint:
+        assert_equal_bytes(dict(checkpoint.tensors), load_file(source / "model.safetensors"))
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(direction, tmp_path, monkeypatch, capsys):
+    source = copy_case("text_only_qwen3", tmp_path / "source")
+    assert command("import", source, tmp_path / "run") == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    arguments = {"import": (source, tmp_path / "again"), "export": (tmp_path / "run", tmp_path / "again")}[direction]
+    assert command(direction, *arguments) == 2
+    assert "1,000 are free" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
+def test_what_the_released_code_cannot_compute_is_not_exported(tmp_path, capsys):
+    import_checkpoint(GOLDEN / "internlm2_small", tmp_path / "run", TOKENIZER)
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        record = checkpoints.record()
+    model = record.config.model
+    vision = dataclasses.replace(model.vision, window_order=False)
+    changed = dataclasses.replace(record.config, model=dataclasses.replace(model, vision=vision))
+    with open_checkpoint(tmp_path / "run") as opened:
+        params = opened.params()
+    with Checkpoints(tmp_path / "other" / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(3, params, dataclasses.replace(record, config=changed))
+    assert command("export", tmp_path / "other", tmp_path / "out") == 2
+    assert "window_order" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_init_refuses_another_model(tmp_path, capsys):
+    language = copy_case("text_only_internlm2", tmp_path / "language")
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(fields="depth=7"))
+    assert command("init", language, tmp_path / "run", "--config", recipe) == 2
+    assert "depth is 3 there and 7 in the recipe" in capsys.readouterr().err
+    assert command("init", language, tmp_path / "run", "--config", recipe, "--config.model.decoder.depht=3") == 2
+    assert "depth" in capsys.readouterr().err
