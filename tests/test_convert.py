@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,16 +13,19 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+import navil_jax
 from navil_jax import convert
-from navil_jax.config import MeshConfig, ModelConfig
+from navil_jax.config import ModelConfig
 from navil_jax.conversion import importing
 from navil_jax.conversion.golden import build_batch, in_order, sample_features
 from navil_jax.conversion.importing import import_checkpoint
 from navil_jax.conversion.opening import open_checkpoint
+from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
-from navil_jax.sharding import make_mesh
+from navil_jax.training import param_files
 from navil_jax.training.checkpoint import Checkpoints
 from navil_jax.training.param_files import ParamsWriter
 
@@ -92,14 +98,16 @@ def test_dtype_changes_on_request_only(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=1), MeshConfig(fsdp=4), MeshConfig(fsdp=2, tensor=2)])
-def test_a_converted_checkpoint_is_restored_on_any_mesh(mesh, tmp_path):
+MESHES = ((1, 1), (4, 1), (2, 2), (8, 1), (4, 2))  # fsdp, tensor
+
+
+@pytest.mark.parametrize("shape", MESHES, ids="{0[0]}x{0[1]}".format)
+def test_a_converted_checkpoint_is_restored_on_any_mesh(shape, tmp_path):
+    count = shape[0] * shape[1]
+    if count > jax.device_count():
+        pytest.skip("runs with eight devices below")
     import_checkpoint(GOLDEN / "internlm2_small", tmp_path / "run", TOKENIZER)
-    devices = (
-        make_mesh(mesh)
-        if mesh.fsdp > 1
-        else jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
-    )
+    devices = jax.make_mesh((1, *shape), ("data", "fsdp", "tensor"), devices=jax.devices()[:count])
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints, open_checkpoint(tmp_path / "run") as opened:
         model = checkpoints.record().config.model
         shardings = model_params.shardings(model, devices)
@@ -109,7 +117,15 @@ def test_a_converted_checkpoint_is_restored_on_any_mesh(mesh, tmp_path):
         params = checkpoints.restore_params(wanted)
         jax.tree.map(np.testing.assert_array_equal, params, opened.params())
     kernel = params["decoder"]["layers"]["ffn"]["text"]["gate"]["kernel"]
-    assert kernel.addressable_shards[0].data.size * devices.size == kernel.size
+    assert kernel.addressable_shards[0].data.size * count == kernel.size
+
+
+def test_a_converted_checkpoint_is_restored_on_eight_devices():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    test = f"{__file__}::test_a_converted_checkpoint_is_restored_on_any_mesh"
+    command = [sys.executable, "-m", "pytest", "-q", test, "-k", "8x1 or 4x2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "2 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("name", ["text_only_internlm2", "text_only_internlm2_linear", "text_only_qwen3"])
@@ -260,6 +276,26 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(direction, 
     assert not (tmp_path / "again").exists()
 
 
+def test_a_disk_that_gets_full_is_told_and_a_rerun_goes_on(tmp_path, monkeypatch, capsys):
+    source = copy_case("text_only_qwen3", tmp_path / "source")
+    monkeypatch.setattr(importing, "WRITE_BYTES", 1)
+    save = param_files.ocp_v1.partial.save
+    left = iter(range(3))
+
+    def full(path, values):
+        if next(left, None) is None:
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+        save(path, values)
+
+    monkeypatch.setattr(param_files.ocp_v1.partial, "save", full)
+    assert command("import", source, tmp_path / "run") == 2
+    assert "the disk is full; make space and run the same command" in capsys.readouterr().err
+    monkeypatch.setattr(param_files.ocp_v1.partial, "save", save)
+    assert command("import", source, tmp_path / "run") == 0
+    with open_checkpoint(tmp_path / "run") as checkpoint:
+        assert_equal_bytes(dict(checkpoint.tensors), load_file(source / "model.safetensors"))
+
+
 def test_what_the_released_code_cannot_compute_is_not_exported(tmp_path, capsys):
     import_checkpoint(GOLDEN / "internlm2_small", tmp_path / "run", TOKENIZER)
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
@@ -284,3 +320,19 @@ def test_init_refuses_another_model(tmp_path, capsys):
     assert "depth is 3 there and 7 in the recipe" in capsys.readouterr().err
     assert command("init", language, tmp_path / "run", "--config", recipe, "--config.model.decoder.depht=3") == 2
     assert "depth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["internlm2_small", "qwen3_small_tied"])
+def test_both_formats_load_as_the_same_model(name, tmp_path):
+    source = copy_case(name, tmp_path / "source")
+    import_checkpoint(source, tmp_path / "run")
+    first, second = (navil_jax.load_pretrained(folder) for folder in (source, tmp_path / "run"))
+    assert first.config.model == second.config.model
+    assert first.images == second.images == first.config.images
+    assert first.tokenizer.files() == second.tokenizer.files()
+    ours, theirs = (nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param)) for loaded in (first, second))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    kernel = first.model.decoder.layers.ffn.text.gate.kernel.get_value()
+    assert len(kernel.sharding.device_set) == 4
+    with pytest.raises(UserError, match="no such"):
+        navil_jax.load_pretrained(tmp_path / "nothing")

@@ -1,6 +1,8 @@
 """The parameters of a checkpoint, written and read one after the other, so that memory holds one of them at a time."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -43,16 +45,12 @@ class ParamsWriter:
             epath.Path(self._partial).rmtree(missing_ok=True)
             self._partial.mkdir(parents=True)
             self._purpose.write_text(json.dumps(purpose))
-        array_options = ocp_v1.options.ArrayOptions.Saving(
-            storage_options=ocp_v1.options.ArrayOptions.Saving.StorageOptions(
-                chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)
-            ),
-            use_compression=False,  # trained weights shrink by little, and compressing them is slower than the disk
-        )
-        self._context = ocp_v1.Context(
-            array_options=ocp_v1.options.ArrayOptions(saving=array_options),
-            memory_options=ocp_v1.options.MemoryOptions(deepcopy_host_arrays=False),
-        )
+        self._context = ocp_v1.Context()
+        saving = self._context.array.saving
+        saving.storage_options.chunk_byte_size = CHUNK_BYTES
+        saving.storage_options.shard_axes = (0,)
+        saving.use_compression = False  # trained weights shrink by little, and compressing them is slower than the disk
+        self._context.memory.deepcopy_host_arrays = False
 
     @property
     def written(self) -> frozenset[str]:
@@ -66,18 +64,19 @@ class ParamsWriter:
         return sum(file.stat().st_size for file in self._partial.rglob("*") if file.is_file())
 
     def write(self, values: dict[str, np.ndarray]) -> None:
-        """Returns when these parameters, by name, are on disk."""
-        with self._context:
+        """Returns when these parameters, by name, are on disk. Raises `UserError` if it is full."""
+        with self._context, _full_disk_named(self._partial):
             ocp_v1.partial.save(self._partial / "params", unflatten(values))
 
     def finish(self, record: Record) -> None:
         """Adds the record and moves all into place. Interrupted anywhere, it can be called again by a new writer."""
         params, step = self._partial / "params", self._partial / "checkpoints" / "0"
-        if not params.exists() and not (step / "params").exists():
-            with self._context:
-                ocp_v1.partial.finalize(params)
-        with Checkpoints(self._partial / "checkpoints", keep=1) as checkpoints:
-            checkpoints.save(0, None, record)
+        with _full_disk_named(self._partial):
+            if not params.exists() and not (step / "params").exists():
+                with self._context:
+                    ocp_v1.partial.finalize(params)
+            with Checkpoints(self._partial / "checkpoints", keep=1) as checkpoints:
+                checkpoints.save(0, None, record)
         if not (step / "params").exists():
             (params / "state").rename(step / "params")
         epath.Path(params).rmtree(missing_ok=True)
@@ -85,6 +84,16 @@ class ParamsWriter:
         if self.workdir.exists():
             self.workdir.rmdir()
         self._partial.rename(self.workdir)
+
+
+@contextlib.contextmanager
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # the storage library has only words for it
+        if "No space left" not in str(error):
+            raise
+        raise UserError(f"{folder}: the disk is full; make space and run the same command, it goes on") from error
 
 
 class ParamsReader:
