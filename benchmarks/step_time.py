@@ -22,7 +22,7 @@ from PIL import Image
 from navil_jax.config import Config
 from navil_jax.config_flags import parse
 from navil_jax.data.pipeline import make_dataset
-from navil_jax.data.sources import open_source
+from navil_jax.data.sources import expand_sources, open_source
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.inference.assistant import Assistant
@@ -44,7 +44,7 @@ def training_rows(
     config: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, steps: int
 ) -> tuple[list[Row], Params]:
     """Measures `steps` steps after a first one that compiles; also gives the parameters they end with."""
-    sources = [open_source(entry.name, "train") for entry in config.data.sources]
+    sources = [open_source(entry, "train") for entry in config.data.sources]
     iterator = iter(make_dataset(config, sources, tokenizer))
     state = initial_state(config, mesh, initial_params(config, mesh))
     train_step = make_train_step(config, mesh)
@@ -140,6 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     config, options = parse(sys.argv[1:] if argv is None else argv, __doc__, _add_options)
     if options.steps < 1 or options.new_tokens < 2:
         raise UserError("--steps must be at least 1 and --new-tokens at least 2")
+    config = expand_sources(config)
     mesh = make_mesh(config.mesh)
     tokenizer = new_tokenizer(config, None)
     config = complete(config, tokenizer)

@@ -19,11 +19,11 @@ from navil_jax.config import (
 def get_config() -> Config:
     return Config(
         workdir="runs/demo",
-        steps=2200,
+        steps=2300,
         model=ModelConfig(
             vision=VisionConfig(depth=3, width=128, mlp_dim=256, num_heads=4, layer_scale_init=1.0),
             decoder=DecoderConfig(
-                depth=3,
+                depth=2,
                 width=128,
                 mlp_dim=256,
                 num_heads=4,
@@ -39,15 +39,15 @@ def get_config() -> Config:
         ),
         images=ImageConfig(min_patches=16, max_patches=1024, multiscale=False),
         data=DataConfig(
-            sources=(SourceConfig("easy_vqa_captions", 1.5), SourceConfig("easy_vqa"), SourceConfig("scenes")),
+            sources=(SourceConfig("easy_vqa_captions", 2.0), SourceConfig("easy_vqa"), SourceConfig("scenes")),
             rows=4,
-            visual_slots=48,
+            visual_slots=47,
             text_slots=272,
-            patch_slots=160,
-            packing_bins=128,
+            patch_slots=156,
+            packing_bins=256,
             tokenizer_size=512,
         ),
-        optimizer=OptimizerConfig(peak_learning_rate=1e-3, schedule="cosine", warmup_steps=100),
+        optimizer=OptimizerConfig(algorithm="muon", peak_learning_rate=1e-3, schedule="cosine", warmup_steps=100),
         log_every=50,
         checkpoint_every=500,
     )

@@ -16,7 +16,7 @@ One row with two samples, V = 4, T = 6 (`<img>` and `c` are visual, the rest is 
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -131,24 +131,26 @@ class BatchSpec:
         """
         if len(rows) > self.rows:
             raise ValueError(f"{len(rows)} rows given, the spec holds {self.rows}")
-        packed = [self._concatenate(samples) for samples in rows]
-        packed += [self._concatenate(())] * (self.rows - len(rows))
-        return self.from_packed({k: np.stack([row[k] for row in packed]) for k in packed[0]}, context_id)
-
-    def _concatenate(self, samples: Iterable[SampleFeatures]) -> dict[str, np.ndarray]:
-        """One row in the packer's form: each feature joined and padded, with its segment ids."""
-        row = {}
+        packed: dict[str, np.ndarray] = {}
         for name, budget in self.budgets.items():
-            like = self._feature_like(name)
-            parts = [np.asarray(sample[name], like.dtype) for sample in samples]
-            length = sum(map(len, parts))
-            if length > budget:
-                raise ValueError(f"{name}: {length} do not fit the row's {budget}")
-            padding = np.zeros((budget - length, *like.shape[1:]), like.dtype)
-            row[name] = np.concatenate([*parts, padding])
-            segments = [np.full(len(part), i + 1, np.int32) for i, part in enumerate(parts)]
-            row[f"{name}_segment_ids"] = np.concatenate([*segments, np.zeros(budget - length, np.int32)])
-        return row
+            parts = [[sample[name] for sample in samples] for samples in rows]
+            packed[name], packed[f"{name}_segment_ids"] = self._lay_out(name, budget, parts)
+        return self.from_packed(packed, context_id)
+
+    def _lay_out(self, name: str, budget: int, parts: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """One feature of all samples, joined by row and padded [B, budget, ...], and its segment ids [B, budget]."""
+        like = self._feature_like(name)
+        values = np.zeros((self.rows, budget, *like.shape[1:]), like.dtype)
+        segments = np.zeros((self.rows, budget), np.int32)
+        for row, samples in enumerate(parts):
+            ends = np.cumsum([0, *map(len, samples)])
+            if ends[-1] > budget:
+                raise ValueError(f"{name}: {ends[-1]} do not fit the row's {budget}")
+            for number, part in enumerate(samples):
+                place = slice(ends[number], ends[number + 1])
+                values[row, place] = part
+                segments[row, place] = number + 1
+        return values, segments
 
     def _feature_like(self, name: str) -> np.ndarray:
         if name == "patches":

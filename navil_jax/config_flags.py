@@ -30,6 +30,7 @@ def parse(
     argv: Sequence[str],
     description: str,
     add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+    default: Config | None = None,
 ) -> tuple[Config, argparse.Namespace]:
     """Reads a command's arguments.
 
@@ -38,6 +39,7 @@ def parse(
         (the last one of a key wins), and the command's own options.
       description: what `--help` says above the options; below them stands every config key.
       add_options: adds the command's own options.
+      default: the config if no --config is given; None: one must be given.
 
     Returns:
       The validated config and the command's own options.
@@ -52,12 +54,14 @@ def parse(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="recipe: Python file with get_config()")
+    parser.add_argument(
+        "--config", required=default is None, metavar="FILE", help="recipe: Python file with get_config()"
+    )
     if add_options:
         add_options(parser)
     overrides, rest = _split_overrides(argv)
     options = parser.parse_args(rest)
-    return apply_overrides(load_config(options.config), overrides), options
+    return apply_overrides(load_config(options.config) if options.config else default, overrides), options
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -5,6 +5,8 @@ for bit, as a run without interruption. `<workdir>` then holds
 
     checkpoints/<step>/   parameters, optimizer state, place in the data, config, tokenizer
     metrics.jsonl         a line per training step and per evaluation; also as TensorBoard events in tensorboard/
+    timings.jsonl         speed, and the share of time spent waiting for data
+    quarantine.jsonl      samples that cannot be used, and why; no later run with this workdir reads them
     evaluation.md         accuracies on held-out samples beside baselines
     loss.png answers.png  the loss curve; held-out pictures with the model's answers
 """
@@ -18,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -26,14 +29,17 @@ from jax.experimental import multihost_utils
 
 from navil_jax.config import Config, validate
 from navil_jax.config_flags import parse
-from navil_jax.data.pipeline import make_dataset, skipped_samples
+from navil_jax.data.pipeline import make_dataset, sample_counts
 from navil_jax.data.prompt import role_texts
-from navil_jax.data.sources import open_source
-from navil_jax.data.tokenizer import Tokenizer, train_tokenizer
+from navil_jax.data.quarantine import Quarantine
+from navil_jax.data.sentencepiece_tokenizer import train_tokenizer
+from navil_jax.data.sources import expand_sources, open_source
+from navil_jax.data.stall import StallWatch
+from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.model.params import Params, flatten
 from navil_jax.sharding import make_mesh, named, start_hosts
-from navil_jax.training.checkpoint import Checkpoints, Record, check_continues, check_same_model
+from navil_jax.training.checkpoint import Checkpoints, Record, check_continues, check_same_model, find_checkpoints
 from navil_jax.training.evaluation import Evaluator, table
 from navil_jax.training.metrics import MetricsLog, plot_answers, plot_losses, read_log
 from navil_jax.training.optimizer import split_trainable
@@ -64,18 +70,26 @@ def run(config: Config) -> int:
         raise UserError("config.workdir: no folder for the run is given, use --config.workdir=FOLDER")
     if "://" in config.workdir:
         raise UserError(f"config.workdir: {config.workdir} is an address; mount the bucket (gcsfuse) and give its path")
+    config = expand_sources(config)
     mesh = make_mesh(config.mesh)
     _check_rows(config, mesh)
     with (
         Checkpoints(Path(config.workdir) / "checkpoints", config.keep_checkpoints) as checkpoints,
         _signals() as stopped,
+        StallWatch() as stall_watch,
     ):
-        tokenizer = _tokenizer(config, checkpoints)
+        earlier = _earlier_record(config, checkpoints)
+        tokenizer = (
+            Tokenizer.from_files(earlier.tokenizer) if earlier else new_tokenizer(config, _tokenizer_folder(config))
+        )
         config = complete(config, tokenizer)
-        sources = [open_source(source.name, "train") for source in config.data.sources]
-        iterator = iter(make_dataset(config, sources, tokenizer, jax.process_index(), jax.process_count()))
+        sources = [open_source(source, "train") for source in config.data.sources]
+        place = jax.process_index(), jax.process_count()
+        quarantine = Quarantine(config.workdir, config.data.quarantine, jax.process_index())
+        iterator = iter(make_dataset(config, sources, tokenizer, *place, quarantine))
         state = _start(config, mesh, checkpoints, iterator)
-        status = _train(config, mesh, tokenizer, checkpoints, iterator, state, stopped)
+        origin = earlier.origin if earlier else {}
+        status = _train(config, mesh, tokenizer, origin, checkpoints, iterator, state, stopped, stall_watch)
     multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
     return status
 
@@ -84,10 +98,12 @@ def _train(
     config: Config,
     mesh: jax.sharding.Mesh,
     tokenizer: Tokenizer,
+    origin: dict[str, Any],
     checkpoints: Checkpoints,
     iterator: grain.DatasetIterator,
     state: TrainState,
     stopped: Callable[[int], int],
+    stall_watch: StallWatch,
 ) -> int:
     start = int(state.step)
     log = MetricsLog(config.workdir, start) if jax.process_index() == 0 else None
@@ -96,9 +112,12 @@ def _train(
     _announce(config, mesh, state)
     for step in range(start + 1, config.steps + 1):
         _fail_if_asked(step)
-        batch = next(iterator)
+        began = time.monotonic()
+        with stall_watch.waiting():
+            batch = next(iterator)
+        waited = time.monotonic() - began
         state, metrics = train_step(state, global_batch(batch, mesh))
-        recorder.add(step, metrics, batch)
+        recorder.add(step, metrics, batch, waited, sample_counts(iterator))
         if config.eval_every and step % config.eval_every == 0 and step < config.steps:
             recorder.flush()
             _say(f"step {step}: evaluating")
@@ -110,7 +129,7 @@ def _train(
         received = stopped(step)
         if received or step == config.steps or step % config.checkpoint_every == 0:
             recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
-            record = Record(config, tokenizer.files(), recorder.last)
+            record = Record(config, tokenizer.files(), recorder.last, origin)
             checkpoints.save(step, state.params, record, state.optimizer, iterator)
         if received:
             checkpoints.wait()
@@ -121,7 +140,7 @@ def _train(
         raise RuntimeError(
             f"the training step was compiled {compiled} times: shapes or shardings of its inputs changed"
         )
-    _report(config, evaluator, state.params, log, skipped_samples(iterator))
+    _report(config, evaluator, state.params, log, sample_counts(iterator))
     return 0
 
 
@@ -142,14 +161,18 @@ def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _tokenizer(config: Config, checkpoints: Checkpoints) -> Tokenizer:
-    """That of the run so far, of the run to start from, of the folder, or a new one: the first there is."""
+def _earlier_record(config: Config, checkpoints: Checkpoints) -> Record | None:
+    """That of the run so far, or of the run to start from; None for a fresh start."""
     if checkpoints.latest_step is not None:
-        return Tokenizer.from_files(checkpoints.record().tokenizer)
+        return checkpoints.record()
     if config.init_from:
-        with Checkpoints(Path(config.init_from) / "checkpoints") as other:
-            return Tokenizer.from_files(other.record().tokenizer)
-    return new_tokenizer(config, Path(config.workdir) / "tokenizer" if jax.process_index() == 0 else None)
+        with Checkpoints(find_checkpoints(config.init_from)) as other:
+            return other.record()
+    return None
+
+
+def _tokenizer_folder(config: Config) -> Path | None:
+    return Path(config.workdir) / "tokenizer" if jax.process_index() == 0 else None
 
 
 def new_tokenizer(config: Config, folder: Path | None) -> Tokenizer:
@@ -157,7 +180,7 @@ def new_tokenizer(config: Config, folder: Path | None) -> Tokenizer:
     if config.data.tokenizer:
         return Tokenizer.load(config.data.tokenizer)
     around = role_texts(config.data.template)
-    texts = (text for source in config.data.sources for text in open_source(source.name, "train").texts())
+    texts = (text for source in config.data.sources for text in open_source(source, "train").texts())
     corpus = itertools.chain.from_iterable((text, *around) for text in texts)
     return train_tokenizer(corpus, config.data.tokenizer_size, folder)
 
@@ -192,7 +215,7 @@ def _start(
 def _first_params(config: Config, mesh: jax.sharding.Mesh, wanted: Params) -> Params:
     if not config.init_from:
         return initial_params(config, mesh)
-    with Checkpoints(Path(config.init_from) / "checkpoints") as other:
+    with Checkpoints(find_checkpoints(config.init_from)) as other:
         check_same_model(other.record().config, config, other.folder)
         _say(f"parameters of step {other.latest_step} of {other.folder}")
         return other.restore_params(wanted)
@@ -235,7 +258,7 @@ def _announce(config: Config, mesh: jax.sharding.Mesh, state: TrainState) -> Non
 
 
 def _report(
-    config: Config, evaluator: Evaluator, params: Params, log: MetricsLog | None, skipped: dict[str, int]
+    config: Config, evaluator: Evaluator, params: Params, log: MetricsLog | None, samples: dict[str, int]
 ) -> None:
     """Evaluates on all held-out samples, and writes the table and the pictures."""
     _say("evaluating on all held-out samples")
@@ -252,8 +275,9 @@ def _report(
     (folder / "evaluation.md").write_text(text + "\n")
     plot_losses(folder / "loss.png", read_log(folder / "metrics.jsonl"), f"{folder.name}, {config.steps} steps")
     plot_answers(folder / "answers.png", evaluator.answers(scores, SHOWN_ANSWERS))
-    for name, count in skipped.items():
-        _say(f"{count} samples of {name} were skipped as broken or too long")
+    for name, count in sorted(samples.items()):
+        if not name.endswith("/good"):
+            _say(f"samples read as {name}: {count:,}")
     _say(f"{text}\nevaluated in {time.monotonic() - began:.0f} s; see loss.png, answers.png, evaluation.md in {folder}")
 
 

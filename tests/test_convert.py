@@ -123,7 +123,7 @@ def test_a_converted_checkpoint_is_restored_on_any_mesh(shape, tmp_path):
 def test_a_converted_checkpoint_is_restored_on_eight_devices():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     test = f"{__file__}::test_a_converted_checkpoint_is_restored_on_any_mesh"
-    command = [sys.executable, "-m", "pytest", "-q", test, "-k", "8x1 or 4x2"]
+    command = [sys.executable, "-m", "pytest", test, "-k", "8x1 or 4x2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "2 passed" in done.stdout, done.stdout
 

@@ -42,7 +42,7 @@ def test_released_pictures(name: str, setting: str) -> None:
     assert result.blocks.max() == expected["num_scales"][0]
     pixels = tensors[f"{name}.pixels_u8"].reshape(-1, 768)
     assert result.patches.shape == pixels.shape
-    assert np.abs(result.patches.astype(int) - pixels).max() <= 1
+    np.testing.assert_array_equal(result.patches, pixels)
     decisions = [call["out"] for call in expected["resize_calls"]]
     sizes = resize_calls(plan_scales(image.height, image.width, SETTINGS[setting], RASTER))
     assert sizes == decisions[: len(sizes)]
@@ -128,7 +128,7 @@ def test_model_inputs(name: str) -> None:
     assert [[1, *grid] for one in raster for grid in one.grids] == tensors["inputs.image_grid_thw"].tolist()
     assert [len(one.grids) for one in raster] == tensors["inputs.num_scales"].tolist()
     patches = np.concatenate([one.patches for one in raster])
-    assert np.abs(patches.astype(int) - tensors["inputs.pixel_u8"].reshape(-1, 768)).max() <= 1
+    np.testing.assert_array_equal(patches, tensors["inputs.pixel_u8"].reshape(-1, 768))
 
     windowed = VisionConfig(window_size=config["vision_config"]["window_size"])
     in_windows = np.concatenate([image_patches(picture, images, windowed).patches for picture in pictures])
@@ -216,11 +216,6 @@ def test_paths_bytes_and_pictures_are_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(load_image(source)), np.asarray(image))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    assert load_image(Image.new(mode, (4, 5))).mode == "RGB"
-
-
 def test_alpha_is_dropped_not_blended() -> None:
     assert load_image(Image.new("RGBA", (2, 2), (10, 20, 30, 0))).getpixel((0, 0)) == (10, 20, 30)
 
@@ -252,12 +247,3 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     for content in files.values():
         with pytest.raises(UserError, match="bytes"):
             load_image(content)
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("limit", [150, 50])
-def test_huge_pictures_are_refused(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    content = png(Image.new("RGB", (16, 16)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(UserError):
-        load_image(content)

@@ -57,12 +57,22 @@ def test_values_keep_their_float32_bits(tmp_path):
 
 
 def test_progress_line():
-    done = Throughput(seconds=2.0, steps=4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400)
+    done = Throughput(2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, data_wait=0.008)
     line = progress_line(40, 100, 2.31, 5e-5, done)
     assert line == (
         "step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  "
-        "padding 10% of tokens, 25% of patches  ETA 0:00:30"
+        "padding 10% of tokens, 25% of patches  data wait 0.4%  ETA 0:00:30"
     )
+
+
+def test_times_are_kept_apart_from_what_a_run_reproduces(tmp_path):
+    log = write(tmp_path, [4])
+    done = Throughput(2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, data_wait=0.008)
+    log.write_timing(4, done)
+    log.close()
+    assert read_log(tmp_path / "metrics.jsonl") == [{"step": 4, "loss": 4.0}]
+    expected = {"step": 4, "seconds_per_step": 0.5, "tokens_per_second": 450.0, "data_wait": 0.004}
+    assert read_log(tmp_path / "timings.jsonl") == [expected]
 
 
 def test_smoothing_is_a_running_mean():

@@ -1,5 +1,6 @@
 """The training command: an interrupted run ends bit for bit as one that was not, and bad runs save nothing."""
 
+import itertools
 import json
 import os
 import re
@@ -134,6 +135,10 @@ def test_a_finished_run_leaves_everything(finished):
     evaluations = [line for line in lines if "eval/colors/accuracy" in line]
     assert [line["step"] for line in evaluations] == [3, 6, 8]
     assert lines[-2]["loss"] < 0.6 * lines[0]["loss"]
+    counted = [(line["step"], line["samples/colors/good"]) for line in lines if "samples/colors/good" in line]
+    assert [step for step, _ in counted] == [2, 4, 6, 8]
+    assert all(before[1] < after[1] for before, after in itertools.pairwise(counted))
+    assert {"seconds_per_step", "data_wait"} <= set(read_log(finished / "timings.jsonl")[-1])
     assert {"evaluation.md", "loss.png", "answers.png", "tokenizer"} <= {path.name for path in finished.iterdir()}
     assert re.search(
         r"\| colors \| color \| 12 \| \d+\.\d% \| 25\.0% \| 25\.0% \|", (finished / "evaluation.md").read_text()

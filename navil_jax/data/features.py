@@ -1,36 +1,67 @@
 """Samples -> `batch.SampleFeatures`, and what becomes of samples that cannot be used."""
 
 import dataclasses
+import functools
+import logging
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 
 from navil_jax.batch import SampleFeatures
 from navil_jax.config import Config
-from navil_jax.data.images import ImagePatches, image_patches, load_image
-from navil_jax.data.prompt import encode_conversation
-from navil_jax.data.sources import Sample, Source
+from navil_jax.data.augment import augment
+from navil_jax.data.images import ImagePatches, image_patches, load_image, plan_scales
+from navil_jax.data.prompt import Grids, encode_conversation, picture_length
+from navil_jax.data.sources import BadSample, Sample, Source
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError
+
+PAUSES = (1.0, 5.0, 20.0)  # seconds before what disk or network refused is tried again
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Usable:
+    """A sample that is trained on."""
+
+    source: str
+    features: SampleFeatures
+    shrunk: bool = False  # whether its pictures are smaller than they would be in a longer row
 
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A sample that is left out: broken, or longer than a whole packed row."""
+    """A sample that is left out: bad, or longer than a whole packed row."""
 
     source: str
+    samples: int  # of the source
+    index: int
     key: str
     reason: str
+    too_long: bool = False
+    known: bool = False  # it was on a list of bad samples and was not read
+
+
+class TooLong(Exception):
+    """A sample that fits no row; the message says what does not fit."""
 
 
 def sample_features(
-    sample: Sample, config: Config, tokenizer: Tokenizer, source_id: int = 0, sample_id: int = 0
+    sample: Sample,
+    config: Config,
+    tokenizer: Tokenizer,
+    source_id: int = 0,
+    sample_id: int = 0,
+    augmented: bool = False,
 ) -> SampleFeatures:
-    """One sample's tokens and patches.
+    """One sample's tokens and patches, however many.
 
     Args:
       source_id: place of the source in config.data.sources.
       sample_id: place of the sample in its source.
+      augmented: whether its pictures are changed at random as config.images.augment says.
 
     Returns:
       All features that `batch.SampleFeatures` lists. A sample without pictures has patches of shape [0, D].
@@ -38,28 +69,131 @@ def sample_features(
     Raises:
       UserError: a picture cannot be read, or the conversation does not fit its pictures.
     """
-    pictures = _pictures(sample, config)
-    features = encode_conversation(
-        tokenizer,
-        config.data.template,
-        config.data.system_message,
-        sample.turns,
-        [picture.grids for picture in pictures],
-        config.data.loss_weight,
-        config.model.vision.merge_size if config.model.vision else 2,
-    )
+    return fitting_features(sample, config, tokenizer, None, source_id, sample_id, augmented)[0]
+
+
+def fitting_features(
+    sample: Sample,
+    config: Config,
+    tokenizer: Tokenizer,
+    budgets: Mapping[str, int] | None,
+    source_id: int = 0,
+    sample_id: int = 0,
+    augmented: bool = False,
+) -> tuple[SampleFeatures, bool]:
+    """`sample_features` of a sample that fits a row, and whether its pictures had to shrink for that.
+
+    With config.data.overlong "shrink" the pictures of a sample that is too long get smaller: one lower max_patches for
+    all of them, the largest that will do. A picture's tokens are never cut.
+
+    Args:
+      budgets: feature -> most that fits in a row; None: any length is right.
+
+    Raises:
+      UserError: as `sample_features`.
+      TooLong: fits no row.
+    """
+    pictures = _pictures(sample, config, (config.data.seed, source_id, sample_id) if augmented else None)
+    sizes = [(picture.height, picture.width) for picture in pictures]
+    grids = _grids(sizes, config)
+    features = _tokens(sample, config, tokenizer, grids)
+    excess = _excess(_lengths(features, grids), budgets)
+    shrunk = bool(excess and pictures and config.data.overlong == "shrink")
+    if shrunk:
+        config = smaller_pictures(sizes, config, len(features["text_tokens"]), budgets)
+        grids = _grids(sizes, config)
+        features = _tokens(sample, config, tokenizer, grids)
+        excess = _excess(_lengths(features, grids), budgets)
+    if excess:
+        raise TooLong(excess)
     length = len(features["text_tokens"])
     numbers = {
         "text_source_ids": np.full(length, source_id, np.int32),
         "text_sample_ids": np.full(length, sample_id, np.int32),
     }
-    return {**features, **numbers, **patch_features(pictures, config)}
+    cut = [image_patches(picture, config.images, config.model.vision) for picture in pictures]
+    return {**features, **numbers, **patch_features(cut, config)}, shrunk
 
 
-def _pictures(sample: Sample, config: Config) -> list[ImagePatches]:
+def _pictures(sample: Sample, config: Config, seeds: tuple[int, ...] | None) -> list[Image.Image]:
+    """The decoded pictures; changed at random where there are seeds."""
     if sample.images and config.model.vision is None:
         raise UserError(f"{sample.key}: has pictures, but config.model.vision is None")
-    return [image_patches(load_image(image), config.images, config.model.vision) for image in sample.images]
+    pictures = []
+    for number, source in enumerate(sample.images):
+        picture = load_image(source, f"{sample.key}, picture {number + 1}" if isinstance(source, bytes) else "")
+        if seeds is not None:
+            picture = augment(picture, config.images.augment, (*seeds, number))
+        pictures.append(picture)
+    return pictures
+
+
+def _grids(sizes: Sequence[tuple[int, int]], config: Config) -> list[Grids]:
+    """Of pictures of these (height, width), the (rows, columns) in patches of each scale."""
+    plans = [plan_scales(height, width, config.images, config.model.vision) for height, width in sizes]
+    return [[(scale.rows, scale.cols) for scale in plan] for plan in plans]
+
+
+def _merge_size(config: Config) -> int:
+    return config.model.vision.merge_size if config.model.vision else 2
+
+
+def _tokens(sample: Sample, config: Config, tokenizer: Tokenizer, grids: Sequence[Grids]) -> SampleFeatures:
+    return encode_conversation(
+        tokenizer,
+        config.data.template,
+        config.data.system_message if sample.system is None else sample.system,
+        sample.turns,
+        grids,
+        config.data.loss_weight,
+        _merge_size(config),
+    )
+
+
+def _lengths(features: SampleFeatures, grids: Sequence[Grids]) -> dict[str, int]:
+    patches = sum(rows * cols for picture in grids for rows, cols in picture)
+    return {
+        "visual_tokens": len(features["visual_tokens"]),
+        "text_tokens": len(features["text_tokens"]),
+        "patches": patches,
+    }
+
+
+def _excess(lengths: Mapping[str, int], budgets: Mapping[str, int] | None) -> str:
+    """What does not fit a row; empty: all fits."""
+    for feature, length in lengths.items():
+        if budgets is not None and length > budgets[feature]:
+            return f"{length} {feature} do not fit a row's {budgets[feature]}"
+    return ""
+
+
+def smaller_pictures(
+    sizes: Sequence[tuple[int, int]], config: Config, text_tokens: int, budgets: Mapping[str, int]
+) -> Config:
+    """The config with the largest images.max_patches with which the sample fits, or min_patches where none will do.
+
+    Args:
+      sizes: (height, width) of the pictures.
+      text_tokens: of the sample with its pictures as they are in `config`.
+    """
+    merge = _merge_size(config)
+    words = text_tokens - sum(picture_length(grid, merge)[1] for grid in _grids(sizes, config))
+
+    def with_limit(patches: int) -> Config:
+        return dataclasses.replace(config, images=dataclasses.replace(config.images, max_patches=patches))
+
+    def fits(patches: int) -> bool:
+        grids = _grids(sizes, with_limit(patches))
+        visual, text = (sum(part) for part in zip(*(picture_length(grid, merge) for grid in grids), strict=True))
+        all_patches = sum(rows * cols for grid in grids for rows, cols in grid)
+        lengths = {"visual_tokens": visual, "text_tokens": words + text, "patches": all_patches}
+        return not _excess(lengths, budgets)
+
+    least, most = config.images.min_patches, config.images.max_patches
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle - 1)
+    return with_limit(least)
 
 
 def patch_features(pictures: Sequence[ImagePatches], config: Config) -> dict[str, np.ndarray]:
@@ -81,7 +215,11 @@ def patch_features(pictures: Sequence[ImagePatches], config: Config) -> dict[str
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSource:
-    """Random access to a source's samples as features, or as `Skipped` where a sample cannot be used."""
+    """Random access to a source's samples as features, or as `Skipped` where a sample cannot be used.
+
+    Failures of disk and network (OSError) are tried again. Everything else that is no `UserError` ends the run: it says
+    nothing about the sample, so nothing may depend on it.
+    """
 
     source: Source
     name: str
@@ -89,20 +227,37 @@ class FeatureSource:
     config: Config
     tokenizer: Tokenizer
     budgets: Mapping[str, int]  # feature -> most that fits in a row
+    training: bool = False  # whether pictures of a source with data_augment are changed at random
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> SampleFeatures | Skipped:
+    def __getitem__(self, index: int) -> Usable | Skipped:
         key = f"{self.name}/{index}"
+        skipped = functools.partial(Skipped, self.name, len(self.source), index)
         try:
-            sample = self.source[index]
+            sample = self._read(index)
             key = sample.key
-            features = sample_features(sample, self.config, self.tokenizer, self.source_id, index)
+            augmented = self.training and self.config.data.sources[self.source_id].data_augment
+            features, shrunk = fitting_features(
+                sample, self.config, self.tokenizer, self.budgets, self.source_id, index, augmented
+            )
+        except BadSample as error:
+            return skipped(error.key, error.reason)
         except UserError as error:
-            return Skipped(self.name, key, str(error))
-        for feature in ("visual_tokens", "text_tokens", "patches"):
-            if len(features[feature]) > self.budgets[feature]:
-                reason = f"{len(features[feature])} {feature} do not fit a row's {self.budgets[feature]}"
-                return Skipped(self.name, key, reason)
-        return features
+            return skipped(key, str(error))
+        except TooLong as error:
+            return skipped(key, str(error), too_long=True)
+        except BaseException as error:  # SystemExit, too: in a thread that reads it would end nothing but the thread
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RuntimeError(f"reading sample {index} of source {self.name} ({key}) failed: {what}") from error
+        return Usable(self.name, features, shrunk)
+
+    def _read(self, index: int) -> Sample:
+        for pause in PAUSES:
+            try:
+                return self.source[index]
+            except OSError as error:
+                _log.warning("sample %d of %s: %s; trying again in %g s", index, self.name, error, pause)
+                time.sleep(pause)
+        return self.source[index]

@@ -8,7 +8,9 @@ EXIF rotation is not applied: a picture is taken as its pixels are stored, as th
 """
 
 import dataclasses
+import functools
 import io
+import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +19,11 @@ import numpy as np
 from PIL import Image
 
 from navil_jax.config import ImageConfig, VisionConfig
+from navil_jax.data.resampling import cut, resize
 from navil_jax.errors import UserError
 
 MAX_ASPECT_RATIO = 200  # long side against short side (released preprocessing)
+MAX_PIXELS = 89_478_485  # of a picture before it is resized, seen in the file's header; from here Pillow warns of bombs
 
 
 class Scale(NamedTuple):
@@ -103,32 +107,31 @@ def plan_scales(height: int, width: int, images: ImageConfig, vision: VisionConf
             return scales
 
 
-def load_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+def load_image(source: str | Path | bytes | Image.Image, name: str = "") -> Image.Image:
     """Decodes a picture to RGB as the released code does: alpha is dropped, grey and palette are expanded.
 
+    Grey pictures of 16 bits become their upper 8, as Pillow makes colours of 16 bits; the released code clips them to
+    white. docs/images.md says what becomes of every kind of picture.
+
     Args:
-      source: a path, a file's bytes, or a picture. Of an animation the first frame counts.
+      source: a path, a file's bytes, or a picture. Of an animation or of several pages the first counts.
+      name: of the picture in messages; empty: the path.
 
     Raises:
-      UserError: missing, not a picture, broken or cut off, over Pillow's limit against decompression bombs, empty,
-        or one side over 200 times the other. The message names the file.
+      UserError: missing, not a picture, broken or cut off, of more than `MAX_PIXELS` pixels, empty, one side over 200
+        times the other, or of 32-bit pixels. The message names the picture.
     """
     if isinstance(source, Image.Image):
-        name, image = getattr(source, "filename", "") or "picture", source
+        name, image = name or getattr(source, "filename", "") or "picture", source
     else:
-        name = "picture from bytes" if isinstance(source, bytes) else str(source)
+        name = name or ("picture from bytes" if isinstance(source, bytes) else str(source))
         image = _open(source, name)
-    width, height = image.size
-    if min(width, height) < 1:
-        raise UserError(f"{name}: the picture has no pixels ({width} x {height})")
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise UserError(f"{name}: {width} x {height} pixels, one side is over {MAX_ASPECT_RATIO} times the other")
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise UserError(f"{name}: {width} x {height} pixels are over the limit of {Image.MAX_IMAGE_PIXELS}; shrink it")
+    _check_size(image.size, name)
     try:
-        return image.convert("RGB")
+        image.load()
     except Exception as error:  # Pillow's decoders raise many types on broken files
         raise UserError(f"{name}: broken or cut off picture ({error})") from error
+    return _to_rgb(image, name)
 
 
 def _open(source: str | Path | bytes, name: str) -> Image.Image:
@@ -137,9 +140,45 @@ def _open(source: str | Path | bytes, name: str) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name}: not a picture that Pillow can read") from error
+        raise UserError(f"{name}: {_what_it_is(source)}") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: over the limit of {MAX_PIXELS:,} pixels; shrink it") from error
     except Exception as error:  # Pillow's decoders raise many types on broken files
         raise UserError(f"{name}: cannot read the picture ({error})") from error
+
+
+def _what_it_is(source: str | Path | bytes) -> str:
+    """Why Pillow does not know a file, as far as its first bytes tell."""
+    if isinstance(source, bytes):
+        start = source[:16]
+    else:
+        with open(source, "rb") as file:
+            start = file.read(16)
+    if not start:
+        return "the file is empty"
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "HEIC, which Pillow cannot read; convert it to JPEG or PNG"
+    return "not a picture that Pillow can read"
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if min(width, height) < 1:
+        raise UserError(f"{name}: the picture has no pixels ({width} x {height})")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise UserError(f"{name}: {width} x {height} pixels, one side is over {MAX_ASPECT_RATIO} times the other")
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{name}: {width} x {height} pixels are over the limit of {MAX_PIXELS:,}; shrink it")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow reads PGM up to 65535
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UserError(f"{name}: pixels of 32 bits, of which nobody knows what is white; save it with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def window_order(rows: int, cols: int, window_units: int) -> np.ndarray:
@@ -170,25 +209,35 @@ def image_patches(image: Image.Image, images: ImageConfig, vision: VisionConfig)
     Example of one scale of 2 x 4 patches, as (row, column): 00 01 10 11 02 03 12 13
     """
     scales = plan_scales(image.height, image.width, images, vision)
-    cut = [_cut(image, scale, vision) for scale in scales]
-    patches, coords = (np.concatenate(parts) for parts in zip(*cut, strict=True))
-    blocks = np.repeat(np.arange(1, len(scales) + 1, dtype=np.int32), [len(part) for part, _ in cut])
-    return ImagePatches(patches, coords, blocks, tuple((scale.rows, scale.cols) for scale in scales))
+    pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(image.height, image.width)
+    counts = [scale.rows * scale.cols for scale in scales]
+    patches = np.empty((sum(counts), vision.patch_dim), np.uint8)
+    coords = []
+    for scale, end in zip(scales, itertools.accumulate(counts), strict=True):
+        order, places = _reading_order(
+            scale.rows // vision.merge_size,
+            scale.cols // vision.merge_size,
+            vision.merge_size,
+            vision.window_size // vision.merge_size if vision.window_order else None,
+        )
+        canvas = np.zeros((scale.rows * vision.patch_size, scale.cols * vision.patch_size), np.uint32)
+        resize(pixels, scale.height, scale.width, canvas)
+        cut(canvas, order, vision.merge_size, vision.patch_size, patches[end - len(places) : end])
+        coords.append(places)
+    blocks = np.repeat(np.arange(1, len(scales) + 1, dtype=np.int32), counts)
+    return ImagePatches(patches, np.concatenate(coords), blocks, tuple((scale.rows, scale.cols) for scale in scales))
 
 
-def _cut(image: Image.Image, scale: Scale, vision: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The patches [p, D] uint8 and their coordinates [p, 2] int32 of one scale."""
-    side, merge = vision.patch_size, vision.merge_size
-    pixels = np.zeros((scale.rows * side, scale.cols * side, 3), np.uint8)
-    resized = image.resize((scale.width, scale.height), Image.Resampling.BICUBIC)
-    pixels[: scale.height, : scale.width] = np.asarray(resized)
-
-    unit_rows, unit_cols = scale.rows // merge, scale.cols // merge
-    blocks = pixels.reshape(unit_rows, merge, side, unit_cols, merge, side, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-    patches = blocks.reshape(unit_rows * unit_cols, merge**2, vision.patch_dim)
-    grid = np.indices((scale.rows, scale.cols), np.int32).reshape(2, unit_rows, merge, unit_cols, merge)
-    coords = grid.transpose(1, 3, 2, 4, 0).reshape(unit_rows * unit_cols, merge**2, 2)
-    if vision.window_order:
-        order = window_order(unit_rows, unit_cols, vision.window_size // merge)
-        patches, coords = patches[order], coords[order]
-    return patches.reshape(-1, vision.patch_dim), coords.reshape(-1, 2)
+@functools.lru_cache(maxsize=1024)
+def _reading_order(
+    unit_rows: int, unit_cols: int, merge: int, window_units: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Raster numbers of the merged units [n] int64 as they are read, and their patches' coordinates [n * m * m, 2]."""
+    if window_units is None:
+        order = np.arange(unit_rows * unit_cols)
+    else:
+        order = window_order(unit_rows, unit_cols, window_units)
+    grid = np.indices((unit_rows * merge, unit_cols * merge), np.int32).reshape(2, unit_rows, merge, unit_cols, merge)
+    coords = grid.transpose(1, 3, 2, 4, 0).reshape(unit_rows * unit_cols, merge**2, 2)[order].reshape(-1, 2)
+    order.flags.writeable = coords.flags.writeable = False  # shared by all pictures of this size
+    return order, coords

@@ -78,7 +78,7 @@ class SentencePieceTokenizer(Tokenizer):
         if not allow_special:
             return [i for part in self._plain_parts(text) for i in self._pieces.encode(part)]
         ids = []
-        for part in self._added_pattern.split(text):
+        for part in filter(None, self._added_pattern.split(text)):
             ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part)
         return ids
 

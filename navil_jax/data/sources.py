@@ -4,14 +4,16 @@ A source is any random-access collection of `Sample`s. To add one, put a functio
 `SOURCES` and name it in the recipe's `data.sources`.
 """
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
 from PIL import Image
 
+from navil_jax.config import Config, ImageConfig, SourceConfig
 from navil_jax.errors import UserError
 
 Split = Literal["train", "test"]
@@ -32,6 +34,19 @@ class Sample:
     images: tuple[Image.Image | bytes | Path, ...]  # decoded, encoded, or a file
     turns: tuple[Turn, ...]
     kind: str = ""  # question kind, a row of accuracy tables; "" where the turns are of several kinds
+    system: str | None = None  # the system message that came with it; None: that of the source
+
+
+class BadSample(UserError):
+    """A sample that cannot be used. Others of its source can: what reads them goes on, and tells."""
+
+    def __init__(self, source: str, key: str, reason: str) -> None:
+        """Args: source: file or folder; key: names the sample in it; reason: one line."""
+        super().__init__(source, key, reason)
+        self.source, self.key, self.reason = source, key, reason
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason} ({self.source})"
 
 
 class Source(Protocol):
@@ -87,18 +102,82 @@ SOURCES: dict[str, Callable[[Split], Source]] = {
 }
 
 
-def open_source(name: str, split: Split) -> Source:
-    """The source `name` of `SOURCES`; split "train", or "test" for its held-out samples.
+def open_source(entry: SourceConfig | str, split: Split) -> Source:
+    """The source of an entry of config.data.sources, or of a name of `SOURCES`; split "test" for held-out samples.
 
     Raises:
-      UserError: the name or the split is unknown, or the package that holds the data is not installed.
+      UserError: the name, the kind or the split is unknown, there are no such files, or the package that holds or
+        reads the data is not installed.
     """
-    if name not in SOURCES:
-        nearest = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0)[0]
-        raise UserError(f"data.sources: no source named {name!r}; nearest is {nearest!r}, all are {sorted(SOURCES)}")
+    entry = SourceConfig(entry) if isinstance(entry, str) else entry
     if split not in SPLITS:
-        raise UserError(f"source {name}: no split named {split!r}; use one of {list(SPLITS)}")
+        raise UserError(f"source {entry.name}: no split named {split!r}; use one of {list(SPLITS)}")
+    if entry.kind:
+        return _open_files(entry, split)
+    if entry.name not in SOURCES:
+        nearest = difflib.get_close_matches(entry.name, SOURCES, n=1, cutoff=0)[0]
+        raise UserError(
+            f"data.sources: no source named {entry.name!r}; nearest is {nearest!r}, all are {sorted(SOURCES)}; "
+            "data in files need a kind and a path"
+        )
     try:
-        return SOURCES[name](split)
+        return SOURCES[entry.name](split)
     except ModuleNotFoundError as error:
-        raise UserError(f"source {name}: Python package {error.name!r} is missing; install it with pip") from error
+        raise UserError(
+            f"source {entry.name}: Python package {error.name!r} is missing; install it with pip"
+        ) from error
+
+
+def _open_files(entry: SourceConfig, split: Split) -> Source:
+    from navil_jax.data import formats  # imports this module for `Sample`
+
+    formats.check_kind(entry.kind)
+    if not has_split(entry, split):
+        raise UserError(f"source {entry.name}: no held-out samples; give their path as held_out")
+    path = entry.path if split == "train" else entry.held_out
+    if entry.kind == formats.META:
+        parts = expand_meta(dataclasses.replace(entry, path=path))
+        return formats.Concatenated.of(open_source(part, "train") for part in parts)
+    return formats.open_format(entry.kind, path, entry.root, entry.prompt)
+
+
+def has_split(entry: SourceConfig, split: Split) -> bool:
+    """Whether `open_source` would find such samples."""
+    return split == "train" or not entry.kind or bool(entry.held_out)
+
+
+def expand_meta(entry: SourceConfig, max_patches: int = ImageConfig.max_patches) -> tuple[SourceConfig, ...]:
+    """The parts of a source of kind "meta", any other as it is. Raises `UserError` for a bad meta file."""
+    if entry.kind != "meta":
+        return (entry,)
+    from navil_jax.data.formats.meta import meta_sources
+
+    return meta_sources(entry, max_patches)
+
+
+def expand_sources(config: Config) -> Config:
+    """The config with each source of kind "meta" replaced by its parts; done before sources are opened or numbered."""
+    parts = [part for entry in config.data.sources for part in expand_meta(entry, config.images.max_patches)]
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=tuple(parts)))
+
+
+def for_source(config: Config, number: int) -> Config:
+    """The config as it holds for one source: its own max_patches, system message and loss weight where it has them.
+
+    Example: data.sources.1.loss_weight "token" -> for_source(config, 1).data.loss_weight "token"
+    """
+    if number >= len(config.data.sources):
+        return config
+    entry = config.data.sources[number]
+    own = {key: value for key in ("system_message", "loss_weight") if (value := getattr(entry, key)) is not None}
+    images = config.images
+    if entry.max_patches is not None:
+        images = dataclasses.replace(images, max_patches=entry.max_patches)
+    return dataclasses.replace(config, images=images, data=dataclasses.replace(config.data, **own))
+
+
+def usable_samples(source: Source) -> Iterator[Sample]:
+    """The samples of a source in its order, without the bad ones."""
+    for index in range(len(source)):
+        with contextlib.suppress(BadSample):
+            yield source[index]

@@ -19,7 +19,7 @@ from navil_jax.data.baselines import commonest_answer, question_only
 from navil_jax.data.images import load_image
 from navil_jax.data.pipeline import evaluation_batches
 from navil_jax.data.prompt import response_text
-from navil_jax.data.sources import Source, open_source
+from navil_jax.data.sources import Source, has_split, open_source, usable_samples
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.model.params import Params
 from navil_jax.training.metrics import Answer
@@ -76,8 +76,9 @@ class Evaluator:
 
     def __init__(self, config: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer):
         self._config, self._mesh, self._tokenizer = config, mesh, tokenizer
-        self._names = dict(enumerate(source.name for source in config.data.sources))
-        self._sources: dict[int, Source] = {i: open_source(name, "test") for i, name in self._names.items()}
+        held_out = {i: entry for i, entry in enumerate(config.data.sources) if has_split(entry, "test")}
+        self._names = {i: entry.name for i, entry in held_out.items()}
+        self._sources: dict[int, Source] = {i: open_source(entry, "test") for i, entry in held_out.items()}
         self._step = make_eval_step(config, mesh)
         self._kinds: dict[tuple[int, int], str] = {}
 
@@ -104,7 +105,8 @@ class Evaluator:
         rows = []
         for number, name in self._names.items():
             held_out = [self._sources[number][score.sample] for score in scores if score.source == number]
-            train = itertools.islice(iter(open_source(name, "train")), BASELINE_SAMPLES)
+            source = open_source(self._config.data.sources[number], "train")
+            train = itertools.islice(usable_samples(source), BASELINE_SAMPLES)
             commonest, blind = commonest_answer(held_out), question_only(train, held_out)
             for (source, kind), (right, asked) in counts.items():
                 if source == number:

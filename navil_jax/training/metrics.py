@@ -1,4 +1,4 @@
-"""What a run shows: a line per step in a JSONL file, TensorBoard events, progress lines and pictures at the end."""
+"""What a run shows: JSONL files, TensorBoard events, progress lines and pictures at the end."""
 
 import dataclasses
 import datetime
@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import matplotlib
 import numpy as np
@@ -17,9 +17,10 @@ from matplotlib import pyplot as plt
 
 
 class MetricsLog:
-    """Writes `<folder>/metrics.jsonl`, one object per line, and TensorBoard events beside it.
+    """Writes `<folder>/metrics.jsonl`, one object per line, `timings.jsonl`, and TensorBoard events beside them.
 
-    Lines written so far are on disk as soon as `write` returns, so nothing is lost when the process is killed.
+    Lines written so far are on disk as soon as `write` returns, so nothing is lost when the process is killed. Times
+    are kept apart: they differ from run to run, and nothing in metrics.jsonl does.
 
     Args:
       folder: is made if it does not exist.
@@ -36,16 +37,31 @@ class MetricsLog:
         temporary.write_text("".join(kept))
         temporary.replace(path)
         self._file = path.open("a", buffering=1)
+        self._timings = (folder / "timings.jsonl").open("a", buffering=1)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line `{"step": step, **values}` and its scalars."""
-        self._file.write(json.dumps({"step": step} | {k: float(v) for k, v in values.items()}) + "\n")
+        self._add(self._file, step, values)
+
+    def write_timing(self, step: int, done: "Throughput") -> None:
+        """Adds a line about the steps up to this one: seconds_per_step, tokens_per_second, data_wait (share)."""
+        seconds = max(done.seconds, 1e-9)
+        values = {
+            "seconds_per_step": seconds / done.steps,
+            "tokens_per_second": done.tokens / seconds,
+            "data_wait": done.data_wait / seconds,
+        }
+        self._add(self._timings, step, values)
+
+    def _add(self, file: TextIO, step: int, values: Mapping[str, float]) -> None:
+        file.write(json.dumps({"step": step} | {k: float(v) for k, v in values.items()}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._file.close()
+        self._timings.close()
         self._events.close()
 
 
@@ -68,13 +84,14 @@ class Throughput:
     patches: int
     token_slots: int
     patch_slots: int
+    data_wait: float = 0.0  # seconds of `seconds` in which the host waited for a batch
 
 
 def progress_line(step: int, steps: int, loss: float, learning_rate: float, done: Throughput) -> str:
     """One line about the steps since the last one.
 
     Example:
-      step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  padding 10% of tokens, 25% of patches ...
+      step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  padding 10% of tokens, 25% of patches  data ...
     """
     seconds = max(done.seconds, 1e-9)
     token_padding, patch_padding = 1 - done.tokens / done.token_slots, 1 - done.patches / done.patch_slots
@@ -87,6 +104,7 @@ def progress_line(step: int, steps: int, loss: float, learning_rate: float, done
             f"{done.tokens / seconds:,.0f} tokens/s",
             f"{done.images / seconds:,.1f} images/s",
             f"padding {token_padding:.0%} of tokens, {patch_padding:.0%} of patches",
+            f"data wait {done.data_wait / seconds:.1%}",
             f"ETA {left}",
         ]
     )
@@ -144,7 +162,7 @@ class Answer:
 
 def plot_answers(path: str | Path, answers: Sequence[Answer], columns: int = 4) -> None:
     """Draws a grid of pictures with question, answer (green: right, red: wrong) and truth into a PNG."""
-    rows = -(-len(answers) // columns)
+    rows = max(1, -(-len(answers) // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.6 * rows), dpi=110, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ class _Step:
     number: int
     metrics: dict[str, jax.Array]
     ids: np.ndarray  # [3, B, L]: segment_ids, source_ids, sample_ids of this process's rows
+    counts: Mapping[str, int]  # of samples read so far, to be logged with the step
 
 
 class Recorder:
@@ -37,12 +39,22 @@ class Recorder:
         self._pending: list[_Step] = []
         self._done: list[dict[str, np.ndarray]] = []  # since the last progress line
         self._clock: float | None = None
+        self._waited = 0.0  # seconds for data since the last progress line
         self.last: dict[str, float] = {}  # the newest step's scalars, for the checkpoint
 
-    def add(self, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
-        """Takes what a step returned, and waits for the step `IN_FLIGHT` before it; prints every `log_every` steps."""
+    def add(
+        self, step: int, metrics: dict[str, jax.Array], batch: Batch, waited: float, counts: Mapping[str, int]
+    ) -> None:
+        """Takes what a step returned, and waits for the step `IN_FLIGHT` before it; prints every `log_every` steps.
+
+        Args:
+          waited: seconds that the host waited for the batch.
+          counts: samples read so far by `<source>/<what became of them>`; every `log_every` steps they are logged.
+        """
         ids = np.stack([batch.segment_ids, batch.source_ids, batch.sample_ids])
-        self._pending.append(_Step(step, metrics, ids))
+        shown = counts if step % self._config.log_every == 0 else {}
+        self._pending.append(_Step(step, metrics, ids, shown))
+        self._waited += waited
         if self._clock is None:
             self.flush()
             self.restart_clock()
@@ -53,7 +65,7 @@ class Recorder:
 
     def restart_clock(self) -> None:
         """Leaves out of the throughput what happened since the last progress line (compilation, evaluation)."""
-        self._clock, self._done = time.monotonic(), []
+        self._clock, self._done, self._waited = time.monotonic(), [], 0.0
 
     def flush(self, keep: int = 0) -> None:
         """Fetches, checks and logs all steps but the newest `keep`.
@@ -64,7 +76,7 @@ class Recorder:
         ready, self._pending = self._pending[: len(self._pending) - keep], self._pending[len(self._pending) - keep :]
         for step, metrics in zip(ready, jax.device_get([step.metrics for step in ready]), strict=True):
             self._check(step, metrics)
-            self.last = self._scalars(metrics)
+            self.last = self._scalars(metrics) | {f"samples/{name}": n for name, n in step.counts.items()}
             if self._log:
                 self._log.write(step.number, self.last)
             self._done.append(metrics)
@@ -90,12 +102,15 @@ class Recorder:
             steps=count,
             token_slots=slots * (data.visual_slots + data.text_slots),
             patch_slots=slots * data.patch_slots,
+            data_wait=self._waited,
             **sums,
         )
+        if self._log:
+            self._log.write_timing(step, done)
         if jax.process_index() == 0:
             last = self.last
             print(progress_line(step, self._config.steps, last["loss"], last["learning_rate"], done), flush=True)
-        self._clock, self._done = now, []
+        self._clock, self._done, self._waited = now, [], 0.0
 
     def _check(self, step: _Step, metrics: dict[str, np.ndarray]) -> None:
         bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(metrics[name])]

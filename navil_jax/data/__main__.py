@@ -1,0 +1,107 @@
+"""Work on data: `python -m navil_jax.data convert --from llava --path train.jsonl --out data/train`."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from navil_jax.config import SourceConfig
+from navil_jax.data import formats
+from navil_jax.data.convert import SHARD_SAMPLES, convert
+from navil_jax.data.formats import files
+from navil_jax.data.sources import SOURCES, expand_meta, open_source
+from navil_jax.errors import UserError, report_user_errors
+
+EXAMPLES = f"""kinds:
+  llava        FILE.jsonl or FILE.json with "image" and "conversations", or a folder of them
+  meta         InternVL's JSON file of several such sources; each goes to a folder of its own in --out
+  webdataset   tars, as a folder or a pattern
+  parquet      files with columns such as image and caption, or conversations
+  huggingface  a folder of Dataset.save_to_disk
+  tfds         FOLDER/NAME/VERSION of TensorFlow Datasets in ArrayRecord files, #SPLIT behind it if not train
+  array_record what this command writes, to change the number of shards
+  {", ".join(SOURCES)}: built in, without --path
+
+examples:
+  python -m navil_jax.data convert --from llava --path train.jsonl --root images --out data/train
+  python -m navil_jax.data convert --from webdataset --path "gs://b/{{000..999}}.tar" --out data/web --shards 64
+  python -m navil_jax.data convert --from meta --path internvl.json --out data/stage3
+
+Shards that are whole already are not written again, so the same command goes on where it was interrupted. What cannot
+be used is left out and listed in OUT/*.bad.jsonl with source, key and reason.
+Train on the result with SourceConfig("web", kind="array_record", path="data/web").
+
+Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.
+"""
+
+
+@report_user_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    try:
+        return _convert(options)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the first missing shard")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m navil_jax.data", description="Work on data.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    about = "Converts data of any kind to sharded ArrayRecord, the format to train from."
+    command = commands.add_parser(
+        "convert",
+        help=about,
+        description=about,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = command.add_argument
+    add("--from", required=True, dest="kind", metavar="KIND", help="kind of the data, see below")
+    add("--path", default="", help="file, folder, pattern with * or {000..127}, or address such as gs://bucket/x.tar")
+    add("--out", required=True, metavar="FOLDER", help="where the shards go, local or at an address")
+    add(
+        "--shards",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"number of files (default: one per {SHARD_SAMPLES:,} samples)",
+    )
+    add("--root", default="", metavar="FOLDER", help="of the pictures that records name (default: that of the file)")
+    add("--prompt", default="", metavar="TEXT", help='question of samples that are a caption (default: "Describe ...")')
+    add("--split", choices=("train", "test"), default="train", help="of a built-in source (default: train)")
+    return parser
+
+
+def _convert(options: argparse.Namespace) -> int:
+    if options.shards < 0:
+        raise UserError(f"--shards: {options.shards} is no number of files")
+    if options.kind in SOURCES:
+        _report(SourceConfig(options.kind), options.out, options, options.split)
+        return 0
+    formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
+    if not options.path:
+        raise UserError(f"--path: data of kind {options.kind} need a path")
+    name = files.name_of(options.out) or options.kind
+    entry = SourceConfig(name, kind=options.kind, path=options.path, root=options.root, prompt=options.prompt)
+    parts = expand_meta(entry)
+    for part in parts:
+        _report(part, options.out if parts == (entry,) else files.join(options.out, part.name), options, "train")
+    return 0
+
+
+def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: str) -> None:
+    """Converts one source, and prints what to write into a recipe."""
+    origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt}".strip()
+    done = convert(open_source(part, split), out, options.shards, origin)
+    bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
+    print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
+    defaults = {field.name: field.default for field in dataclasses.fields(SourceConfig)}
+    settings = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "data_augment")}
+    extra = "".join(f", {name}={value!r}" for name, value in settings.items() if value != defaults[name])
+    print(f'  SourceConfig("{part.name}", kind="array_record", path="{out}"{extra})')
+
+
+if __name__ == "__main__":
+    sys.exit(main())

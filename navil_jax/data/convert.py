@@ -1,0 +1,99 @@
+"""Any source -> sharded ArrayRecord, shard by shard: a shard that is there is whole, and is not written again."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+from navil_jax.data.formats import files
+from navil_jax.data.formats.array_record import SUFFIX, pack, shard_name, write_shard
+from navil_jax.data.formats.progress import Progress
+from navil_jax.data.formats.records import is_of_sample, reason
+from navil_jax.data.sources import BadSample, Source
+from navil_jax.errors import UserError
+
+SHARD_SAMPLES = 10_000  # of a shard, if the number of shards is not given
+PLAN_FILE = "conversion.json"  # in the folder: what it is made of
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote."""
+
+    shards: int
+    samples: int
+    bad: int
+
+
+def convert(source: Source, out: str, shards: int = 0, origin: str = "") -> Converted:
+    """Writes the samples of a source, in its order, as `OUT/data-NNNNN-of-NNNNN.array_record`.
+
+    Samples that cannot be used go to `data-NNNNN-of-NNNNN.bad.jsonl` with source, key and reason. Pictures are stored
+    as the files they were, decoded ones as PNG. An interrupted conversion goes on with the first missing shard.
+
+    Args:
+      out: folder, local or at an address.
+      shards: number of files; 0: one per `SHARD_SAMPLES` samples.
+      origin: says where the samples come from, to tell conversions apart.
+
+    Raises:
+      UserError: `out` holds another conversion, or no sample can be used.
+    """
+    shards = min(shards or -(-len(source) // SHARD_SAMPLES), len(source))
+    _check_plan(out, {"origin": origin, "samples": len(source), "shards": shards})
+    bounds = [len(source) * number // shards for number in range(shards + 1)]
+    there = [_exists(files.join(out, shard_name(number, shards))) for number in range(shards)]
+    done = sum(bounds[number + 1] - bounds[number] for number in range(shards) if there[number])
+    progress = Progress(f"{out}", len(source), "samples", done)
+    for number in (number for number in range(shards) if not there[number]):
+        path = files.join(out, shard_name(number, shards))
+        write_shard(path, _records(source, range(bounds[number], bounds[number + 1]), path, progress, done))
+        done += bounds[number + 1] - bounds[number]
+    progress.finish(done)
+    bad_count = sum(_count_bad(files.join(out, shard_name(number, shards))) for number in range(shards))
+    if bad_count == len(source):
+        raise UserError(f"{out}: none of {len(source)} samples can be used, the reasons are in *.bad.jsonl there")
+    return Converted(shards, len(source) - bad_count, bad_count)
+
+
+def _records(source: Source, indices: range, path: str, progress: Progress, done: int) -> Iterator[bytes]:
+    """The packed samples that can be used; then writes the list of the others, before the shard gets its name."""
+    bad = []
+    for index in indices:
+        try:
+            yield pack(source[index])
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) and not is_of_sample(error):
+                raise
+            entry = {"source": "", "key": str(index), "reason": reason(error)}
+            if isinstance(error, BadSample):
+                entry = {"source": error.source, "key": error.key, "reason": error.reason}
+            bad.append(json.dumps(entry) + "\n")
+        progress.update(done + index + 1 - indices.start)
+    if bad:
+        files.write_file(_bad_file(path), "".join(bad).encode())
+
+
+def _check_plan(out: str, plan: dict[str, str | int]) -> None:
+    """Notes in the folder what is converted into it; raises `UserError` if that is something else already."""
+    path = files.join(out, PLAN_FILE)
+    if _exists(path):
+        found = json.loads(files.read_file(path))
+        if found != plan:
+            raise UserError(f"{out}: holds a conversion of {found}, not of {plan}; empty it or give another --out")
+        return
+    system, bare = files.filesystem(out)
+    system.makedirs(bare, exist_ok=True)
+    files.write_file(path, json.dumps(plan, indent=2).encode())
+
+
+def _exists(path: str) -> bool:
+    system, bare = files.filesystem(path)
+    return system.exists(bare)
+
+
+def _bad_file(path: str) -> str:
+    return path.removesuffix(SUFFIX) + ".bad.jsonl"
+
+
+def _count_bad(path: str) -> int:
+    return files.read_file(_bad_file(path)).count(b"\n") if _exists(_bad_file(path)) else 0

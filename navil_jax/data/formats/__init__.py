@@ -1,0 +1,85 @@
+"""Files that users have -> `Source`: one class per format, all of them a `records.RecordSource`."""
+
+import bisect
+import dataclasses
+import difflib
+import importlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+from navil_jax.data.formats import files
+from navil_jax.data.formats.records import TEXTS_SAMPLES, RecordSource
+from navil_jax.data.sources import Sample, check_index
+from navil_jax.errors import UserError
+
+# kind -> module of this package, class. A module is imported when needed: nobody needs the packages of the others.
+FORMATS = {
+    "array_record": ("array_record", "ArrayRecord"),
+    "llava": ("llava", "Llava"),
+    "webdataset": ("webdataset", "WebDataset"),
+    "parquet": ("parquet", "Parquet"),
+    "huggingface": ("huggingface", "HuggingFace"),
+    "tfds": ("tfds", "Tfds"),
+}
+META = "meta"  # a file of several sources, see meta.py
+_PACKAGES = {"tensorflow_datasets": "tensorflow-datasets importlib_resources"}
+_WHOLE_FOLDER = ("array_record", "huggingface", "tfds")  # open a folder themselves; of others, each file is opened
+
+
+@dataclasses.dataclass(frozen=True)
+class Concatenated:
+    """Sources one after another, as one."""
+
+    sources: "tuple[RecordSource | Concatenated, ...]"
+    ends: tuple[int, ...]  # samples up to and with each source
+
+    @classmethod
+    def of(cls, sources: "Iterable[RecordSource | Concatenated]") -> "Concatenated":
+        sources = tuple(sources)
+        return cls(sources, tuple(itertools.accumulate(len(source) for source in sources)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        check_index(index, len(self))
+        number = bisect.bisect_right(self.ends, index)
+        return self.sources[number][index - (self.ends[number - 1] if number else 0)]
+
+    def texts(self, samples: int = TEXTS_SAMPLES) -> Iterator[str]:
+        for source in self.sources:
+            yield from source.texts(max(1, samples // len(self.sources)))
+
+
+def check_kind(kind: str, known: Sequence[str] = (*FORMATS, META)) -> None:
+    """Raises `UserError` with the nearest kind for one that does not exist."""
+    if kind not in known:
+        nearest = difflib.get_close_matches(kind, known, n=1, cutoff=0)[0]
+        raise UserError(f"no kind of data named {kind!r}; nearest is {nearest!r}, all are {', '.join(known)}")
+
+
+def open_format(kind: str, path: str, root: str = "", prompt: str = "") -> RecordSource | Concatenated:
+    """The samples of a file, a folder or a pattern such as `shards/{0000..0999}.tar`, local or at an address.
+
+    Args:
+      kind: a key of `FORMATS`.
+      root: folder of the pictures that records name; empty: that of the file.
+      prompt: the question of samples that are a caption only; empty: `sources.CAPTION_PROMPT`.
+
+    Raises:
+      UserError: unknown kind, no such file, a file that cannot be used at all, or a package is not installed.
+    """
+    check_kind(kind, tuple(FORMATS))
+    if not path:
+        raise UserError(f"data of kind {kind}: no path given")
+    module, name = FORMATS[kind]
+    try:
+        format_class = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        if kind in _WHOLE_FOLDER:
+            return format_class(path, root, prompt)
+        found = files.expand(path, format_class.suffixes)
+        sources = [format_class(file, root, prompt) for file in found]
+    except ModuleNotFoundError as error:
+        package = _PACKAGES.get(error.name, error.name)
+        raise UserError(f"{path}: data of kind {kind} need another package: pip install {package}") from error
+    return sources[0] if len(sources) == 1 else Concatenated.of(sources)

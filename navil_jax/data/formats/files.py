@@ -1,0 +1,159 @@
+"""Files by path or address (gs://, s3://, memory://, ...) through one interface."""
+
+import functools
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+
+from navil_jax.errors import UserError
+
+CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+@functools.cache
+def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
+    try:
+        return fsspec.filesystem(protocol)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{protocol}://: {error}") from error
+
+
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or address, and the path within it.
+
+    Raises:
+      UserError: the address needs a package that is not installed (gs:// needs gcsfs), or is of no known kind.
+    """
+    system = _filesystem(path.partition("://")[0] if is_remote(path) else "file")
+    return system, system._strip_protocol(path)
+
+
+def join(root: str, name: str) -> str:
+    """`name` in the folder `root`, unless it says itself where it is.
+
+    Example: "gs://b/images", "a/1.jpg" -> "gs://b/images/a/1.jpg";  "x", "/y.jpg" -> "/y.jpg"
+    """
+    return name if is_remote(name) or os.path.isabs(name) or not root else f"{root.rstrip('/')}/{name}"
+
+
+def folder_of(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def name_of(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def expand(path: str, suffixes: Sequence[str]) -> list[str]:
+    """The files that a path names, sorted: a file, all of a folder with one of the suffixes, or a pattern.
+
+    Patterns have *, ? and [...], or {000..127} for a range of numbers.
+
+    Raises:
+      UserError: there is no such file.
+
+    Example: "shards/{08..10}.tar" -> ["shards/08.tar", "shards/09.tar", "shards/10.tar"]
+    """
+    path = os.path.expanduser(path)
+    if numbers := re.search(r"\{(\d+)\.\.(\d+)\}", path):
+        first, last = numbers.groups()
+        names = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+        parts = [path[: numbers.start()] + name + path[numbers.end() :] for name in names]
+        return [file for part in parts for file in expand(part, suffixes)]
+    system, bare = filesystem(path)
+    try:
+        if system.isfile(bare):
+            return [path]
+        if system.isdir(bare):
+            found = [file for file in system.ls(bare, detail=False) if file.endswith(tuple(suffixes))]
+        else:
+            found = system.glob(bare) if glob.has_magic(bare) else []
+    except Exception as error:  # file systems raise many types, of the network too
+        raise UserError(f"{path}: cannot be listed: {error}") from error
+    if not found:
+        raise UserError(f"{path}: no such file, and no folder or pattern with files {', '.join(suffixes)}")
+    return sorted(system.unstrip_protocol(file) if is_remote(path) else file for file in found)
+
+
+def size_and_stamp(path: str) -> tuple[int, int]:
+    """Bytes of a file, and a number below 2**64 that changes when the file does (nanoseconds of a local file)."""
+    if not is_remote(path):
+        status = os.stat(path)
+        return status.st_size, status.st_mtime_ns
+    system, bare = filesystem(path)
+    return system.size(bare), int(system.ukey(bare)[:16], 16)
+
+
+def open_binary(path: str) -> BinaryIO:
+    """The file for reading from its start."""
+    system, bare = filesystem(path)
+    return system.open(bare, "rb")
+
+
+def read_range(path: str, begin: int, end: int) -> bytes:
+    """Bytes begin..end-1. ValueError if the file ends before."""
+    if is_remote(path):
+        system, bare = filesystem(path)
+        content = system.cat_file(bare, start=begin, end=end)
+    else:
+        with open(path, "rb", buffering=0) as file:
+            content = os.pread(file.fileno(), end - begin, begin)
+    if len(content) != end - begin:
+        raise ValueError(f"{path} has changed: {end - begin} bytes expected at {begin}, {len(content)} found")
+    return content
+
+
+def read_file(path: str) -> bytes:
+    """All bytes. OSError if there is no such file."""
+    if not is_remote(path):
+        return Path(path).read_bytes()
+    system, bare = filesystem(path)
+    return system.cat_file(bare)
+
+
+def cache_folder() -> Path:
+    """Where indices and copies go that cannot lie beside the data."""
+    folder = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "navil_jax")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def cached_name(path: str, suffix: str = "") -> Path:
+    """A place in the cache folder for what belongs to a file."""
+    whole = path if is_remote(path) else os.path.abspath(path)
+    return cache_folder() / f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}-{name_of(path)}{suffix}"
+
+
+def local_copy(path: str) -> str:
+    """A local path with the file's content: the file itself, or a copy in the cache folder, made once per version."""
+    if not is_remote(path):
+        return path
+    size, stamp = size_and_stamp(path)
+    copy = cached_name(path, f".{stamp:016x}")
+    if not copy.is_file() or copy.stat().st_size != size:
+        partial = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
+        system, bare = filesystem(path)
+        system.get_file(bare, str(partial))
+        partial.replace(copy)
+    return str(copy)
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Writes a small file; it has its name only when it is whole."""
+    system, bare = filesystem(path)
+    if is_remote(path):
+        system.pipe_file(bare, content)
+        return
+    partial = Path(f"{path}.{os.getpid()}.tmp")
+    partial.write_bytes(content)
+    partial.replace(path)

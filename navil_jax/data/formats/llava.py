@@ -1,0 +1,40 @@
+"""LLaVA's JSON and JSON lines, read through an offset index: the file is never loaded whole."""
+
+from typing import Any
+
+from navil_jax.data.formats import files
+from navil_jax.data.formats.index import FileIndex, line_number
+from navil_jax.data.formats.records import RecordSource, parse_json
+
+
+class Llava(RecordSource):
+    """`FILE.jsonl`, a record a line, or `FILE.json`, one array of records.
+
+    Example of a record: {"id": "7", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat?"},
+      {"from": "gpt", "value": "A cat."}]}; "image" may be a list, or missing in a sample of text alone.
+    """
+
+    suffixes = (".jsonl", ".json")
+
+    def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
+        super().__init__(path, root, prompt)
+        self._array = path.endswith(".json")
+        self._index = FileIndex(path, "array" if self._array else "lines")
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def key(self, index: int) -> str:
+        """`FILE.jsonl:LINE`, or `FILE.json#NUMBER`, both from 1."""
+        return f"{files.name_of(self.path)}{'#' if self._array else ':'}{index + 1}"
+
+    def place(self, index: int) -> str:
+        return f"line {line_number(self.path, self._index[index][0])}: " if self._array else ""
+
+    def record(self, index: int) -> Any:
+        content = files.read_range(self.path, *self._index[index]).strip()
+        if self._array:
+            content = content.removesuffix(b",")
+        if not content:
+            raise ValueError("the line is empty")
+        return parse_json(content)

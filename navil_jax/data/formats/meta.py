@@ -1,0 +1,99 @@
+"""Meta files of InternVL and Mono-InternVL: one JSON file that names several sources with their settings."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from navil_jax.config import SourceConfig
+from navil_jax.data.formats import files, open_format
+from navil_jax.errors import UserError
+
+TILE_PATCHES = (448 // 16) ** 2  # of a tile of 448 x 448 pixels, in which max_dynamic_patch counts
+_TYPES = {
+    "root": str,
+    "annotation": str,
+    "repeat_time": int | float,
+    "length": int,
+    "data_augment": bool,
+    "max_dynamic_patch": int,
+}
+_NEEDED = ("annotation",)
+_log = logging.getLogger(__name__)
+
+
+def read_meta(path: str) -> dict[str, dict[str, Any]]:
+    """Name of a source -> its settings, with checked types.
+
+    Raises:
+      UserError: not such a JSON file; names the source and the key.
+    """
+    try:
+        content = json.loads(files.read_file(path))
+    except OSError as error:
+        raise UserError(f"{path}: no such meta file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: must be an object of sources, {{name: {{root, annotation, ...}}}}")
+    for name, settings in content.items():
+        _check(path, name, settings)
+    return content
+
+
+def _check(path: str, name: str, settings: Any) -> None:
+    if not isinstance(settings, Mapping):
+        raise UserError(f"{path}: {name}: must be an object with {', '.join(_TYPES)}")
+    for key in _NEEDED:
+        if key not in settings:
+            raise UserError(f"{path}: {name}: {key} is missing")
+    for key, value in settings.items():
+        if key in _TYPES and (not isinstance(value, _TYPES[key]) or isinstance(value, bool) != (_TYPES[key] is bool)):
+            raise UserError(f"{path}: {name}.{key}: {value!r} is of the wrong type")
+    for key in ("repeat_time", "length", "max_dynamic_patch"):
+        if settings.get(key, 1) <= 0:
+            raise UserError(f"{path}: {name}.{key}: {settings[key]} must be positive")
+    if ignored := sorted(set(settings) - set(_TYPES)):
+        _log.warning("%s: %s: %s not used", path, name, ", ".join(ignored))
+
+
+def meta_sources(entry: SourceConfig, max_patches: int) -> tuple[SourceConfig, ...]:
+    """A source of kind "meta" as its parts, whose weights share its own by their samples times repeats.
+
+    Paths in the file are taken from the working folder, or from that of the meta file where they do not exist there.
+    max_dynamic_patch counts tiles of 448 x 448 pixels, here in patches, at most `max_patches`. What the file does not
+    say is as in `entry`.
+
+    Example: {"a": {"annotation": "a.jsonl", "root": "img", "length": 30}, "b": {"annotation": "b.jsonl", "length": 10}}
+      with weight 2 -> a with weight 1.5 and b with weight 0.5
+    """
+    parts, sizes = [], []
+    for name, settings in read_meta(entry.path).items():
+        path = _find(entry.path, settings["annotation"])
+        root = _find(entry.path, settings["root"]) if settings.get("root") else entry.root
+        repeat = float(settings.get("repeat_time", 1)) * entry.repeat
+        length = settings.get("length") or len(open_format("llava", path, root))
+        tiles = settings.get("max_dynamic_patch")
+        part = dataclasses.replace(
+            entry,
+            name=name,
+            kind="llava",
+            path=path,
+            held_out="",
+            root=root,
+            repeat=repeat,
+            max_patches=min(tiles * TILE_PATCHES, max_patches) if tiles else entry.max_patches,
+            data_augment=settings.get("data_augment", entry.data_augment),
+        )
+        parts.append(part)
+        sizes.append(length * repeat)
+    shares = (size / sum(sizes) for size in sizes)
+    return tuple(dataclasses.replace(p, weight=entry.weight * share) for p, share in zip(parts, shares, strict=True))
+
+
+def _find(meta: str, path: str) -> str:
+    if files.is_remote(path) or (not files.is_remote(meta) and os.path.exists(path)):
+        return path
+    return files.join(files.folder_of(meta), path)

@@ -1,0 +1,118 @@
+"""TensorFlow Datasets prepared as ArrayRecord, read and written without TensorFlow."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from navil_jax.data.formats.parquet import used_columns
+from navil_jax.data.formats.records import RecordSource, encoded
+from navil_jax.data.sources import Source
+from navil_jax.errors import UserError
+
+
+class _Encoded(tfds.decode.Decoder):
+    """Leaves a picture as the bytes of its file."""
+
+    def decode_example(self, serialized: Any) -> Any:
+        return serialized
+
+    decode_example_np = decode_batch_example_np = decode_example
+
+
+class Tfds(RecordSource):
+    """`FOLDER/NAME/VERSION`, or `FOLDER/NAME/VERSION#SPLIT` for another split than train, such as train[:90%].
+
+    Its features have the names of a record's fields, see `records.to_sample`.
+    """
+
+    def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
+        folder, _, split = path.partition("#")
+        super().__init__(path, root or folder, prompt)
+        try:
+            builder = tfds.builder_from_directory(folder)
+            features = builder.info.features
+            raw = {name: _Encoded() for name, feature in features.items() if _is_image(feature)}
+            self._data = builder.as_data_source(split or "train", decoders=raw)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # the package raises many types
+            raise UserError(
+                f"{path}: cannot be read as TFDS of ArrayRecord files: {' '.join(str(error).split())}"
+            ) from error
+        used_columns(path, list(features))
+        if not len(self):
+            raise UserError(f"{path}: has no samples")
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def key(self, index: int) -> str:
+        """`NAME/VERSION#NUMBER`, from 1."""
+        folder = self.path.partition("#")[0].rstrip("/")
+        return f"{'/'.join(folder.split('/')[-2:])}#{index + 1}"
+
+    def record(self, index: int) -> dict[str, Any]:
+        record = {name: _plain(value) for name, value in self._data[index].items()}
+        if isinstance(system := record.get("system"), list):
+            record["system"] = system[0] if system else None
+        return record
+
+
+def _is_image(feature: Any) -> bool:
+    return isinstance(feature, tfds.features.Image) or (
+        isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Image)
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Sequences of dicts, which TFDS keeps as a dict of sequences, as lists of dicts."""
+    if isinstance(value, dict):
+        columns = {name: list(column) for name, column in value.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return list(value) if isinstance(value, np.ndarray) and value.dtype == object else value
+
+
+def prepare(source: Source, folder: str, name: str, split: str = "train") -> str:
+    """Writes a source as a TFDS data set of ArrayRecord files, offline; gives its path for `Tfds`.
+
+    Example: prepare(open_source("scenes", "train"), "data", "scenes") -> "data/scenes/1.0.0"
+    """
+    text = tfds.features.Text()
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        RELEASE_NOTES = {"1.0.0": "made by navil_jax"}  # noqa: RUF012
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            fields = {
+                "key": text,
+                "kind": text,
+                "system": tfds.features.Sequence(text),  # none or one
+                "turns": tfds.features.Sequence({"question": text, "answer": text}),
+                "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, None))),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields))
+
+        def _split_generators(self, manager: Any) -> dict[str, Any]:
+            return {split: self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            for number, sample in enumerate(source):
+                yield (
+                    number,
+                    {
+                        "key": sample.key,
+                        "kind": sample.kind,
+                        "system": [] if sample.system is None else [sample.system],
+                        "turns": [{"question": question, "answer": answer} for question, answer in sample.turns],
+                        "images": [io.BytesIO(encoded(image)) for image in sample.images],
+                    },
+                )
+
+    Builder.name = name
+    builder = Builder(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare(file_format="array_record")
+    return str(builder.data_path)

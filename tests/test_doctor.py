@@ -1,0 +1,380 @@
+"""The doctor: what it counts, that training agrees, its lists, its report, and going on after an interruption."""
+
+import dataclasses
+import html.parser
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_data import talk, write_lines
+from PIL import Image
+
+from navil_jax import doctor
+from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig
+from navil_jax.data.features import TooLong, fitting_features
+from navil_jax.data.formats import open_format
+from navil_jax.data.pipeline import batch_spec, make_dataset
+from navil_jax.data.quarantine import Quarantine
+from navil_jax.data.sources import SOURCES, Sample, Source
+from navil_jax.data.token_map import row_budgets
+from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.errors import UserError
+from navil_jax.inspection import examination
+from navil_jax.inspection.checkup import BAD, GOOD, NOTE, SHRUNK, TOO_LONG, Checkup
+from navil_jax.inspection.examination import examine
+from navil_jax.inspection.page import histogram
+from navil_jax.inspection.summary import duplicates, shared, slot_advice
+
+FOLDER = Path(__file__).parent / "golden" / "prompts" / "tokenizer"
+TOKENIZER = Tokenizer.load(FOLDER)
+SLOTS = {"visual_slots": 48, "text_slots": 160, "patch_slots": 160}
+FLAGS = [f"--config.data.{name}={slots}" for name, slots in SLOTS.items()]
+FLAGS += ["--config.images.min_patches=4", "--config.images.max_patches=256", f"--config.data.tokenizer={FOLDER}"]
+FLAGS += ["--config.data.system_message=S", "--workers", "0"]
+GOOD_SAMPLES = 20
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> str:
+    """20 good samples, then one with each fault."""
+    records = []
+    for number in range(GOOD_SAMPLES):
+        Image.new("RGB", (20 + number, 24), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        records.append({"image": f"{number}.png", "conversations": talk("<image>\nWhich?", f"Red {number}.")})
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (900, 900)).save(tmp_path / "huge.png")
+    records += [
+        {"image": "broken.png", "conversations": talk("<image>", "a")},
+        {"image": "missing.png", "conversations": talk("<image>", "a")},
+        {"image": "0.png", "conversations": talk("<image>\nWhich?", "")},
+        {"image": "0.png", "conversations": talk("<image> <image>", "two")},
+        {"image": "0.png", "conversations": talk("What does <image> say?", "<image> stands here, and <img>")},
+        records[3],
+        {"conversations": talk("Long?", "long " * 400)},
+        {"image": "huge.png", "conversations": talk("Huge?", "yes")},
+    ]
+    return write_lines(tmp_path / "train.jsonl", records)
+
+
+def run(lines: str, out: Path, *more: str) -> int:
+    return doctor.main(["--source", f"llava:{lines}", "--out", str(out), *FLAGS, *more])
+
+
+def json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_fault_is_counted_and_listed(lines: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "report"
+    assert run(lines, out) == 1
+    text = capsys.readouterr().out
+    for label, value in (
+        ("samples", "28, 22 of them usable"),
+        ("pictures", "22"),
+        ("width / height", "0.83 to 1.62, median 1.19"),
+        ("longer than a row", "2"),
+        ("duplicates", "1"),
+        ("markers in text", "2"),
+        ("empty answers", "1"),
+        ("bad", "4"),
+    ):
+        assert re.search(rf"│ {label} +{re.escape(value)} +│", text), label
+    assert "4 of 28 samples are bad, more than data.max_bad_share = 0.01" in text
+    assert "1 x no such file: ... (first train.jsonl:22)" in text
+    listed = json_lines(out / "quarantine.jsonl")
+    assert [(entry["source"], entry["samples"], entry["index"], entry["key"]) for entry in listed] == [
+        ("train.jsonl", 28, index, f"train.jsonl:{index + 1}") for index in (20, 21, 22, 23)
+    ]
+    assert "not a picture" in listed[0]["reason"]
+    found = {(entry["index"], entry["finding"]) for entry in json_lines(out / "findings.jsonl")}
+    assert found == {
+        (22, "an answer is empty"),
+        (23, "a marker or <image> stands in the text"),
+        (24, "a marker or <image> stands in the text"),
+        (25, "same pictures and text as sample 3"),
+        (26, "longer than a row"),
+        (27, "longer than a row"),
+    }
+
+
+def test_a_higher_share_of_bad_samples_can_be_good(lines: str, tmp_path: Path) -> None:
+    assert run(lines, tmp_path / "report", "--config.data.max_bad_share=0.2") == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """Notes which samples are read."""
+
+    source: Source
+    read: set[int]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        self.read.add(index)
+        return self.source[index]
+
+    def texts(self) -> list[str]:
+        return []
+
+
+def training_config(**changes: object) -> Config:
+    data = DataConfig(sources=(SourceConfig("train.jsonl"),), rows=2, packing_bins=4, system_message="S", **SLOTS)
+    return Config(
+        model=ModelConfig(special_token_ids=TOKENIZER.special_token_ids),
+        images=ImageConfig(min_patches=4, max_patches=256),
+        data=dataclasses.replace(data, **changes),
+    )
+
+
+def test_training_reads_nothing_that_is_in_quarantine(lines: str, tmp_path: Path) -> None:
+    run(lines, tmp_path / "report")
+    source = Watched(open_format("llava", lines), set())
+    quarantine = Quarantine(given=str(tmp_path / "report" / "quarantine.jsonl"))
+    batches = iter(make_dataset(training_config(), [source], TOKENIZER, quarantine=quarantine))
+    for _ in range(6):
+        next(batches)
+    assert set(range(28)) - source.read == {20, 21, 22, 23}
+
+
+@pytest.mark.parametrize("overlong", ["drop", "shrink"])
+def test_training_agrees_about_every_sample(lines: str, overlong: str) -> None:
+    config = training_config(overlong=overlong)
+    source, budgets = open_format("llava", lines), batch_spec(config).budgets
+    notes, bad = Checkup(source, "a", config, TOKENIZER, row_budgets(config))(range(len(source)))
+    assert [sample.index for sample in bad] == np.flatnonzero(notes["status"] == BAD).tolist()
+    seen = set()
+    for index, note in enumerate(notes):
+        try:
+            features, shrunk = fitting_features(source[index], config, TOKENIZER, budgets)
+        except UserError:
+            expected = BAD
+        except TooLong:
+            expected = TOO_LONG
+        else:
+            expected = SHRUNK if shrunk else GOOD
+            assert note["learnt_tokens"] == np.count_nonzero(features["text_weights"])
+            if not shrunk:
+                assert [note[name] for name in row_budgets(config)] == [len(features[n]) for n in row_budgets(config)]
+        assert note["status"] == expected
+        seen.add(expected)
+    assert seen == {GOOD, BAD, TOO_LONG} | ({SHRUNK} if overlong == "shrink" else set())
+
+
+def test_an_interrupted_report_goes_on(
+    lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(examination, "CHUNK", 6)
+    assert run(lines, tmp_path / "whole") == 1
+    read: list[int] = []
+    check = Checkup.__call__
+
+    def interrupted(self: Checkup, indices: list[int]) -> tuple:
+        if 21 in indices and 21 not in read:
+            read.append(21)
+            raise KeyboardInterrupt
+        read.extend(indices)
+        return check(self, indices)
+
+    monkeypatch.setattr(Checkup, "__call__", interrupted)
+    assert run(lines, tmp_path / "parted") == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    assert run(lines, tmp_path / "parted") == 1
+    read.remove(21)
+    assert read == list(range(28))
+    for name in ("quarantine.jsonl", "findings.jsonl", "report.html"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parted" / name).read_text()
+
+
+def test_a_report_of_something_else_is_left_alone(lines: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run(lines, tmp_path / "report")
+    capsys.readouterr()
+    assert run(lines, tmp_path / "report", "--config.images.max_patches=32") == 2
+    assert "holds a report for another config (images.max_patches was 256, is 32)" in capsys.readouterr().err
+    assert run(lines, tmp_path / "report", "--config.data.threads=1", "--config.seed=3") == 1
+    with open(lines, "a") as file:
+        file.write('{"conversations": []}\n')
+    assert run(lines, tmp_path / "report") == 2
+    assert "29 samples, 28 when" in capsys.readouterr().err
+
+
+class Balanced(html.parser.HTMLParser):
+    """Collects addresses and checks that tags are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe")
+        self.addresses += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag == "line"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check_page(text: str) -> None:
+    """Well formed, and needs nothing from outside."""
+    page = Balanced()
+    page.feed(text)
+    assert page.open == []
+    assert page.addresses
+    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_report_needs_nothing_from_outside(lines: str, tmp_path: Path) -> None:
+    run(lines, tmp_path / "report", "--samples", "30")
+    text = (tmp_path / "report" / "report.html").read_text()
+    check_page(text)
+    assert "&lt;image&gt; stands here, and &lt;img&gt;" in text
+    assert text.count('<div class="sample">') == 22
+    assert text.count("<svg") == 5
+    assert re.search(r'<span class="learnt" title="\d+ tokens">Red 7\.', text)
+
+
+def test_a_source_that_is_bad_throughout_has_a_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    lines = write_lines(tmp_path / "train.jsonl", [b"no json"] * 3)
+    assert run(lines, tmp_path / "report") == 1
+    assert "3, 0 of them usable" in capsys.readouterr().out
+    assert "not JSON" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_processes_find_the_same(lines: str, tmp_path: Path) -> None:
+    assert run(lines, tmp_path / "alone") == 1
+    assert run(lines, tmp_path / "two", "--workers", "2") == 1
+    for name in ("quarantine.jsonl", "findings.jsonl", "report.html"):
+        assert (tmp_path / "alone" / name).read_text() == (tmp_path / "two" / name).read_text()
+
+
+def test_a_source_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
+    class Local:
+        def __len__(self) -> int:
+            return 1
+
+    config = training_config()
+    checkup = Checkup(Local(), "local", config, TOKENIZER, row_budgets(config))
+    with pytest.raises(UserError, match=r"source local: cannot be copied .* use --workers 0"):
+        examine(config, [checkup], tmp_path, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Deadly:
+    """A crash in a decoder."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        os._exit(1)
+
+
+def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:
+    config = training_config()
+    checkup = Checkup(Deadly(), "deadly", config, TOKENIZER, row_budgets(config))
+    with pytest.raises(UserError, match=r"a process died .* while samples of deadly from 0 on were read"):
+        examine(config, [checkup], tmp_path, 1)
+
+
+def test_a_source_with_a_mistake_in_its_code_ends_the_report(tmp_path: Path) -> None:
+    config = training_config()
+    checkup = Checkup([None], "faulty", config, TOKENIZER, row_budgets(config))
+    with pytest.raises(RuntimeError, match=r"reading sample 0 of source faulty .* AttributeError"):
+        examine(config, [checkup], tmp_path, 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=st.lists(st.tuples(st.sampled_from([GOOD, TOO_LONG, BAD]), st.integers(0, 6)), max_size=30))
+def test_duplicates_are_found(values: list[tuple[int, int]]) -> None:
+    notes = np.zeros(len(values), NOTE)
+    notes["status"], notes["hash"] = [v[0] for v in values], [v[1] for v in values]
+    first: dict[int, int] = {}
+    expected = []
+    for index, (status, value) in enumerate(values):
+        if status != BAD and first.setdefault(value, index) != index:
+            expected.append((index, first[value]))
+    assert sorted(zip(*(a.tolist() for a in duplicates(notes)), strict=True)) == expected
+    assert shared([notes, notes]) == len(first)
+
+
+def test_advice_follows_the_weights() -> None:
+    config = training_config(sources=(SourceConfig("a", 3.0), SourceConfig("b", 1.0)))
+    tables = [np.zeros(10, NOTE), np.zeros(10, NOTE)]
+    for table, sizes in zip(tables, ((10, 20, 40), (0, 20, 0)), strict=True):
+        table["status"] = GOOD
+        table["visual_tokens"], table["text_tokens"], table["patches"] = sizes
+    # on average 7.5 visual and 20 text tokens and 30 patches: 5.33 samples fill 160 patches
+    assert "can be filled to 83%, 67% and 100%" in slot_advice(config, tables)
+    assert "40, 112 and 160 would be filled alike" in slot_advice(config, tables)
+
+
+def test_hash_depends_on_picture_and_text_alone(lines: str) -> None:
+    config = training_config()
+    checkup = Checkup([], "a", config, TOKENIZER, row_budgets(config))
+    source = open_format("llava", lines)
+    one, other = source[3], source[4]
+    notes = [
+        checkup.note(sample)
+        for sample in (
+            one,
+            dataclasses.replace(one, key="b", system="T"),
+            dataclasses.replace(one, images=other.images),
+            dataclasses.replace(one, turns=other.turns),
+        )
+    ]
+    hashes = [int(note["hash"]) for note in notes]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+
+
+def test_histogram_marks_the_room_of_a_row() -> None:
+    text = histogram("a < b", np.array([1, 2, 3, 1000]), limit=500)
+    assert "a &lt; b, logarithmic; highest bar 1" in text
+    assert "<line" in text
+    assert "<line" not in histogram("a", np.array([1, 2, 3]), limit=500)
+    assert "highest bar 3" in histogram("a", np.array([4, 4, 4]))
+
+
+def test_built_in_sources_and_two_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "scenes" in SOURCES
+    options = doctor.argparse.Namespace(source=["scenes", "llava:a/x.jsonl", "llava:b/x.jsonl"], root="")
+    sources = doctor._with_sources(Config(), options).data.sources
+    assert [source.name for source in sources] == ["scenes", "x.jsonl", "x.jsonl-2"]
+
+
+def test_mistakes(lines: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for arguments, said in (
+        ([], "no data given"),
+        (["--source", "lava:x.jsonl"], "nearest is 'llava'"),
+        (["--source", "llava"], "no path given"),
+        (["--source", "llava:nothing.jsonl"], "nothing.jsonl"),
+        (["--source", f"llava:{lines}", "--workers", "-1"], "must not be negative"),
+        (["--source", f"llava:{lines}", "--config.data.tokenizer=nowhere"], "nowhere: no such folder"),
+        (["--config", "nothing.py"], "nothing.py: no such config file"),
+    ):
+        assert doctor.main([*arguments, "--out", str(tmp_path / "report")]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "--config.data.quarantine=reports/stage1/quarantine.jsonl" in text
+    assert "data.max_bad_share = 0.01" in text

@@ -1,0 +1,338 @@
+"""Every kind of picture behaves as docs/images.md says."""
+
+import io
+import re
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, PngImagePlugin, features
+
+from navil_jax.config import Config, DataConfig, ImageConfig, SourceConfig, VisionConfig
+from navil_jax.data import images, resampling
+from navil_jax.data.augment import augment
+from navil_jax.data.features import FeatureSource, sample_features
+from navil_jax.data.images import image_patches, load_image
+from navil_jax.data.resampling import resize
+from navil_jax.data.sources import Sample
+from navil_jax.errors import UserError
+
+DOCS = (Path(__file__).parents[1] / "docs" / "images.md").read_text()
+COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+DEEP = (np.arange(64, dtype=np.uint16) * 1040).reshape(8, 8)  # 0 to 65520
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(source: bytes | Image.Image) -> np.ndarray:
+    return np.asarray(load_image(source))
+
+
+def png_of_16_bits(values: np.ndarray, colour_type: int) -> bytes:
+    """A PNG that Pillow cannot write: 2 is RGB, 4 grey with alpha."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_every_row_of_the_table_has_its_test() -> None:
+    named = re.findall(r"`(test_\w+)::(test_\w+)`", DOCS)
+    for file, test in named:
+        assert f"def {test}(" in (Path(__file__).parent / f"{file}.py").read_text(), test
+    rows = [line for line in DOCS.split("## Speed")[0].splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith(("| kind |", "| ---")) and not row.endswith("| test |")]
+    assert len(rows) > 20
+    assert [row for row in rows if "`test_" not in row] == []
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    assert load_image(Image.new(mode, (4, 5))).mode == "RGB"
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_grey_is_expanded(mode: str) -> None:
+    grey = Image.new(mode, (3, 2), 255 if mode == "1" else (77, 10) if mode == "LA" else 77)
+    assert (pixels(encoded(grey, "PNG")) == (255 if mode == "1" else 77)).all()
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_palettes_are_expanded(transparent: bool) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    options = {"transparency": 0} if transparent else {}
+    for kind in ("PNG", "GIF"):
+        assert pixels(encoded(palette, kind, **options))[0].tolist() == [[10, 20, 30], [200, 100, 50]]
+
+
+def test_cmyk_is_converted_without_a_profile() -> None:
+    ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # magenta and yellow make red
+    red, green, blue = pixels(encoded(ink, "JPEG", quality=100))[8, 8]
+    assert red > 250
+    assert max(green, blue) < 5
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG2000", "PPM"])
+def test_grey_of_16_bits_becomes_its_upper_8(kind: str) -> None:
+    result = pixels(encoded(Image.fromarray(DEEP), kind))
+    np.testing.assert_array_equal(result, np.repeat((DEEP >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_big_endian_tiff_of_16_bits() -> None:
+    big = Image.frombytes("I;16B", (8, 8), DEEP.astype(">u2").tobytes())
+    np.testing.assert_array_equal(pixels(encoded(big, "TIFF"))[..., 0], DEEP >> 8)
+
+
+def test_colours_of_16_bits_become_their_upper_8() -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (4, 5, 3), np.uint16)
+    np.testing.assert_array_equal(pixels(png_of_16_bits(values, 2)), values >> 8)
+    np.testing.assert_array_equal(pixels(png_of_16_bits(values[..., :2], 4)), (values[..., [0, 0, 0]]) >> 8)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_of_32_bits_are_refused(mode: str) -> None:
+    with pytest.raises(UserError, match="32 bits"):
+        load_image(encoded(Image.new(mode, (4, 5)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_first_frame_or_page_counts(kind: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green")]
+    content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(content)).n_frames == 3
+    assert np.abs(pixels(content).astype(int) - [255, 0, 0]).max() <= 8  # lossy kinds
+
+
+def test_avif_is_read() -> None:
+    assert features.check("avif")
+    assert load_image(encoded(COLOURS, "AVIF")).size == (60, 40)
+
+
+def test_heic_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="HEIC, which Pillow cannot read"):
+        load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
+def test_colour_profiles_are_ignored() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    np.testing.assert_array_equal(pixels(encoded(COLOURS, "PNG", icc_profile=profile)), np.asarray(COLOURS))
+
+
+def test_gamma_is_ignored() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add(b"gAMA", struct.pack(">I", 100_000))
+    np.testing.assert_array_equal(pixels(encoded(COLOURS, "PNG", pnginfo=info)), np.asarray(COLOURS))
+
+
+def test_progressive_jpegs_are_jpegs() -> None:
+    plain, progressive = (encoded(COLOURS, "JPEG", progressive=value) for value in (False, True))
+    assert plain != progressive
+    np.testing.assert_array_equal(pixels(plain), pixels(progressive))
+
+
+def test_jpegs_are_decoded_whole() -> None:
+    """Draft mode would decode at half the size and give other bytes."""
+    large = COLOURS.resize((1200, 800), Image.Resampling.BICUBIC)
+    content = encoded(large, "JPEG")
+    drafted = Image.open(io.BytesIO(content))
+    drafted.draft("RGB", (600, 400))
+    assert drafted.size == (600, 400)
+    limits = ImageConfig(min_patches=4, max_patches=256, multiscale=False)
+    cut = image_patches(load_image(content), limits, VisionConfig()).patches
+    whole = image_patches(Image.open(io.BytesIO(content)), limits, VisionConfig()).patches
+    np.testing.assert_array_equal(cut, whole)
+    assert (cut != image_patches(drafted, limits, VisionConfig()).patches).any()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "AVIF", "BMP", "JPEG2000"])
+def test_cut_off_files_are_refused(tmp_path: Path, kind: str, options: dict) -> None:
+    content = encoded(COLOURS, kind, **(options if kind == "JPEG" else {}))
+    path = tmp_path / "cut"
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
+        load_image(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_empty_files_and_text_are_refused(tmp_path: Path) -> None:
+    for content, reason in ((b"", "the file is empty"), (b"not a picture", "not a picture that Pillow can read")):
+        path = tmp_path / "picture.png"
+        path.write_bytes(content)
+        for source, name in ((path, str(path)), (content, "picture from bytes")):
+            with pytest.raises(UserError, match=f"^{re.escape(name)}: {reason}$"):
+                load_image(source)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [9_460, 14_000])  # over the limit; twice over, where Pillow refuses by itself
+def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
+    content += struct.pack(">I", zlib.crc32(b"IHDR" + header)) + struct.pack(">I", 0) + b"IDAT"
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"over the limit of 89,478,485"):
+        load_image(content)
+
+
+def test_limit_holds_for_decoded_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 200)
+    assert load_image(Image.new("RGB", (10, 20))).size == (10, 20)
+    with pytest.raises(UserError, match="10 x 21 pixels are over the limit of 200"):
+        load_image(Image.new("RGB", (10, 21)))
+
+
+@pytest.mark.parametrize("size", [(201, 1), (2, 402)])
+def test_extreme_ratios_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match="over 200 times the other"):
+        load_image(encoded(Image.new("RGB", size), "PNG"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (3, 3)])
+def test_sides_of_one_pixel_are_pictures(size: tuple[int, int]) -> None:
+    picture = load_image(encoded(Image.new("RGB", size, (9, 8, 7)), "PNG"))
+    cut = image_patches(picture, ImageConfig(min_patches=4, max_patches=512), VisionConfig())
+    assert cut.patches[0].reshape(3, 256)[:, 0].tolist() == [9, 8, 7]
+
+
+def test_messages_name_the_sample() -> None:
+    sample = Sample("web/0001", images=(encoded(COLOURS, "PNG"), b""), turns=(("a", "b"),))
+    with pytest.raises(UserError, match=r"^web/0001, picture 2: the file is empty$"):
+        sample_features(sample, Config(), None)
+
+
+def bicubic(picture: Image.Image, height: int, width: int) -> np.ndarray:
+    source = np.frombuffer(picture.tobytes("raw", "RGBX"), np.uint32).reshape(picture.height, picture.width)
+    canvas = np.zeros((height + 2, width + 1), np.uint32)
+    resize(source, height, width, canvas)
+    assert not canvas[height:].any()
+    assert not canvas[:, width:].any()
+    return canvas[:height, :width].copy().view(np.uint8).reshape(height, width, 4)[..., :3]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    before=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    after=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    extremes=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_resize_is_pillow_s_in_every_byte(
+    before: tuple[int, int], after: tuple[int, int], extremes: bool, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    values = random.integers(0, 2, (*before, 3)) * 255 if extremes else random.integers(0, 256, (*before, 3))
+    picture = Image.fromarray(values.astype(np.uint8))
+    expected = picture.resize((after[1], after[0]), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(bicubic(picture, *after), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("size", "smaller"), [((640, 480), (452, 339)), ((300, 1900), (120, 760)), ((700, 99), (900, 127))]
+)
+def test_resize_of_photo_sizes(size: tuple[int, int], smaller: tuple[int, int]) -> None:
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    expected = picture.resize(smaller, Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(bicubic(picture, smaller[1], smaller[0]), np.asarray(expected))
+
+
+def test_jpeg_augmentation_is_a_jpeg_of_the_drawn_quality() -> None:
+    copies = [encoded(COLOURS, "JPEG", quality=quality) for quality in range(75, 101)]
+    seen = set()
+    for sample in range(40):
+        changed = np.asarray(augment(COLOURS, "jpeg", (0, 1, sample, 0)))
+        seen.add(next(n for n, copy in enumerate(copies, 75) if (pixels(copy) == changed).all()))
+    assert len(seen) > 10
+
+
+def test_resolution_augmentation_shrinks_and_keeps_the_ratio() -> None:
+    sizes = [augment(COLOURS, "resolution", (0, 0, sample, 0)).size for sample in range(40)]
+    assert len(set(sizes)) > 10
+    assert all(30 <= width <= 60 and abs(height * 60 / 40 - width) <= 1.5 for width, height in sizes)
+    assert augment(Image.new("RGB", (200, 1)), "resolution", (0,)).size == (200, 1)
+    both = augment(COLOURS, "jpeg_and_resolution", (0, 0, 3, 0))
+    assert both.size == sizes[3]
+    assert (np.asarray(both) != np.asarray(augment(COLOURS, "resolution", (0, 0, 3, 0)))).any()
+
+
+def test_augmentation_follows_from_seed_and_sample() -> None:
+    first, again, other, seeded = (
+        np.asarray(augment(COLOURS, "jpeg", seeds))
+        for seeds in ((0, 0, 5, 0), (0, 0, 5, 0), (0, 0, 6, 0), (1, 0, 5, 0))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert (first != seeded).any()
+
+
+class OnePicture:
+    """A source of one picture under any index."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(f"one/{index}", images=(COLOURS,), turns=(("What?", "Dots."),))
+
+
+class Letters:
+    """As much of a tokenizer as a prompt needs."""
+
+    bos_id = None
+
+    def encode(self, text: str, allow_special: bool) -> list[int]:
+        return [1]
+
+    def encode_with_spans(self, text: str) -> list:
+        return []
+
+
+@pytest.mark.parametrize(("switch", "training"), [(True, True), (True, False), (False, True)])
+def test_only_training_samples_of_sources_with_data_augment_change(
+    monkeypatch: pytest.MonkeyPatch, switch: bool, training: bool
+) -> None:
+    monkeypatch.setattr("navil_jax.data.features._tokens", lambda *_: {"visual_tokens": [], "text_tokens": []})
+    config = Config(
+        images=ImageConfig(min_patches=4, max_patches=64),
+        data=DataConfig(sources=(SourceConfig("one", data_augment=switch),), seed=3),
+    )
+    budgets = {"visual_tokens": 100, "text_tokens": 100, "patches": 100}
+    source = FeatureSource(OnePicture(), "one", 0, config, Letters(), budgets, training=training)
+    plain = image_patches(COLOURS, config.images, config.model.vision).patches
+    changed = image_patches(augment(COLOURS, "jpeg", (3, 0, 7, 0)), config.images, config.model.vision).patches
+    assert (plain != changed).any()
+    np.testing.assert_array_equal(source[7].features["patches"], changed if switch and training else plain)
+
+
+def test_compiles_where_compiled_code_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_really = resampling.numba.njit
+
+    def njit(cache: bool = False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_really(**options)
+
+    monkeypatch.setattr(resampling.numba, "njit", njit)
+    assert resampling._compiled(lambda x: x + 1)(2) == 3
+
+
+def test_threads_resize_at_the_same_time_alike() -> None:
+    limits = ImageConfig(min_patches=4, max_patches=64)
+    alone = image_patches(COLOURS, limits, VisionConfig()).patches
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda _: image_patches(COLOURS, limits, VisionConfig()).patches, range(40)))
+    assert all((patches == alone).all() for patches in together)
