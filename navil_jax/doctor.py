@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarr
     quarantine.touch()
     reasons = bad_reasons(quarantine)
     summaries = [
-        summarise(checkup.name, table, reasons.get(checkup.name, {}))
+        summarise(checkup.name, table, reasons.get(checkup.name, Counter()))
         for checkup, table in zip(checkups, tables, strict=True)
     ]
     for checkup, summary in zip(checkups, summaries, strict=True):

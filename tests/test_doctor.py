@@ -253,6 +253,14 @@ def test_a_source_that_is_bad_throughout_has_a_report(tmp_path: Path, capsys: py
     assert "not JSON" in (tmp_path / "report" / "report.html").read_text()
 
 
+def test_a_source_without_faults_is_good(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 24)).save(tmp_path / "a.png")
+    record = {"image": "a.png", "conversations": talk("<image>\nWhich?", "Red.")}
+    assert run(write_lines(tmp_path / "train.jsonl", [record]), tmp_path / "out") == 0
+    assert (tmp_path / "out" / "report.html").exists()
+    assert (tmp_path / "out" / "quarantine.jsonl").read_text() == ""
+
+
 def test_processes_find_the_same(lines: str, tmp_path: Path) -> None:
     assert run(lines, tmp_path / "alone") == 1
     assert run(lines, tmp_path / "two", "--workers", "2") == 1

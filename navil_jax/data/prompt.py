@@ -6,6 +6,7 @@ A picture's `<image>` in a question becomes `<img>`, for each scale (smallest fi
 `<IMG_LINE_BREAK>` and one `<IMG_FRAME_BREAK>`, then `</img>`. `<image>` counts in questions only.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -186,7 +187,7 @@ def token_features(tokenizer: Tokenizer, ids: Sequence[int], weights: np.ndarray
     positions = np.arange(len(tokens), dtype=np.int32)
     targets = np.append(tokens[1:], np.int32(-1))
     target_weights = np.append(weights[1:], np.float32(0))
-    visual = np.isin(tokens, (tokenizer.token_id("<IMG_CONTEXT>"), tokenizer.token_id("<img>")))
+    visual = (tokens == tokenizer.token_id("<IMG_CONTEXT>")) | (tokens == tokenizer.token_id("<img>"))
     return {
         "visual_tokens": tokens[visual],
         "visual_positions": positions[visual],
@@ -236,6 +237,12 @@ def _bos(tokenizer: Tokenizer, template: TemplateName) -> list[int]:
     return [tokenizer.bos_id] if TEMPLATES[template].bos and tokenizer.bos_id is not None else []
 
 
+@functools.lru_cache(maxsize=256)
+def _marker_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Ids of markers; pictures of equal size have equal ones, thousands for a large picture."""
+    return tuple(tokenizer.encode(text, allow_special=True))
+
+
 def _encode(tokenizer: Tokenizer, template: TemplateName, parts: Iterator[Part]) -> tuple[list[int], np.ndarray]:
     """Ids and whether each is learnt. Text between markers is encoded in one go, as the released tokenizer does."""
     ids = _bos(tokenizer, template)
@@ -244,7 +251,7 @@ def _encode(tokenizer: Tokenizer, template: TemplateName, parts: Iterator[Part])
         run = list(run)
         if marker:
             for part in run:
-                found = tokenizer.encode(part.text, allow_special=True)
+                found = _marker_ids(tokenizer, part.text)
                 ids += found
                 learnt += [part.learnt] * len(found)
         else:
