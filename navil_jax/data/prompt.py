@@ -15,11 +15,12 @@ import numpy as np
 
 from navil_jax.batch import SampleFeatures
 from navil_jax.config import DEFAULT_SYSTEM_MESSAGE
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizer import Token, Tokenizer
 from navil_jax.errors import UserError
 
 PLACEHOLDER = "<image>"
 END = "<|im_end|>"
+SHORT = 256  # characters of a text whose tokens are kept
 
 Grids = Sequence[tuple[int, int]]  # (rows, columns) in patches of each scale of one picture, smallest first
 Turns = Sequence[tuple[str, str]]  # (question, answer)
@@ -243,6 +244,16 @@ def _marker_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, allow_special=True))
 
 
+def _plain_tokens(tokenizer: Tokenizer, text: str) -> Sequence[Token]:
+    return _short_tokens(tokenizer, text) if len(text) <= SHORT else tokenizer.encode_with_spans(text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _short_tokens(tokenizer: Tokenizer, text: str) -> Sequence[Token]:
+    """Kept, as system messages and questions come again and again."""
+    return tokenizer.encode_with_spans(text)
+
+
 def _encode(tokenizer: Tokenizer, template: TemplateName, parts: Iterator[Part]) -> tuple[list[int], np.ndarray]:
     """Ids and whether each is learnt. Text between markers is encoded in one go, as the released tokenizer does."""
     ids = _bos(tokenizer, template)
@@ -255,8 +266,11 @@ def _encode(tokenizer: Tokenizer, template: TemplateName, parts: Iterator[Part])
                 ids += found
                 learnt += [part.learnt] * len(found)
         else:
-            characters = [part.learnt for part in run for _ in part.text]
-            for token in tokenizer.encode_with_spans("".join(part.text for part in run)):
-                ids.append(token.id)
-                learnt.append(any(characters[token.begin : max(token.end, token.begin + 1)]))
+            tokens = _plain_tokens(tokenizer, "".join(part.text for part in run))
+            ids += [token.id for token in tokens]
+            if any(part.learnt for part in run):
+                characters = [part.learnt for part in run for _ in part.text]
+                learnt += [any(characters[token.begin : max(token.end, token.begin + 1)]) for token in tokens]
+            else:
+                learnt += [False] * len(tokens)
     return ids, np.array(learnt)
