@@ -19,11 +19,11 @@ from navil_jax.config import (
 def get_config() -> Config:
     return Config(
         workdir="runs/demo",
-        steps=2300,
+        steps=2600,
         model=ModelConfig(
             vision=VisionConfig(depth=3, width=128, mlp_dim=256, num_heads=4, layer_scale_init=1.0),
             decoder=DecoderConfig(
-                depth=2,
+                depth=1,
                 width=128,
                 mlp_dim=256,
                 num_heads=4,
@@ -44,7 +44,7 @@ def get_config() -> Config:
             visual_slots=47,
             text_slots=272,
             patch_slots=156,
-            packing_bins=256,
+            packing_bins=64,
             tokenizer_size=512,
         ),
         optimizer=OptimizerConfig(algorithm="muon", peak_learning_rate=1e-3, schedule="cosine", warmup_steps=100),

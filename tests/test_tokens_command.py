@@ -11,6 +11,7 @@ from PIL import Image
 
 from navil_jax import tokens
 from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, VisionConfig
+from navil_jax.config_flags import load_config
 from navil_jax.data.images import image_patches
 from navil_jax.data.prompt import picture_text
 from navil_jax.data.token_map import draw_tokens, picture_tokens
@@ -81,7 +82,9 @@ def test_json_of_several_pictures_and_a_recipe(picture: Path, tmp_path: Path, ca
     ]
     assert (little["visual_tokens"], little["text_tokens"], little["total_tokens"]) == (9, 4, 13)
     assert (little["fits"], large["fits"]) == (True, False)
-    assert large["row"] == {"visual_tokens": 48, "text_tokens": 272, "patches": 160}
+    data = load_config(recipe).data
+    budgets = {"visual_tokens": data.visual_slots, "text_tokens": data.text_slots, "patches": data.patch_slots}
+    assert large["row"] == budgets
     assert tokens.main(["--config", recipe, "--image", str(small)]) == 0
     assert "EXIF orientation 6 is not applied" in capsys.readouterr().out
 
