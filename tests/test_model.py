@@ -196,7 +196,7 @@ def test_sharded_over_four_devices_computes_the_same(mesh_config: MeshConfig, fa
     config = tiny_model(family)
     params, batch = model_params.initialise(config, 0), SPEC.fake(config)
     step = functools.partial(loss_of, config)
-    single = jax.jit(jax.value_and_grad(step))(params, batch)
+    single = jax.block_until_ready(jax.jit(jax.value_and_grad(step))(params, batch))
     mesh = sharding.make_mesh(mesh_config, jax.devices()[:4])
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, model_params.shardings(config, mesh))
