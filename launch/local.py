@@ -65,6 +65,8 @@ def _start(options: argparse.Namespace, number: int, address: str) -> subprocess
     settings = {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={options.devices}",
+        # The size of XLA's thread pool: with no more threads than devices, collectives in flight can block one another.
+        "NPROC": str(max(32, 8 * options.devices)),
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_COORDINATOR_BIND_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(options.processes),

@@ -5,6 +5,8 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"  # compiles in about half the time
-    " --xla_cpu_collective_call_terminate_timeout_seconds=600",  # four devices on two busy cores may wait long
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",  # compiles in about half the time
 )
+# XLA's pool has one thread per core or device. A device whose collective waits holds one, and with several collectives in
+# flight all are held while a device that must join has none left: everything stops for good.
+os.environ.setdefault("NPROC", "32")
