@@ -33,10 +33,10 @@ from navil_jax.data.images import plan_scales
 from navil_jax.data.packing import SIZES, SlotAdvice, advise_slots, best_fill, choose_row, sizes_of
 from navil_jax.data.pipeline import make_dataset, sample_stream
 from navil_jax.data.prompt import picture_length, role_texts
+from navil_jax.data.run_tokenizer import complete, new_tokenizer
 from navil_jax.data.sentencepiece_tokenizer import train_tokenizer
 from navil_jax.data.sources import Sample, expand_sources, open_source
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.train import complete, new_tokenizer
 
 PATCHES, TOKENS = 24_576, 16_384  # of the paper's rows
 PROMPT = 25  # text tokens around question and answer

@@ -82,7 +82,7 @@ class Workload:
         if self.head == "none":
             return jnp.sum(x * cotangent, dtype=jnp.float32)
         start = self.visual_slots if self.head == "text slots" else 0
-        scores = token_scores(decoder.logits, x[:, start:], batch.targets[:, start:], self.config.decoder.vocab_size)
+        scores = token_scores(decoder.final_norm(x[:, start:]), decoder.head_kernel(), batch.targets[:, start:])
         return weighted_mean(scores.cross_entropy, batch.loss_weights[:, start:])
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from navil_jax.config import Config
 from navil_jax.config_flags import parse
 from navil_jax.data.pipeline import make_dataset
+from navil_jax.data.run_tokenizer import complete, new_tokenizer
 from navil_jax.data.sources import expand_sources, open_source
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
@@ -30,7 +31,6 @@ from navil_jax.inference.engine import Engine
 from navil_jax.inference.sampling import Sampler
 from navil_jax.model.params import Params, flatten
 from navil_jax.sharding import make_mesh
-from navil_jax.train import complete, new_tokenizer
 from navil_jax.training.step import global_batch, initial_params, initial_state, make_train_step
 
 ASPECTS = (1.0, 4 / 3, 3 / 4, 16 / 9, 9 / 16)  # width against height of the ten pictures, in turn

@@ -1,14 +1,6 @@
-"""NaViL-9B as the paper states it (9.2B active, 16.4B parameters), with the first stage's settings."""
+"""NaViL-9B as the paper states it (9.2B active, 16.4B parameters): the model; navil_9b_s1_1.py and so on train it."""
 
-from navil_jax.config import (
-    Config,
-    DataConfig,
-    DecoderConfig,
-    ImageConfig,
-    ModelConfig,
-    OptimizerConfig,
-    VisionConfig,
-)
+from navil_jax.config import Config, DataConfig, DecoderConfig, ModelConfig, VisionConfig
 
 QWEN3_VOCABULARY = 151_936
 FIRST_ADDED_ID = 151_669  # the Qwen3 tokenizer's length; its table has room for the special tokens beyond it
@@ -16,7 +8,6 @@ FIRST_ADDED_ID = 151_669  # the Qwen3 tokenizer's length; its table has room for
 
 def get_config() -> Config:
     return Config(
-        steps=50_000,
         model=ModelConfig(
             vision=VisionConfig(depth=32, width=1792, mlp_dim=7168, num_heads=28),
             decoder=DecoderConfig(  # Qwen3-8B
@@ -34,7 +25,5 @@ def get_config() -> Config:
             ),
             special_token_ids=tuple(range(FIRST_ADDED_ID, FIRST_ADDED_ID + 12)),
         ),
-        images=ImageConfig(max_patches=4096, multiscale=False),
         data=DataConfig(template="qwen3-chat"),
-        optimizer=OptimizerConfig(peak_learning_rate=5e-5, weight_decay=0.05),
     )

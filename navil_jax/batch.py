@@ -53,6 +53,7 @@ class Batch:
     patch_blocks: jax.Array  # [B, P] int32, number of the scale in the row, from 1; 0 = empty
     unit_slots: jax.Array  # [B, P/U] int32, the visual slot that each merged unit of U patches fills; L = none
     visual_slots: int = dataclasses.field(metadata={"static": True})  # V
+    block_patches: int = dataclasses.field(metadata={"static": True})  # the most patches of one scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ class BatchSpec:
     patch_slots: int
     patch_dim: int = 768
     unit_patches: int = 4
+    block_patches: int | None = None  # the most patches of one scale; none: all patch slots
 
     @property
     def row_slots(self) -> int:
@@ -99,7 +101,7 @@ class BatchSpec:
             patch_coords=array((rows, patches, 2), "int32"),
             patch_blocks=array((rows, patches), "int32"),
             unit_slots=array((rows, patches // self.unit_patches), "int32"),
-            visual_slots=self.visual_slots,
+            **self._static(),
         )
 
     def fake(self, config: ModelConfig, seed: int = 0) -> Batch:
@@ -189,8 +191,11 @@ class BatchSpec:
             patch_coords=packed["patch_coords"].astype(np.int32),
             patch_blocks=_dense_blocks(packed["patches_segment_ids"], packed["patch_blocks"]),
             unit_slots=self._unit_slots(packed["visual_tokens"] == context_id, visual_segments, packed),
-            visual_slots=self.visual_slots,
+            **self._static(),
         )
+
+    def _static(self) -> dict[str, int]:
+        return {"visual_slots": self.visual_slots, "block_patches": self.block_patches or self.patch_slots}
 
     def _unit_slots(self, context: np.ndarray, segments: np.ndarray, packed: Mapping[str, np.ndarray]) -> np.ndarray:
         """The slots of the `<IMG_CONTEXT>` tokens in order, as many as the row has merged units."""
@@ -214,7 +219,7 @@ def validate(batch: Batch, config: ModelConfig) -> None:
     """
     slots, visual = batch.tokens.shape[1], batch.visual_slots
     for name, shape in dataclasses.asdict(_spec_of(batch, config).abstract()).items():
-        if name == "visual_slots":
+        if name in ("visual_slots", "block_patches"):
             continue
         array = getattr(batch, name)
         if array.shape != shape.shape or array.dtype != shape.dtype:
@@ -245,6 +250,9 @@ def validate(batch: Batch, config: ModelConfig) -> None:
         units = batch.unit_slots[row]
         unit_blocks = batch.patch_blocks[row].reshape(len(units), -1)
         require(bool(np.all(unit_blocks == unit_blocks[:, :1])), "patch_blocks", "a merged unit lies in two blocks")
+        largest = np.bincount(batch.patch_blocks[row], minlength=1)[1:].max(initial=0)
+        limit = batch.block_patches
+        require(largest <= limit, "patch_blocks", f"a scale of {largest} patches, block_patches allows {limit}")
         context = config.special_id("<IMG_CONTEXT>") if config.special_token_ids else -1
         filled = np.flatnonzero((tokens == context) & used)
         require(
@@ -257,7 +265,7 @@ def _spec_of(batch: Batch, config: ModelConfig) -> BatchSpec:
     rows, slots = batch.tokens.shape
     patches, dim = batch.patches.shape[1:]
     unit = config.vision.unit_patches if config.vision else 1
-    return BatchSpec(rows, batch.visual_slots, slots - batch.visual_slots, patches, dim, unit)
+    return BatchSpec(rows, batch.visual_slots, slots - batch.visual_slots, patches, dim, unit, batch.block_patches)
 
 
 def _fake_sample(rng: np.random.Generator, config: ModelConfig, pictured: bool) -> SampleFeatures:

@@ -101,8 +101,12 @@ class ModelConfig:
     special_token_ids: tuple[int, ...] = tuple(range(92544, 92556))  # in the order of SPECIAL_TOKENS
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: Literal["none", "full", "dots"] = "full"  # what the backward pass recomputes: nothing, all, all but matmuls
+    # What the backward pass recomputes of a layer: nothing; all; all but attention; all but matmuls; or all, from
+    # inputs that wait in the host's memory.
+    remat: Literal["none", "full", "attention", "dots", "offload"] = "attention"
     attention: Literal["auto", "xla", "splash"] = "auto"  # auto: splash on TPU, XLA elsewhere
+    lora_rank: int = 0  # of the updates (lora_a, lora_b) that every matrix of the layers gets, to fine-tune; 0: none
+    lora_scale: float = 2.0  # factor of these updates (alpha / rank)
 
     def special_id(self, token: str) -> int:
         """The id of one of SPECIAL_TOKENS."""
@@ -190,6 +194,12 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.05
     clip_norm: float = 1.0
+    accumulation: int = 1  # turns in which a batch's rows are computed; the same step with less memory
+    ema_decay: float = 0.0  # of a running average of the trained parameters, kept beside them; 0: none
+    not_finite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does; skip: no update
+    spikes: Literal["note", "skip", "stop"] = "note"  # what a loss far above the last ones does
+    spike_deviations: float = 8.0  # standard deviations of the last losses above their mean that make a spike
+    max_skipped: int = 10  # steps skipped one after the other; more stop the run
     rules: tuple[RuleConfig, ...] = (
         RuleConfig(r".*(bias|scale|ls1|ls2)", weight_decay=False),
         RuleConfig(r".*(?<!bias)(?<!scale)(?<!ls1)(?<!ls2)"),
@@ -197,12 +207,22 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis; -1 takes what the others leave."""
+class AxisRule:
+    """A row of the table from logical axes to mesh axes that differs from `sharding.RULES`."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    axis: str  # logical axis, such as embed
+    mesh_axes: tuple[str, ...] = ()  # that split it; none: it is kept whole
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 takes what the others leave. Slices of a pod divide the data axis."""
+
+    data: int = 1  # rows of the batch, parameters whole on each
+    fsdp: int = -1  # rows of the batch, parameters split
+    tensor: int = 1  # heads and feed-forward width
+    context: int = 1  # places of a row; heads inside attention
+    rules: tuple[AxisRule, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,15 +232,21 @@ class Config:
     workdir: str = ""
     init_from: str = ""  # workdir of the run whose newest parameters and tokenizer this one starts with; empty: fresh
     seed: int = 0
+    init_model: bool = False  # model, template and picture settings are those of init_from, not the recipe's
+    resume_with: str = ""  # keys that change in a run that goes on: optimizer.peak_learning_rate,data.sources
     steps: int = 1000
+    batch_samples: int = 0  # steps of run and schedule are so many samples each, however many rows that takes; 0: steps
     model: ModelConfig = ModelConfig()
     images: ImageConfig = ImageConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     log_every: int = 10
+    profile_steps: tuple[int, ...] = ()  # first and last step of an xprof trace in <workdir>/profile; none: no trace
     eval_every: int = 0  # steps between evaluations; 0: at the end only
     eval_samples: int = 0  # held-out samples per source for evaluations during the run; 0: all
+    eval_baseline_samples: int = 10_000  # training samples that the report's question-only baseline learns from
+    eval_ema: bool = True  # evaluations use the running average where there is one (optimizer.ema_decay)
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
 
@@ -239,12 +265,38 @@ def validate(config: Config) -> None:
         ("model.decoder.", decoder, (*positive, "num_kv_heads", "head_dim", "vocab_size")),
         ("model.vision.", vision, (*positive, "patch_size", "merge_size", "window_size")),
         ("data.", data, ("rows", "visual_slots", "text_slots", "patch_slots", "packing_bins", "threads")),
-        ("optimizer.", optimizer, ("peak_learning_rate", "eps", "clip_norm")),
+        (
+            "optimizer.",
+            optimizer,
+            ("peak_learning_rate", "eps", "clip_norm", "accumulation", "spike_deviations", "max_skipped"),
+        ),
     ]
     for prefix, group, keys in groups:
         for key in keys if group else ():
             require(getattr(group, key) > 0, prefix + key, "must be positive")
     require(data.workers >= 0, "data.workers", "must not be negative")
+    require(
+        0 <= config.batch_samples * config.steps < 2**31,
+        "batch_samples",
+        f"{config.steps:,} steps of {config.batch_samples:,} samples are not countable; at most 2^31 - 1 samples",
+    )
+    require(0 <= optimizer.ema_decay < 1, "optimizer.ema_decay", "must be at least 0 and below 1")
+    require(
+        data.rows % optimizer.accumulation == 0,
+        "optimizer.accumulation",
+        f"data.rows = {data.rows} cannot be cut into {optimizer.accumulation} parts",
+    )
+    require(
+        not config.init_model or bool(config.init_from),
+        "init_model",
+        "says to take the model of init_from, which is empty",
+    )
+    require(
+        len(config.profile_steps) in (0, 2) and sorted((1, *config.profile_steps)) == [1, *config.profile_steps],
+        "profile_steps",
+        "must be the first and the last step to trace, such as 20,23",
+    )
+    require(config.model.lora_rank >= 0, "model.lora_rank", "must not be negative")
     require(0 <= data.max_bad_share <= 1, "data.max_bad_share", "is a share, from 0 to 1")
     for number, source in enumerate(data.sources):
         key = f"data.sources.{number}."
@@ -302,5 +354,7 @@ def validate(config: Config) -> None:
     )
     require(0 < config.images.scale_factor < 1, "images.scale_factor", "must lie between 0 and 1")
     require(
-        sum(n == -1 for n in dataclasses.astuple(config.mesh)) <= 1, "mesh", "at most one axis may be -1 (the rest)"
+        sum(size == -1 for size in dataclasses.astuple(config.mesh)) <= 1,
+        "mesh",
+        "at most one axis may be -1 (the rest)",
     )

@@ -6,6 +6,7 @@ type that stands at the field in config.py, and every mistake is a `UserError` t
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -13,6 +14,7 @@ import json
 import math
 import re
 import runpy
+import sys
 import traceback
 import types
 import typing
@@ -80,7 +82,7 @@ def _split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def load_config(path: str | Path) -> Config:
-    """Runs a recipe's `get_config()` and checks the types of all fields.
+    """Runs a recipe's `get_config()` and checks the types of all fields. It may import the recipes beside it.
 
     Raises:
       UserError: no such file, syntax error or exception (with its line), no `get_config`, not a `Config`, a field of
@@ -90,7 +92,8 @@ def load_config(path: str | Path) -> Config:
     if not path.is_file():
         raise UserError(f"{path}: no such config file")
     try:
-        config = runpy.run_path(str(path))["get_config"]()
+        with neighbours_importable(path.resolve().parent):
+            config = runpy.run_path(str(path))["get_config"]()
     except KeyError as error:
         if error.args != ("get_config",):
             raise UserError(f"{path}:{_line(path, error)}: KeyError: {error}") from error
@@ -109,6 +112,21 @@ def load_config(path: str | Path) -> Config:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return config
+
+
+@contextlib.contextmanager
+def neighbours_importable(folder: Path) -> Iterator[None]:
+    """Recipes import those of their folder by name, as scripts do; those of other folders may have the same names."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).parent == folder:
+                del sys.modules[name]
 
 
 def _line(path: Path, error: Exception) -> int:

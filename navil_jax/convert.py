@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import logging
 
@@ -13,18 +12,19 @@ from navil_jax.conversion.exporting import SHARD_BYTES, export_checkpoint
 from navil_jax.conversion.importing import PARAM_DTYPES, import_checkpoint
 from navil_jax.conversion.initialising import initialise_from
 from navil_jax.errors import report_user_errors
+from navil_jax.paths import local_path
 
 EXAMPLES = """
 a NaViL-2B to train from InternLM2-1.8B:
-  python -m navil_jax.convert init internlm2-1_8b runs/init-2b --config configs/navil_2b.py
-  python -m navil_jax.train --config configs/navil_2b.py --config.init_from=runs/init-2b --config.workdir=runs/2b
+  python -m navil_jax.convert init internlm2-1_8b runs/navil_2b_init --config configs/navil_2b.py
+  python -m navil_jax.train --config configs/navil_2b_s1_1.py
 
 a released model, to talk with or to train on:
   python -m navil_jax.convert import NaViL-2B runs/navil-2b
 
 back to PyTorch:
-  python -m navil_jax.convert export runs/2b NaViL-2B-mine
-  python -m navil_jax.convert verify runs/2b NaViL-2B-mine
+  python -m navil_jax.convert export runs/navil_2b_s2 NaViL-2B-mine
+  python -m navil_jax.convert verify runs/navil_2b_s2 NaViL-2B-mine
 
 `python -m navil_jax.convert COMMAND --help` says more. Exit status: 0 good, 1 verified and different, 2 bad input (one
 line says what), 130 after Ctrl-C; the same command then goes on.
@@ -58,8 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         description=initialise_from.__doc__.split("    Args:")[0].replace("\n    ", "\n"),
         **layout,
     )
-    command.add_argument("language_model", type=Path, help="folder of InternLM2 or Qwen3 in the Hugging Face layout")
-    command.add_argument("target", type=Path, help="new folder, for --config.init_from of the training run")
+    command.add_argument(
+        "language_model", type=local_path, help="folder of InternLM2 or Qwen3 in the Hugging Face layout"
+    )
+    command.add_argument("target", type=local_path, help="new folder, for --config.init_from of the training run")
     command.add_argument(
         "--config", required=True, metavar="FILE", help="recipe whose model is built; --config.a.b=c changes it"
     )
@@ -73,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         "at a time. Every tensor is accounted for.",
         **layout,
     )
-    command.add_argument("source", type=Path, help="folder in the Hugging Face layout")
-    command.add_argument("target", type=Path, help="new folder")
+    command.add_argument("source", type=local_path, help="folder in the Hugging Face layout")
+    command.add_argument("target", type=local_path, help="new folder")
     command.add_argument("--tokenizer", default="", metavar="DIR", help="if the folder has none")
     command.add_argument("--dtype", default="", choices=PARAM_DTYPES, help="of the parameters (default: as stored)")
     command.set_defaults(run=_import)
@@ -86,12 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         "and a model card. An imported model that was not trained comes back byte for byte.",
         **layout,
     )
-    command.add_argument("source", type=Path, help="workdir of a run, or its newest checkpoint")
-    command.add_argument("target", type=Path, help="new folder")
+    command.add_argument("source", type=local_path, help="workdir of a run, or its newest checkpoint")
+    command.add_argument("target", type=local_path, help="new folder")
     command.add_argument("--dtype", default="", choices=PARAM_DTYPES, help="of the tensors (default: as stored)")
     command.add_argument(
         "--shard-bytes", type=int, default=SHARD_BYTES, metavar="N", help="most bytes per file (default: %(default)s)"
     )
+    command.add_argument("--ema", action="store_true", help="running averages of the trained parameters in their place")
     command.set_defaults(run=_export)
 
     for name, module, text in (
@@ -118,7 +121,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    export_checkpoint(options.source, options.target, options.dtype, options.shard_bytes)
+    export_checkpoint(options.source, options.target, options.dtype, options.shard_bytes, options.ema)
     print(f"{options.target}: written; check it with: verify {options.source} {options.target}")
     return 0
 

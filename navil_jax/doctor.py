@@ -17,6 +17,7 @@ from navil_jax.config_flags import parse
 from navil_jax.data import formats
 from navil_jax.data.formats import files
 from navil_jax.data.quarantine import FILE
+from navil_jax.data.run_tokenizer import new_tokenizer
 from navil_jax.data.sources import SOURCES, expand_sources, for_source, open_source
 from navil_jax.data.token_map import row_budgets
 from navil_jax.data.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ from navil_jax.inspection.checkup import Checkup
 from navil_jax.inspection.examination import examine
 from navil_jax.inspection.report import report
 from navil_jax.inspection.summary import bad_reasons, box, findings, shared, slot_advice, summarise
+from navil_jax.paths import is_remote, local_path, path_of
 
 ABOUT = """Opens every sample of every source, as training would, and says what was found.
 
@@ -44,8 +46,9 @@ a row, bad (with reasons), seen twice, with markers such as <img> in their text 
   findings.jsonl     samples that are worth a look: too long, seen twice, markers in text, empty answers
   notes/             40 bytes per sample. After Ctrl-C the same command goes on; remove the folder to begin anew.
 
-Tokens are counted with data.tokenizer, else with that of the run in config.workdir; if there is neither, one is trained
-on the text of the sources, which says little about the tokens of a large model.
+Tokens are counted with the tokenizer of the run in config.init_from, else with data.tokenizer, else with that of the
+run in config.workdir; if there is none, one is trained on the text of the sources, which says little about the tokens
+of a large model.
 
 Exit status: 0 good, 1 more bad samples than data.max_bad_share allows, 2 bad input (one line says what), 130 after
 Ctrl-C."""
@@ -56,10 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, _add_options, default=Config())
     if options.workers < 0 or options.samples < 0:
         raise UserError("--workers, --samples: must not be negative")
+    from navil_jax.training.starting import inherited  # slow to import, and every process imports this module
+
+    config, tokenizer = inherited(config)
     config = _with_sources(config, options)
-    out = Path(options.out or (Path(config.workdir) / "doctor" if config.workdir else "runs/doctor"))
+    own = bool(config.workdir) and not is_remote(config.workdir)
+    out = local_path(options.out or (f"{config.workdir}/doctor" if own else "runs/doctor"))
     try:
-        return _examine(config, out, options)
+        return _examine(config, tokenizer, out, options)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from here (state in {out})")
         return 130
@@ -108,10 +115,10 @@ def _entry(given: str, root: str, taken: set[str]) -> SourceConfig:
     return SourceConfig(name, kind=kind, path=path, root=root)
 
 
-def _examine(config: Config, out: Path, options: argparse.Namespace) -> int:
+def _examine(config: Config, tokenizer: Tokenizer | None, out: Path, options: argparse.Namespace) -> int:
     sources = [open_source(entry, "train") for entry in config.data.sources]
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(config, out)
+    tokenizer = tokenizer or _tokenizer(config, out)
     budgets = row_budgets(config)
     checkups = [
         Checkup(source, entry.name, for_source(config, number), tokenizer, budgets)
@@ -123,12 +130,10 @@ def _examine(config: Config, out: Path, options: argparse.Namespace) -> int:
 
 def _tokenizer(config: Config, out: Path) -> Tokenizer:
     own = out / "tokenizer"
-    folders = [config.data.tokenizer, config.workdir and str(Path(config.workdir) / "tokenizer"), str(own)]
+    folders = [config.data.tokenizer, config.workdir and f"{config.workdir}/tokenizer", str(own)]
     for folder in folders:
-        if folder and (folder == config.data.tokenizer or Path(folder).is_dir()):
+        if folder and (folder == config.data.tokenizer or path_of(folder).is_dir()):
             return Tokenizer.load(folder)
-    from navil_jax.train import new_tokenizer  # slow to import, and every process imports this module
-
     print("training a tokenizer on the text of the sources; give --config.data.tokenizer=FOLDER for real token counts")
     return new_tokenizer(config, own)
 

@@ -10,12 +10,14 @@ from navil_jax.config import Config
 from navil_jax.config_flags import parse
 from navil_jax.data.pipeline import make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine
+from navil_jax.data.run_tokenizer import complete, new_tokenizer
 from navil_jax.data.sources import Source, expand_sources, open_source
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.inspection import page, terminal
 from navil_jax.inspection.reading import RowView, view_rows
-from navil_jax.train import complete, new_tokenizer
+from navil_jax.paths import path_of
+from navil_jax.training.starting import inherited
 
 ABOUT = """Shows the first packed rows of a training run: which samples share them, how full they are, what is trained.
 
@@ -47,8 +49,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _preview(config: Config, options: argparse.Namespace) -> int:
+    config, tokenizer = inherited(config)
     config = expand_sources(config)
-    tokenizer = _tokenizer(config)
+    tokenizer = tokenizer or _tokenizer(config)
     config = complete(config, tokenizer)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=options.rows))
     sources = [open_source(entry, "train") for entry in config.data.sources]
@@ -71,7 +74,7 @@ def _preview(config: Config, options: argparse.Namespace) -> int:
 
 def _tokenizer(config: Config) -> Tokenizer:
     """That of the recipe, else that of the run if it has begun, else one as the run would train it."""
-    begun = Path(config.workdir) / "tokenizer" if config.workdir else None
+    begun = path_of(config.workdir) / "tokenizer" if config.workdir else None
     if not config.data.tokenizer and begun is not None and begun.is_dir():
         return Tokenizer.load(begun)
     return new_tokenizer(config, None)

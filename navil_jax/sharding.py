@@ -2,35 +2,41 @@
 
 import math
 import os
+from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from navil_jax.config import MeshConfig
+from navil_jax.config import AxisRule, MeshConfig
 from navil_jax.errors import UserError
 
 # What joins a process to the others where no cluster says it; JAX reads the first one itself.
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SHUTDOWN_SECONDS = 30  # a process that fails alone waits so long for the others, then all end
 
-# Logical axis of a parameter or activation -> the mesh axes that split it (None: kept whole).
-RULES: dict[str, str | tuple[str, ...] | None] = {
+# Logical axis of a parameter or activation -> the mesh axes that split it (none: kept whole).
+RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "slots": None,
-    "patches": None,
-    "features": None,
-    "layers": None,
-    "embed": "fsdp",
-    "mlp": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_dim": None,
-    "qkv": None,
-    "vocab": "tensor",
-    "patch": None,
-    "special": None,
-    "norm": None,
+    "slots": ("context",),  # of a row of tokens, outside attention
+    "patches": ("context",),
+    "places": (),  # of a row inside attention, where heads are split instead
+    "features": (),
+    "layers": (),
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "vision_heads": (),  # 23 in NaViL-2B: not split outside attention
+    "attention_heads": ("tensor", "context"),
+    "head_dim": (),
+    "qkv": (),
+    "vocab": ("tensor",),
+    "patch": (),
+    "special": (),
+    "norm": (),
 }
+_rules = dict(RULES)  # the table of this process, see `use_rules`
 
 
 def start_hosts() -> None:
@@ -77,26 +83,66 @@ def _whole_number(name: str) -> int:
     return int(value)
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh with the axes data, fsdp, tensor over all devices (or those given).
+def use_rules(overrides: Sequence[AxisRule]) -> None:
+    """Puts a config's rows over RULES, for all of this process from now on.
 
     Raises:
-      UserError: the axis sizes do not multiply to the number of devices.
+      UserError: a logical axis that the table lacks.
+    """
+    for rule in overrides:
+        if rule.axis not in RULES:
+            raise UserError(f"config.mesh.rules: no logical axis {rule.axis}; there are {', '.join(RULES)}")
+    _rules.update(RULES | {rule.axis: rule.mesh_axes for rule in overrides})
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """A mesh with the axes data, fsdp, tensor, context over all devices (or those given).
+
+    Of several slices each holds whole parts of the data axis, so that only the sum of gradients crosses between them.
+
+    Raises:
+      UserError: the axis sizes do not multiply to the number of devices, or data does not divide by the slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor, "context": config.context}
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         axes = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise UserError(f"config.mesh: {axes} does not make {len(devices)} devices; set one axis to -1")
     auto = (jax.sharding.AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=auto, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=auto, devices=devices)
+    if sizes["data"] % slices:
+        raise UserError(
+            f"config.mesh.data: {sizes['data']} does not divide by the {slices} slices; only this axis may cross them"
+        )
+    within = sizes | {"data": sizes["data"] // slices}
+    grid = mesh_utils.create_hybrid_device_mesh(tuple(within.values()), (slices, 1, 1, 1), devices)
+    return jax.sharding.Mesh(grid, tuple(sizes), axis_types=auto)
 
 
-def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """Logical axes -> mesh axes. A logical axis that the table lacks is an error (KeyError names it)."""
-    return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis.
+
+    Raises:
+      KeyError: the table has no row for it.
+    """
+    if axis not in _rules:
+        raise KeyError(f"sharding.RULES has no row for the logical axis {axis!r}")
+    return _rules[axis]
+
+
+def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """Logical axes -> mesh axes; errors as in `mesh_axes`."""
+    return PartitionSpec(*((mesh_axes(axis) or None) if axis else None for axis in axes))
+
+
+def shards(axis: str) -> int:
+    """Into how many parts the mesh in scope splits a logical axis; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes(axis))
 
 
 def named(mesh: jax.sharding.Mesh, *axes: str | None) -> NamedSharding:

@@ -5,50 +5,53 @@ for bit, as a run without interruption. `<workdir>` then holds
 
     checkpoints/<step>/   parameters, optimizer state, place in the data, config, tokenizer
     metrics.jsonl         a line per training step and per evaluation; also as TensorBoard events in tensorboard/
-    timings.jsonl         speed, and the share of time spent waiting for data
+    timings.jsonl         speed, peak memory, and the share of time spent waiting for data
+    profile/              xprof traces, if asked for by config.profile_steps
     quarantine.jsonl      samples that cannot be used, and why; no later run with this workdir reads them
     evaluation.md         accuracies on held-out samples beside baselines
-    loss.png answers.png  the loss curve; held-out pictures with the model's answers
+    loss.png answers.png  the loss curve; held-out pictures with the model's answers at the last evaluation
 """
 
 import contextlib
 import dataclasses
-import itertools
+import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.experimental import multihost_utils
 
-from navil_jax.config import Config, validate
+from navil_jax.config import Config
 from navil_jax.config_flags import parse
 from navil_jax.data.pipeline import make_dataset, sample_counts
-from navil_jax.data.prompt import role_texts
 from navil_jax.data.quarantine import Quarantine
-from navil_jax.data.sentencepiece_tokenizer import train_tokenizer
+from navil_jax.data.run_tokenizer import complete, new_tokenizer
 from navil_jax.data.sources import expand_sources, open_source
 from navil_jax.data.stall import StallWatch
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.model.params import Params, flatten
-from navil_jax.sharding import make_mesh, named, start_hosts
-from navil_jax.training.checkpoint import Checkpoints, Record, check_continues, check_same_model, find_checkpoints
+from navil_jax.paths import RunFiles, path_of
+from navil_jax.sharding import make_mesh, mesh_axes, named, start_hosts, use_rules
+from navil_jax.training.checkpoint import Checkpoints, Record, check_continues, find_checkpoints, with_model_of
 from navil_jax.training.evaluation import Evaluator, table
 from navil_jax.training.metrics import MetricsLog, plot_answers, plot_losses, read_log
 from navil_jax.training.optimizer import split_trainable
+from navil_jax.training.profiling import Profiler
 from navil_jax.training.recorder import Recorder
+from navil_jax.training.starting import first_params
 from navil_jax.training.step import (
+    Running,
     TrainState,
     abstract_state,
     global_batch,
-    initial_params,
     initial_state,
     make_train_step,
 )
@@ -64,93 +67,116 @@ def main(argv: list[str] | None = None) -> int:
     return run(config)
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: Config
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    origin: dict[str, Any]  # what the first parameters were converted from
+    files: RunFiles
+    checkpoints: Checkpoints
+    iterator: grain.DatasetIterator
+
+
 def run(config: Config) -> int:
-    """Trains to `config.steps`, or until a signal; returns the exit status (128 + signal if stopped by one)."""
+    """Trains until the run has its length, or until a signal; returns the exit status (128 + signal if stopped)."""
     if not config.workdir:
         raise UserError("config.workdir: no folder for the run is given, use --config.workdir=FOLDER")
-    if "://" in config.workdir:
-        raise UserError(f"config.workdir: {config.workdir} is an address; mount the bucket (gcsfuse) and give its path")
-    config = expand_sources(config)
+    workdir = path_of(config.workdir)
+    use_rules(config.mesh.rules)
     mesh = make_mesh(config.mesh)
     _check_rows(config, mesh)
     with (
-        Checkpoints(Path(config.workdir) / "checkpoints", config.keep_checkpoints) as checkpoints,
+        Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
+        RunFiles(workdir) as files,
         _signals() as stopped,
         StallWatch() as stall_watch,
     ):
         earlier = _earlier_record(config, checkpoints)
+        config = expand_sources(with_model_of(config, earlier.config) if config.init_model else config)
         tokenizer = (
             Tokenizer.from_files(earlier.tokenizer) if earlier else new_tokenizer(config, _tokenizer_folder(config))
         )
         config = complete(config, tokenizer)
         sources = [open_source(source, "train") for source in config.data.sources]
         place = jax.process_index(), jax.process_count()
-        quarantine = Quarantine(config.workdir, config.data.quarantine, jax.process_index())
+        quarantine = Quarantine(files.local, config.data.quarantine, jax.process_index())
         iterator = iter(make_dataset(config, sources, tokenizer, *place, quarantine))
-        state = _start(config, mesh, checkpoints, iterator)
         origin = earlier.origin if earlier else {}
-        status = _train(config, mesh, tokenizer, origin, checkpoints, iterator, state, stopped, stall_watch)
+        this = Run(config, mesh, tokenizer, origin, files, checkpoints, iterator)
+        status = _train(this, *_start(this), stopped, stall_watch)
     multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
     return status
 
 
 def _train(
-    config: Config,
-    mesh: jax.sharding.Mesh,
-    tokenizer: Tokenizer,
-    origin: dict[str, Any],
-    checkpoints: Checkpoints,
-    iterator: grain.DatasetIterator,
-    state: TrainState,
-    stopped: Callable[[int], int],
-    stall_watch: StallWatch,
+    run: Run, state: TrainState, metrics: dict[str, float], stopped: Callable[[int], int], stall_watch: StallWatch
 ) -> int:
-    start = int(state.step)
-    log = MetricsLog(config.workdir, start) if jax.process_index() == 0 else None
-    recorder, evaluator = Recorder(config, log), Evaluator(config, mesh, tokenizer)
+    """The steps; `metrics` are those of the step that the run goes on from."""
+    config, mesh, step = run.config, run.mesh, int(state.step)
+    log = MetricsLog(run.files.local, step) if jax.process_index() == 0 else None
+    recorder = Recorder(config, log, flatten(state.trainable), metrics)
+    evaluator = Evaluator(config, mesh, run.tokenizer)
+    profiler = Profiler(config.profile_steps, run.files.local / "profile" if log else None)
     train_step = make_train_step(config, mesh)
     _announce(config, mesh, state)
-    for step in range(start + 1, config.steps + 1):
+    ended = recorder.ended(step)
+    while not ended:
+        step += 1
         _fail_if_asked(step)
         began = time.monotonic()
         with stall_watch.waiting():
-            batch = next(iterator)
+            batch = next(run.iterator)
         waited = time.monotonic() - began
+        profiler.begin(step)
         state, metrics = train_step(state, global_batch(batch, mesh))
-        recorder.add(step, metrics, batch, waited, sample_counts(iterator))
-        if config.eval_every and step % config.eval_every == 0 and step < config.steps:
+        profiler.end(step, metrics)
+        recorder.add(step, metrics, batch, waited, sample_counts(run.iterator))
+        ended = recorder.ended(step)
+        if config.eval_every and step % config.eval_every == 0 and not ended:
             recorder.flush()
-            _say(f"step {step}: evaluating")
-            scores = evaluator.metrics(evaluator.score(state.params, config.eval_samples))
-            if log:
-                log.write(step, scores)
-            _say("  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name.count("/") == 2))
+            _evaluate(run, evaluator, state, log, step)
             recorder.restart_clock()
         received = stopped(step)
-        if received or step == config.steps or step % config.checkpoint_every == 0:
+        if received or ended or step % config.checkpoint_every == 0:
             recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
-            record = Record(config, tokenizer.files(), recorder.last, origin)
-            checkpoints.save(step, state.params, record, state.optimizer, iterator)
+            run.files.upload()
+            record = Record(config, run.tokenizer.files(), recorder.last, run.origin)
+            run.checkpoints.save(step, state.params, record, state.optimizer, run.iterator, state.ema)
         if received:
-            checkpoints.wait()
-            _say(f"stopped after step {step} of {config.steps}, saved; the same command goes on from here")
+            run.checkpoints.wait()
+            of = f"{recorder.samples_seen:,} samples" if config.batch_samples else f"step {step} of {config.steps}"
+            _say(f"stopped after {of}, saved; the same command goes on from here")
             return 128 + received
     compiled = train_step._cache_size()
     if compiled > 1:
         raise RuntimeError(
             f"the training step was compiled {compiled} times: shapes or shardings of its inputs changed"
         )
-    _report(config, evaluator, state.params, log, sample_counts(iterator))
+    _report(run, evaluator, state, log, recorder.last)
     return 0
 
 
 def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.rows % shards:
+    parts = lambda axis: math.prod(mesh.shape[name] for name in mesh_axes(axis))  # noqa: E731
+    shards = parts("batch")
+    turns = config.optimizer.accumulation
+    if config.data.rows % (shards * turns):
+        each = f", {turns} times (optimizer.accumulation)" if turns > 1 else ""
         raise UserError(
             f"config.data.rows: {config.data.rows} rows do not divide by the {shards} devices that share them "
-            "(mesh axes data x fsdp); change data.rows or mesh.tensor"
+            f"(mesh axes {' x '.join(mesh_axes('batch'))}){each}; change data.rows or mesh.tensor"
         )
+    unit = config.model.vision.unit_patches if config.model.vision else 1
+    for key, count in (
+        ("visual_slots", parts("slots")),
+        ("text_slots", parts("slots")),
+        ("patch_slots", parts("patches") * unit),
+    ):
+        if getattr(config.data, key) % count:
+            raise UserError(f"config.data.{key}: {getattr(config.data, key)} does not divide by {count} (mesh.context)")
     places = named(mesh, "batch").addressable_devices_indices_map((config.data.rows,))
     own = {row for (part,) in places.values() for row in range(config.data.rows)[part]}
     if len(own) * jax.process_count() != config.data.rows:
@@ -171,54 +197,28 @@ def _earlier_record(config: Config, checkpoints: Checkpoints) -> Record | None:
     return None
 
 
-def _tokenizer_folder(config: Config) -> Path | None:
-    return Path(config.workdir) / "tokenizer" if jax.process_index() == 0 else None
+def _tokenizer_folder(config: Config) -> epath.Path | None:
+    return path_of(config.workdir) / "tokenizer" if jax.process_index() == 0 else None
 
 
-def new_tokenizer(config: Config, folder: Path | None) -> Tokenizer:
-    """That of `config.data.tokenizer`, or one trained on the sources' texts and written to `folder` (None: nowhere)."""
-    if config.data.tokenizer:
-        return Tokenizer.load(config.data.tokenizer)
-    around = role_texts(config.data.template)
-    texts = (text for source in config.data.sources for text in open_source(source, "train").texts())
-    corpus = itertools.chain.from_iterable((text, *around) for text in texts)
-    return train_tokenizer(corpus, config.data.tokenizer_size, folder)
-
-
-def complete(config: Config, tokenizer: Tokenizer) -> Config:
-    """Takes the special tokens' ids from the tokenizer where the recipe of a model with vision leaves them out."""
-    if config.model.vision is not None and not config.model.special_token_ids:
-        model = dataclasses.replace(config.model, special_token_ids=tokenizer.special_token_ids)
-        config = dataclasses.replace(config, model=model)
-        validate(config)
-    return config
-
-
-def _start(
-    config: Config, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, iterator: grain.DatasetIterator
-) -> TrainState:
-    """The state after the newest checkpoint's step (the iterator is put there too), or a new one."""
-    wanted = abstract_state(config, mesh)
+def _start(run: Run) -> tuple[TrainState, dict[str, float]]:
+    """The state after the newest checkpoint's step (the iterator is put there too) and its metrics, or a new one."""
+    config, checkpoints = run.config, run.checkpoints
+    wanted = abstract_state(config, run.mesh)
     if checkpoints.latest_step is None:
-        return initial_state(config, mesh, _first_params(config, mesh, wanted.params))
-    check_continues(checkpoints.record().config, config, checkpoints.folder)
-    params, optimizer = checkpoints.restore(wanted.params, wanted.optimizer, iterator)
-    if checkpoints.latest_step > config.steps:
+        return initial_state(config, run.mesh, first_params(config, run.mesh, _say)), {}
+    record = checkpoints.record()
+    for key, (before, now) in check_continues(record.config, config, checkpoints.folder).items():
+        _say(f"from here on, as config.resume_with says: {key} was {before} and is {now}")
+    params, optimizer, ema = checkpoints.restore(wanted.params, wanted.optimizer, wanted.ema, run.iterator)
+    if checkpoints.latest_step > config.steps and not config.batch_samples:
         raise UserError(
             f"config.steps: {config.steps}, but {checkpoints.folder} is already at {checkpoints.latest_step}"
         )
-    step = jax.device_put(jnp.int32(checkpoints.latest_step), wanted.step.sharding)
+    scalars = jnp.int32(checkpoints.latest_step), Running.after(record.metrics)
+    step, running = jax.device_put(scalars, (wanted.step.sharding, jax.tree.map(lambda x: x.sharding, wanted.running)))
     _say(f"going on after step {checkpoints.latest_step} of {checkpoints.folder}")
-    return TrainState(step, *split_trainable(config.optimizer, params), optimizer)
-
-
-def _first_params(config: Config, mesh: jax.sharding.Mesh, wanted: Params) -> Params:
-    if not config.init_from:
-        return initial_params(config, mesh)
-    with Checkpoints(find_checkpoints(config.init_from)) as other:
-        check_same_model(other.record().config, config, other.folder)
-        _say(f"parameters of step {other.latest_step} of {other.folder}")
-        return other.restore_params(wanted)
+    return TrainState(step, *split_trainable(config.optimizer, params), optimizer, ema, running), record.metrics
 
 
 @contextlib.contextmanager
@@ -257,28 +257,48 @@ def _announce(config: Config, mesh: jax.sharding.Mesh, state: TrainState) -> Non
     _say(f"compiling the training step of {config.data.rows} rows")
 
 
+def _evaluate(run: Run, evaluator: Evaluator, state: TrainState, log: MetricsLog | None, step: int) -> None:
+    """Scores some held-out samples of every source, into the log and answers.png."""
+    _say(f"step {step}: evaluating")
+    scores = evaluator.score(_evaluated(run.config, state), run.config.eval_samples)
+    values = evaluator.metrics(scores)
+    if log:
+        log.write(step, values)
+        plot_answers(run.files.local / "answers.png", evaluator.answers(scores, SHOWN_ANSWERS))
+    _say("  ".join(f"{name} {value:.4f}" for name, value in values.items() if name.count("/") == 2))
+
+
+def _evaluated(config: Config, state: TrainState) -> Params:
+    return state.averaged_params if config.eval_ema else state.params
+
+
 def _report(
-    config: Config, evaluator: Evaluator, params: Params, log: MetricsLog | None, samples: dict[str, int]
+    run: Run, evaluator: Evaluator, state: TrainState, log: MetricsLog | None, metrics: dict[str, float]
 ) -> None:
     """Evaluates on all held-out samples, and writes the table and the pictures."""
     _say("evaluating on all held-out samples")
-    began = time.monotonic()
-    scores = evaluator.score(params)
+    began, step, config = time.monotonic(), int(state.step), run.config
+    scores = evaluator.score(_evaluated(config, state))
     if log is None:
         return
-    folder, values = Path(config.workdir), evaluator.metrics(scores)
-    before = [line for line in read_log(folder / "metrics.jsonl") if line["step"] == config.steps]
-    if {"step": config.steps} | values not in before:
-        log.write(config.steps, values)
+    folder, values = run.files.local, evaluator.metrics(scores)
+    before = [line for line in read_log(folder / "metrics.jsonl") if line["step"] == step]
+    if {"step": step} | values not in before:
+        log.write(step, values)
     log.close()
     text = table(evaluator.rows(scores))
     (folder / "evaluation.md").write_text(text + "\n")
-    plot_losses(folder / "loss.png", read_log(folder / "metrics.jsonl"), f"{folder.name}, {config.steps} steps")
+    plot_losses(folder / "loss.png", read_log(folder / "metrics.jsonl"), f"{run.files.folder.name}, {step} steps")
     plot_answers(folder / "answers.png", evaluator.answers(scores, SHOWN_ANSWERS))
-    for name, count in sorted(samples.items()):
+    for name, count in sorted(sample_counts(run.iterator).items()):
         if not name.endswith("/good"):
             _say(f"samples read as {name}: {count:,}")
-    _say(f"{text}\nevaluated in {time.monotonic() - began:.0f} s; see loss.png, answers.png, evaluation.md in {folder}")
+    planned = f" ({config.steps * config.batch_samples:,} planned)" if config.batch_samples else ""
+    tokens, texts = (int(metrics.get(f"{name}_seen", 0)) for name in ("tokens", "text_tokens"))
+    samples = int(metrics.get("samples_seen", 0))
+    _say(f"trained on {samples:,} samples{planned}, {tokens:,} tokens, {texts:,} of them text, in {step:,} steps")
+    took = f"evaluated in {time.monotonic() - began:.0f} s"
+    _say(f"{text}\n{took}; see loss.png, answers.png, evaluation.md in {config.workdir}")
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,6 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",  # compiles in about half the time
 )
-# XLA's pool has one thread per core or device. A device whose collective waits holds one, and with several collectives in
-# flight all are held while a device that must join has none left: everything stops for good.
+# XLA's pool has one thread per core or device. A device whose collective waits holds one; with several collectives in
+# flight all are held while a device that must join has none left, and everything stops for good.
 os.environ.setdefault("NPROC", "32")

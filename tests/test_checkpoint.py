@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import tiny_model
 
-from navil_jax.config import Config
+from navil_jax.config import Config, ImageConfig, ModelConfig
 from navil_jax.errors import UserError
-from navil_jax.training.checkpoint import Checkpoints, Record, check_continues, check_same_model
+from navil_jax.training.checkpoint import Checkpoints, Record, check_continues, check_same_model, with_model_of
 from navil_jax.training.optimizer import make_optimizer, split_trainable
 
 RECORD = Record(Config(steps=9), {"tokenizer.model": bytes(range(256))}, {"loss": 1.5})
@@ -53,9 +54,9 @@ def test_everything_comes_back(tmp_path):
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         assert checkpoints.latest_step == 3
         assert checkpoints.record() == RECORD
-        restored = checkpoints.restore(abstract(params), abstract(state), fresh)
-    assert jax.tree.structure(restored) == jax.tree.structure((params, state))
-    jax.tree.map(np.testing.assert_array_equal, restored, (params, state))
+        restored = checkpoints.restore(abstract(params), abstract(state), {}, fresh)
+    assert jax.tree.structure(restored) == jax.tree.structure((params, state, {}))
+    jax.tree.map(np.testing.assert_array_equal, restored, (params, state, {}))
     assert [next(fresh) for _ in range(5)] == expected
 
 
@@ -104,7 +105,7 @@ def test_half_written_checkpoint(tmp_path, missing):
     path = tmp_path / "3" / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="delete this folder to use") as error:
-        checkpoints.restore(abstract(params), abstract(state), make_iterator())
+        checkpoints.restore(abstract(params), abstract(state), {}, make_iterator())
     assert str(tmp_path / "3") in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -125,9 +126,11 @@ def test_checkpoint_of_another_model_names_parameters_and_shapes(tmp_path):
         with pytest.raises(
             UserError, match=r"params are those of another model.*extra is absent there and \(2,\) here"
         ):
-            checkpoints.restore(abstract(make_state()[0] | {"extra": jnp.ones(2)}), abstract(state), make_iterator())
+            checkpoints.restore(
+                abstract(make_state()[0] | {"extra": jnp.ones(2)}), abstract(state), {}, make_iterator()
+            )
         with pytest.raises(UserError, match="optimizer are those of another model or recipe"):
-            checkpoints.restore(abstract(make_state()[0]), abstract(state), make_iterator())
+            checkpoints.restore(abstract(make_state()[0]), abstract(state), {}, make_iterator())
 
 
 def test_parameters_alone_can_be_started_from_but_not_continued(tmp_path):
@@ -137,7 +140,7 @@ def test_parameters_alone_can_be_started_from_but_not_continued(tmp_path):
         checkpoints.wait()
         jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_params(abstract(params)), params)
         with pytest.raises(UserError, match=r"optimizer is missing.*start from it with config\.init_from"):
-            checkpoints.restore(abstract(params), abstract(state), make_iterator())
+            checkpoints.restore(abstract(params), abstract(state), {}, make_iterator())
 
 
 def test_missing_tokenizer(tmp_path):
@@ -157,8 +160,60 @@ def test_only_a_continuation_may_use_the_folder():
         UserError, match=r"^folder: holds a run with another config: model\.decoder\.depth was 24 and is 3"
     ):
         check_continues(saved, dataclasses.replace(saved, model=model), "folder")
-    with pytest.raises(UserError, match=r"seed was 0 and is 1; set config\.workdir to a new folder"):
+    with pytest.raises(UserError, match=r"seed was 0 and is 1; set config\.workdir to a new folder, or change it in"):
         check_continues(saved, dataclasses.replace(saved, seed=1), "folder")
+
+
+def with_optimizer(config, **fields):
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **fields))
+
+
+def test_schedules_change_when_asked_alone():
+    saved = with_optimizer(Config(), schedule="cosine")
+    faster = with_optimizer(saved, peak_learning_rate=1.0)
+    with pytest.raises(
+        UserError, match=r"5e-05 and is 1\.0; .* with config\.resume_with=optimizer\.peak_learning_rate$"
+    ):
+        check_continues(saved, faster, "folder")
+    asked = dataclasses.replace(faster, resume_with="data.sources, optimizer.peak_learning_rate")
+    assert check_continues(saved, asked, "folder") == {"optimizer.peak_learning_rate": (5e-5, 1.0)}
+    with pytest.raises(UserError, match=r"data\.seed was 0 and is 1"):
+        check_continues(saved, dataclasses.replace(asked, data=dataclasses.replace(saved.data, seed=1)), "folder")
+    longer = dataclasses.replace(saved, steps=2000)
+    with pytest.raises(UserError, match=r"steps was 1000 and is 2000; .* config\.resume_with=steps$"):
+        check_continues(saved, longer, "folder")
+    assert check_continues(saved, dataclasses.replace(longer, resume_with="steps"), "folder") == {"steps": (1000, 2000)}
+    assert check_continues(saved, with_optimizer(saved, not_finite="skip", accumulation=2), "folder") == {}
+
+
+@pytest.mark.parametrize("changed", [{"ema_decay": 0.5}, {"algorithm": "muon"}])
+def test_what_would_not_fit_the_saved_state_never_changes(changed):
+    config = dataclasses.replace(with_optimizer(Config(), **changed), resume_with="optimizer,model")
+    with pytest.raises(UserError, match=r"set config\.workdir to a new folder$"):
+        check_continues(Config(), config, "folder")
+
+
+def test_model_and_prompt_of_another_run():
+    saved = Config(model=tiny_model("qwen3", remat="dots"), images=ImageConfig(max_patches=300))
+    saved = dataclasses.replace(saved, data=dataclasses.replace(saved.data, template="qwen3-chat", rows=3))
+    own = Config(model=ModelConfig(lora_rank=4, param_dtype="bfloat16"), init_from="x", init_model=True)
+    taken = with_model_of(own, saved)
+    assert taken.model == dataclasses.replace(
+        saved.model, lora_rank=4, param_dtype="bfloat16", remat=own.model.remat, compute_dtype="bfloat16"
+    )
+    assert (taken.images, taken.data.template, taken.data.rows) == (saved.images, "qwen3-chat", own.data.rows)
+
+
+def test_running_average_comes_back_and_is_asked_for(tmp_path):
+    params, state = make_state()
+    iterator, ema = make_iterator(), {"bias": jnp.arange(6.0)}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, params, RECORD, state, iterator, ema)
+        checkpoints.wait()
+        restored = checkpoints.restore(abstract(params), abstract(state), abstract(ema), make_iterator())
+        jax.tree.map(np.testing.assert_array_equal, restored, (params, state, ema))
+        with pytest.raises(UserError, match="its ema are those of another model"):
+            checkpoints.restore(abstract(params), abstract(state), {"bias": abstract(jnp.ones(3))}, make_iterator())
 
 
 def test_only_the_same_model_may_start_with_the_parameters():

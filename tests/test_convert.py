@@ -336,3 +336,19 @@ def test_both_formats_load_as_the_same_model(name, tmp_path):
     assert len(kernel.sharding.device_set) == 4
     with pytest.raises(UserError, match="no such"):
         navil_jax.load_pretrained(tmp_path / "nothing")
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path, capsys):
+    assert command("import", tmp_path / "none", tmp_path / "run") == 2
+    message = f"error: {tmp_path}/none: no such folder; give a PyTorch folder with config.json, or the workdir of a run"
+    assert message in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert command("import", tmp_path / "empty", tmp_path / "run") == 2
+    assert "empty: holds neither config.json, as a PyTorch folder does, nor checkpoints" in capsys.readouterr().err
+
+
+def test_averages_are_exported_only_where_there_are_some(tmp_path, capsys):
+    assert command("import", copy_case("qwen3_small", tmp_path / "source"), tmp_path / "run") == 0
+    assert command("export", tmp_path / "run", tmp_path / "out", "--ema") == 2
+    assert "holds no running average (config.optimizer.ema_decay)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -327,6 +327,8 @@ def test_advice_follows_the_weights() -> None:
     # on average 7.5 visual and 20 text tokens and 30 patches: 5.33 samples fill 160 patches
     assert "can be filled to 83%, 67% and 100%" in slot_advice(config, tables)
     assert "40, 112 and 160 would be filled alike" in slot_advice(config, tables)
+    counted = dataclasses.replace(config, batch_samples=100)  # 100 / 5.33 / 0.95 rows
+    assert "a batch of 100 samples (batch_samples) fills 20 rows on average" in slot_advice(counted, tables)
 
 
 def test_hash_depends_on_picture_and_text_alone(lines: str) -> None:

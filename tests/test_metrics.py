@@ -1,5 +1,6 @@
 """The log survives kills and resumes without duplicates; progress lines and pictures show what they should."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -60,18 +61,31 @@ def test_progress_line():
     done = Throughput(2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, data_wait=0.008)
     line = progress_line(40, 100, 2.31, 5e-5, done)
     assert line == (
-        "step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  "
+        "step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  0 TFLOP/s  "
         "padding 10% of tokens, 25% of patches  data wait 0.4%  ETA 0:00:30"
     )
+
+
+def test_progress_line_of_a_device_with_a_known_peak_and_of_counted_samples():
+    done = Throughput(
+        2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, flops=3e14, peak=5e14
+    )
+    line = progress_line(40, 100, 2.31, 5e-5, done, "80 of 200 samples")
+    assert line.startswith("step 40/100  80 of 200 samples  loss 2.3100")
+    assert "3.0 images/s  MFU 30.0%  padding" in line
+    line = progress_line(40, 100, 2.31, 5e-5, dataclasses.replace(done, peak=None))
+    assert "  150 TFLOP/s  " in line
 
 
 def test_times_are_kept_apart_from_what_a_run_reproduces(tmp_path):
     log = write(tmp_path, [4])
     done = Throughput(2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, data_wait=0.008)
+    done = dataclasses.replace(done, flops=200.0, peak=400.0)
     log.write_timing(4, done)
     log.close()
     assert read_log(tmp_path / "metrics.jsonl") == [{"step": 4, "loss": 4.0}]
     expected = {"step": 4, "seconds_per_step": 0.5, "tokens_per_second": 450.0, "data_wait": 0.004}
+    expected |= {"flops_per_second": 100.0, "mfu": 0.25}
     assert read_log(tmp_path / "timings.jsonl") == [expected]
 
 

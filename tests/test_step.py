@@ -22,7 +22,7 @@ from navil_jax.config import (
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh
-from navil_jax.training.evaluation import SampleScore, accuracies, losses, score_samples
+from navil_jax.training.evaluation import SampleScore, accuracies, losses, score_samples, token_accuracies
 from navil_jax.training.loss import weighted_mean
 from navil_jax.training.step import (
     EvalScores,
@@ -216,11 +216,12 @@ def test_samples_are_grouped():
     )
     samples = score_samples(scores)
     assert samples == [
-        SampleScore(0, 11, False, 2.0, 1.5, (5, 0)),
-        SampleScore(1, 12, True, 6.0, 2.0, (7,)),
-        SampleScore(1, 13, True, 4.0, 1.0, (8,)),
+        SampleScore(0, 11, False, 2.0, 1.5, (5, 0), (1, 2)),
+        SampleScore(1, 12, True, 6.0, 2.0, (7,), (1, 1)),
+        SampleScore(1, 13, True, 4.0, 1.0, (8,), (1, 1)),
     ]
     assert losses(samples, {0: "a", 1: "b"}) == {"eval/a/loss": 2 / 1.5, "eval/b/loss": 10 / 3}
+    assert token_accuracies(samples, {0: "a", 1: "b"}) == {"eval/a/token_accuracy": 0.5, "eval/b/token_accuracy": 1.0}
     kinds = {(0, 11): "count", (1, 12): "count", (1, 13): "color"}
     assert accuracies(samples, kinds) == {(0, "count"): (0, 1), (1, "color"): (1, 1), (1, "count"): (1, 1)}
 

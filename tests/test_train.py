@@ -210,8 +210,8 @@ def test_next_stage_starts_with_the_parameters_of_the_last(tmp_path, finished, c
 def test_missing_workdir_and_rows_that_do_not_divide(tmp_path, capsys):
     assert main(["--config", str(RECIPE)]) == 2
     assert "config.workdir: no folder for the run is given" in capsys.readouterr().err
-    assert train("gs://bucket/run") == 2
-    assert "config.workdir: gs://bucket/run is an address; mount the bucket" in capsys.readouterr().err
+    assert train("memory://bucket/run") == 2
+    assert "memory://bucket/run: runs are kept in local folders or at gs://" in capsys.readouterr().err
     assert train(tmp_path, "--config.data.rows=3") == 2
     assert "config.data.rows: 3 rows do not divide by the 4 devices" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -231,7 +231,7 @@ def _training_program(case: Case) -> Callable:
 
     def loss(params: Params, targets: jax.Array, weights: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = model_params.bind(case.config, params)
-        scores = token_scores(model.logits, model(batch)[0], targets, case.config.decoder.vocab_size)
+        scores = token_scores(*model.head_inputs(model(batch)[0]), targets)
         right = jnp.sum((scores.predictions == targets) & counted)
         return weighted_mean(scores.cross_entropy, weights), 100 * right / jnp.sum(counted)
 
@@ -320,7 +320,7 @@ def text_training(case: Case, text: str) -> tuple[jax.Array, Params]:
 
     def loss(params: Params) -> jax.Array:
         model = model_params.bind(case.config, params)
-        scores = token_scores(model.logits, model(batch)[0], targets, case.config.decoder.vocab_size)
+        scores = token_scores(*model.head_inputs(model(batch)[0]), targets)
         return weighted_mean(scores.cross_entropy, targets >= 0)
 
     return jax.jit(jax.value_and_grad(loss))(case.params)

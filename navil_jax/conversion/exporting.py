@@ -16,7 +16,9 @@ from navil_jax.weights.torch_writer import write_safetensors
 SHARD_BYTES = 5_000_000_000
 
 
-def export_checkpoint(source: Path, target: Path, dtype: str = "", shard_bytes: int = SHARD_BYTES) -> None:
+def export_checkpoint(
+    source: Path, target: Path, dtype: str = "", shard_bytes: int = SHARD_BYTES, ema: bool = False
+) -> None:
     """Writes config.json, sharded safetensors with their index, tokenizer, preprocessing and a model card.
 
     All stands in `<target>.partial` until it is complete. A rerun after an interruption keeps the shards that are
@@ -27,6 +29,7 @@ def export_checkpoint(source: Path, target: Path, dtype: str = "", shard_bytes: 
       target: new folder.
       dtype: float32 or bfloat16; empty: every parameter keeps its own.
       shard_bytes: most bytes of one weight file.
+      ema: running averages of the trained parameters in their place.
 
     Raises:
       UserError: the source is not whole, its model has no place in the released layout (see
@@ -34,7 +37,7 @@ def export_checkpoint(source: Path, target: Path, dtype: str = "", shard_bytes: 
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is not empty; give a new folder")
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(source, ema=ema) as checkpoint:
         if checkpoint.kind != "orbax":
             raise UserError(f"{source}: is a PyTorch folder already")
         require_whole(checkpoint)

@@ -56,7 +56,12 @@ def import_checkpoint(source: Path, target: Path, tokenizer: str = "", dtype: st
 
 
 def fingerprint(checkpoint: OpenCheckpoint) -> dict[str, list[int]]:
-    """File -> size and time of change of every weight file, to tell whether an interrupted run can go on."""
+    """File -> size and time of change of every weight file, to tell whether an interrupted run can go on.
+
+    Of a run's checkpoint: its folder -> step.
+    """
+    if checkpoint.kind == "orbax":
+        return {str(checkpoint.path): [checkpoint.step]}
     files = {info.file for info in checkpoint.info.values()}
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
 

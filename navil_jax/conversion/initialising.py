@@ -34,7 +34,7 @@ def initialise_from(language_model: Path, recipe: Config, target: Path, tokenize
     - Vision encoder, connector and special token embedding are fresh, from `recipe.seed`.
 
     Args:
-      language_model: folder of InternLM2 or Qwen3 in the Hugging Face layout.
+      language_model: folder of InternLM2 or Qwen3 in the Hugging Face layout, or the workdir of a run that trained one.
       recipe: its model is built; its decoder must be the language model's, but for what NaViL adds.
       target: new workdir, for `config.init_from` of the first stage.
       tokenizer: folder of the tokenizer, if the language model's has none.
@@ -55,7 +55,7 @@ def initialise_from(language_model: Path, recipe: Config, target: Path, tokenize
         check_space(target.absolute().parent, total - writer.bytes_written)
         params = _params(config, checkpoint, writer.written)
         write_params(writer, params, config.model.param_dtype, total)
-        origin = {"name": checkpoint.origin["name"]}
+        origin = {"name": checkpoint.origin.get("name", language_model.name)}
         writer.finish(Record(config, grown.files(), {}, origin))
 
 

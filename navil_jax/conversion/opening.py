@@ -13,6 +13,7 @@ from navil_jax.config import SPECIAL_TOKENS, Config, DataConfig
 from navil_jax.data.tokenizer import JSON_FILE, Tokenizer, check_vocabulary
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
+from navil_jax.paths import local_path
 from navil_jax.training.checkpoint import Checkpoints, find_checkpoints
 from navil_jax.training.param_files import ParamsReader
 from navil_jax.weights import released_config
@@ -41,6 +42,7 @@ class OpenCheckpoint:
       warnings: fields of config.json that are not known here.
       origin: what is kept of an imported folder; see `checkpoint.Record`.
       step: finished training steps; 0 for a PyTorch folder.
+      combined: whether the tensors are made of several parameters on disk: low-rank updates, running averages.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class OpenCheckpoint:
     warnings: list[str]
     origin: dict[str, Any]
     step: int = 0
+    combined: bool = False
 
     def params(self) -> model_params.Params:
         """All parameters at once, in their dtype on disk. The checkpoint must have no problems."""
@@ -68,29 +71,38 @@ class OpenCheckpoint:
 
 
 @contextlib.contextmanager
-def open_checkpoint(path: str | Path, tokenizer: str = "") -> Iterator[OpenCheckpoint]:
+def open_checkpoint(path: str | Path, tokenizer: str = "", ema: bool = False) -> Iterator[OpenCheckpoint]:
     """Opens a checkpoint without reading its tensors; which format it has is told by its files.
 
     Args:
       path: a PyTorch folder, the workdir of a run, its `checkpoints` folder, or the newest checkpoint in there.
       tokenizer: folder of the tokenizer, for a PyTorch folder that has none.
+      ema: running averages of the trained parameters in their place.
 
     Raises:
       UserError: neither format, a damaged file, or an architecture that is not known.
     """
-    path = Path(path)
+    path = local_path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give a PyTorch folder with config.json, or the workdir of a run")
+    entries = {entry.name for entry in path.iterdir()} if path.is_dir() else {"config.json"}
+    if not path.name.isdecimal() and not any(n.isdecimal() or n in ("config.json", "checkpoints") for n in entries):
+        raise UserError(f"{path}: holds neither config.json, as a PyTorch folder does, nor checkpoints, as a run does")
     if path.is_dir() and (path / "config.json").exists():
         yield _open_pytorch(path, tokenizer)
         return
     with Checkpoints(find_checkpoints(path)) as checkpoints:
         record, step = checkpoints.record(), checkpoints.latest_step
-    with ParamsReader(Path(checkpoints.folder) / str(step)) as reader:
-        model = record.config.model
+    lora_scale, combined = record.config.model.lora_scale, ema or record.config.model.lora_rank > 0
+    with ParamsReader(Path(checkpoints.folder) / str(step), lora_scale, ema) as reader:
+        model = dataclasses.replace(record.config.model, lora_rank=0)
+        config = dataclasses.replace(record.config, model=model)
         problems = reader.problems(model)
         info = {} if problems else tensor_info(model, reader.info)
         tensors = TensorView(model, reader.read)
         words = Tokenizer.from_files(record.tokenizer)
-        yield OpenCheckpoint(path, "orbax", record.config, words, tensors, info, problems, [], record.origin, step)
+        origin = record.origin
+        yield OpenCheckpoint(path, "orbax", config, words, tensors, info, problems, [], origin, step, combined)
 
 
 def _open_pytorch(path: Path, tokenizer: str) -> OpenCheckpoint:

@@ -42,7 +42,8 @@ def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str =
     mesh = mesh or make_mesh(MeshConfig())
     with open_checkpoint(path, tokenizer) as checkpoint:
         require_whole(checkpoint)
-        params = _restore(checkpoint, mesh) if checkpoint.kind == "orbax" else _read(checkpoint, mesh)
+        whole = checkpoint.kind == "orbax" and not checkpoint.combined
+        params = _restore(checkpoint, mesh) if whole else _read(checkpoint, mesh)
         return Pretrained(model_params.bind(checkpoint.config.model, params), checkpoint.config, checkpoint.tokenizer)
 
 

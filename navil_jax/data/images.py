@@ -107,6 +107,14 @@ def plan_scales(height: int, width: int, images: ImageConfig, vision: VisionConf
             return scales
 
 
+def largest_scale(images: ImageConfig, vision: VisionConfig) -> int:
+    """The most patches that one scale can have: padding to whole units adds most to a picture that is long and thin."""
+    unit, pixels = vision.patch_size * vision.merge_size, images.max_patches * vision.patch_size**2
+    short = math.sqrt(pixels / MAX_ASPECT_RATIO)
+    sides = max(short, unit), max(short * MAX_ASPECT_RATIO, unit)
+    return math.prod(math.ceil(side / unit) * vision.merge_size for side in sides)
+
+
 def load_image(source: str | Path | bytes | Image.Image, name: str = "") -> Image.Image:
     """Decodes a picture to RGB as the released code does: alpha is dropped, grey and palette are expanded.
 

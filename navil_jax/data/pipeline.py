@@ -5,6 +5,7 @@ of an iterator is small: the place in the stream of samples, the places of those
 Restoring reads the waiting ones again, which takes as long at step 10,000 as at step 10.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ import grain
 from navil_jax.batch import Batch, BatchSpec
 from navil_jax.config import Config
 from navil_jax.data.features import FeatureSource, Skipped, Usable
+from navil_jax.data.images import largest_scale
 from navil_jax.data.mixture import mix
 from navil_jax.data.packing import PackedRows, counts_of
 from navil_jax.data.quarantine import Quarantine, SampleWatch
@@ -40,7 +42,15 @@ def batch_spec(config: Config, process_count: int = 1) -> BatchSpec:
         patch_slots=config.data.patch_slots,
         patch_dim=vision.patch_dim if vision else 0,
         unit_patches=vision.unit_patches if vision else 1,
+        block_patches=_largest_scale(config) if vision else None,
     )
+
+
+def _largest_scale(config: Config) -> int:
+    """The most patches that one scale of a picture of any source can have."""
+    limits = [source.max_patches or config.images.max_patches for source in config.data.sources]
+    images = dataclasses.replace(config.images, max_patches=max(limits, default=config.images.max_patches))
+    return min(config.data.patch_slots, largest_scale(images, config.model.vision))
 
 
 def make_dataset(

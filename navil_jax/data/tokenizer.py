@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from navil_jax.config import SPECIAL_TOKENS
 from navil_jax.errors import UserError
+from navil_jax.paths import path_of
 
 CONFIG_FILE, ADDED_FILE, MAP_FILE, JSON_FILE = (
     "tokenizer_config.json",
@@ -62,7 +63,7 @@ class Tokenizer(abc.ABC):
         Raises:
           UserError: the folder or a needed file is missing or broken.
         """
-        folder = Path(folder)
+        folder = path_of(folder)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder with a tokenizer")
         names = {name for kind in _kinds() for name in kind.FILES if (folder / name).is_file()}
@@ -87,9 +88,10 @@ class Tokenizer(abc.ABC):
 
     def save(self, folder: str | Path) -> None:
         """Writes the files as they were loaded."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder = path_of(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, data in self._files.items():
-            (Path(folder) / name).write_bytes(data)
+            (folder / name).write_bytes(data)
 
     @property
     @abc.abstractmethod

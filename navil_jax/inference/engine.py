@@ -22,10 +22,11 @@ from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 from navil_jax.model.attention import QUERY_CHUNK
 from navil_jax.model.params import Params
-from navil_jax.sharding import RULES, constrain, make_mesh, named
+from navil_jax.sharding import constrain, make_mesh, mesh_axes, named
 
 MAX_TOKENS = 32768  # prompt and answer together, of one row
 VISUAL_FLOOR, TEXT_FLOOR, CACHE_FLOOR = 256, 512, 512  # smallest buckets, in tokens
+CACHE_AXES = ("layers", "batch", "slots", "kv_heads", "head_dim")
 
 # (logits [B, vocab] float32, number of the new token from 0) -> tokens [B] int32. See sampling.Sampler.
 Chooser = Callable[[jax.Array, int], jax.Array]
@@ -58,7 +59,7 @@ class Engine:
 
     Args:
       config: the model.
-      params: its parameters; they are put on the mesh as in training.
+      params: its parameters; they are put on the mesh as in training. None: nothing can be run, only lowered (`lower`).
       mesh: devices; None: the first device. Rows are split over its batch axes (empty rows fill them up).
       max_tokens: limit of prompt and answer together, for every row.
 
@@ -70,10 +71,13 @@ class Engine:
       -> [[1008, 364, 92542]]
     """
 
-    def __init__(self, config: ModelConfig, params: Params, mesh: Mesh | None = None, max_tokens: int = MAX_TOKENS):
+    def __init__(
+        self, config: ModelConfig, params: Params | None, mesh: Mesh | None = None, max_tokens: int = MAX_TOKENS
+    ):
         self.config = dataclasses.replace(config, remat="none")
         self.mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-        self.params = jax.device_put(params, model_params.shardings(self.config, self.mesh))
+        shardings = model_params.shardings(self.config, self.mesh)
+        self.params = None if params is None else jax.device_put(params, shardings)
         self.max_tokens = max_tokens
         self.compilations: collections.Counter[str] = collections.Counter()
         self._prefill = jax.jit(self._prefill_program)
@@ -146,6 +150,24 @@ class Engine:
         """One step: tokens [B] int32 -> logits [B, vocab] float32 after them, and the longer cache. `cache` is gone."""
         return self._decode(self.params, tokens, cache)
 
+    def lower(self, spec: BatchSpec, max_new_tokens: int) -> dict[str, jax.stages.Lowered]:
+        """The programs "prefill" and "decode" for prompts of these shapes, to be compiled without data."""
+
+        def array(shape: tuple[int, ...], dtype: jnp.dtype, *axes: str) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=named(self.mesh, *axes))
+
+        shapes, shardings = model_params.shapes(self.config), model_params.shardings(self.config, self.mesh)
+        params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        decoder, rows = self.config.decoder, spec.rows
+        places = bucket(spec.row_slots + max_new_tokens, CACHE_FLOOR)
+        kept = (decoder.depth, rows, places, decoder.num_kv_heads, decoder.head_dim)
+        keys = array(kept, jnp.dtype(self.config.compute_dtype), *CACHE_AXES)
+        cache = Cache(keys, keys, array((rows,), jnp.dtype("int32"), "batch"))
+        return {
+            "prefill": self._prefill.lower(params, spec.abstract(named(self.mesh, "batch"))),
+            "decode": self._decode.lower(params, cache.lengths, cache),
+        }
+
     def _batch(self, prompts: Sequence[SampleFeatures]) -> Batch:
         """One row per prompt, in the smallest buckets that hold them."""
 
@@ -156,7 +178,7 @@ class Engine:
         if vision is None and longest("visual_tokens"):
             raise UserError("the model has no vision part; ask without pictures")
         visual_slots = bucket(longest("visual_tokens"), VISUAL_FLOOR) if vision else 0
-        batch_devices = math.prod(self.mesh.shape[axis] for axis in RULES["batch"])
+        batch_devices = math.prod(self.mesh.shape[axis] for axis in mesh_axes("batch"))
         spec = BatchSpec(
             rows=-(-len(prompts) // batch_devices) * batch_devices,
             visual_slots=visual_slots,
@@ -199,5 +221,5 @@ class Engine:
 
 
 def _constrain(cache: Cache) -> Cache:
-    axes = ("layers", "batch", "slots", "kv_heads", "head_dim")
-    return Cache(constrain(cache.keys, *axes), constrain(cache.values, *axes), constrain(cache.lengths, "batch"))
+    keys, values = constrain(cache.keys, *CACHE_AXES), constrain(cache.values, *CACHE_AXES)
+    return Cache(keys, values, constrain(cache.lengths, "batch"))

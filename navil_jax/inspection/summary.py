@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from navil_jax.data.packing import advise_slots, best_fill
 from navil_jax.inspection.checkup import BAD, EMPTY, GOOD, LITERAL, SHRUNK, SIZES, TOO_LONG, UNREAD
 
 KEPT, DRAWN = 0.99, 20_000  # share of samples that advised rows shall hold; samples that advice is made from
+PACKED = 0.95  # of the slots that samples need most, as packing fills them
 _SHOWN_REASONS, _LABEL = 5, 19
 
 
@@ -193,4 +195,18 @@ def slot_advice(config: Config, tables: Sequence[np.ndarray]) -> str:
         f"rows of {now[0]:,} visual, {now[1]:,} text and {now[2]:,} patch slots can be filled to {visual:.0%}, "
         f"{text:.0%} and {patches:.0%} at best;\n{advice.visual_slots:,}, {advice.text_slots:,} and "
         f"{advice.patch_slots:,} would be filled alike, and {KEPT:.0%} of the samples fit each"
+        f"{_row_advice(config, sizes)}"
+    )
+
+
+def _row_advice(config: Config, sizes: np.ndarray) -> str:
+    """How many rows hold as many samples as a batch shall have, where the config says so; sizes [n, 3]."""
+    if not config.batch_samples:
+        return ""
+    data = config.data
+    budgets = np.array([data.visual_slots, data.text_slots, data.patch_slots])
+    rows = config.batch_samples * float((sizes.mean(axis=0) / budgets).max()) / PACKED
+    return (
+        f";\na batch of {config.batch_samples:,} samples (batch_samples) fills {math.ceil(rows):,} rows on average, "
+        f"and data.rows is {data.rows:,}"
     )

@@ -1,45 +1,71 @@
 """The one attention function of both towers, and its backends."""
 
 import functools
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from navil_jax import sharding
+from navil_jax.sharding import constrain, partition_spec, shards
 
 Backend = Literal["auto", "xla", "splash"]
 QUERY_CHUNK = 512  # the XLA backend never holds more than this many rows of scores of one head
-SPLASH_BLOCK = 512
+SPLASH_BLOCK = 1024  # places of a block of splash attention, in rows that are long enough
+MASKED = -0.7 * 3.4028235e38  # score of what a token does not see
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, causal: bool, backend: Backend
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    causal: bool,
+    backend: Backend,
+    longest: int | None = None,
 ) -> jax.Array:
     """Softmax attention inside segments, scores and softmax in float32, scaled by head_dim**-0.5.
+
+    Where the mesh splits rows (context axis), heads are split during attention and every device sees whole rows.
 
     Args:
       q: [B, S, H, D].
       k, v: [B, S, K, D]; query head h reads key/value head h // (H / K).
-      segment_ids: [B, S] int32. A token sees tokens of its own segment alone. Segment 0 is padding, its output is of
-        no meaning but finite.
+      segment_ids: [B, S] int32. A token sees tokens of its own segment alone. Segment 0 is padding, its output is of no
+        meaning but finite.
       causal: a token sees no later place of the row.
       backend: "auto" takes splash on TPU and XLA elsewhere, decided where the program is compiled for.
+      longest: the most places from the first to the last of one segment; None: a whole row. Splash visits less then.
 
     Returns:
       [B, S, H, D] in q's dtype.
 
     Example: segment_ids 1 1 2 2, causal: place 3 sees places 2 and 3.
     """
+    heads, parts = q.shape[2], shards("attention_heads")
+    if heads == k.shape[2]:  # empty heads make them divide by the devices
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, -heads % parts), (0, 0))) for x in (q, k, v))
+    else:  # a key that queries on several devices read is on each of them
+        k, v = (jnp.repeat(x, parts // math.gcd(k.shape[2], parts), axis=2) for x in (k, v))
+    q, k, v = (whole_rows(x) for x in (q, k, v))
     xla = functools.partial(_xla, causal=causal)
-    tpu = functools.partial(_splash, causal=causal)
+    tpu = functools.partial(_splash, causal=causal, longest=longest)
     if backend == "xla":
-        return xla(q, k, v, segment_ids)
-    if backend == "splash":
-        return tpu(q, k, v, segment_ids)
-    return jax.lax.platform_dependent(q, k, v, segment_ids, tpu=tpu, default=xla)
+        out = xla(q, k, v, segment_ids)
+    elif backend == "splash":
+        out = tpu(q, k, v, segment_ids)
+    else:
+        out = jax.lax.platform_dependent(q, k, v, segment_ids, tpu=tpu, default=xla)
+    return out[:, :, :heads]
+
+
+def whole_rows(x: jax.Array) -> jax.Array:
+    """All places of a row on every device, heads split over the mesh where they divide: [B, S, H, D] in attention."""
+    divides = x.shape[2] % shards("attention_heads") == 0
+    return constrain(x, "batch", "places", "attention_heads" if divides else None, "head_dim")
 
 
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -66,32 +92,125 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, ca
 
 
 def _splash(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, causal: bool, interpret: bool = False
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    causal: bool,
+    longest: int | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
-    """Splash attention, padded to whole blocks of places; every device runs it on its own rows and heads."""
+    """Splash attention; every device runs it on its own rows and heads.
+
+    A device's rows stand one behind the other as one long row. Which pairs of blocks are computed is read from the
+    segment ids (`needed_blocks`), so a packed row does not cost its square; the table of blocks is given to the kernel
+    as data, where the library's own would be fixed when the program is compiled.
+    """
     length = q.shape[1]
-    block = min(SPLASH_BLOCK, -(-length // 128) * 128)
+    block = splash_block(length)
     padding = -length % block
-    q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        size = (q.shape[2], q.shape[2])
-        mask = splash_mask.CausalMask(size) if causal else splash_mask.FullMask(size)
-        kernel = splash.make_splash_mha(
-            splash_mask.MultiHeadMask([mask] * q.shape[1]),
+        shape = q.shape
+        joined = lambda x: x.reshape(-1, *x.shape[2:]).swapaxes(0, 1)  # noqa: E731
+        needed = needed_blocks(segment_ids, block, causal)
+        width = grid_width(segment_ids.shape[1], block, longest)
+        places = jnp.arange(segment_ids.size, dtype=jnp.int32) if causal else None
+        by_query, by_key = (_mask_info(*visits(needed, width, axis), places) for axis in (1, 0))
+        kernel = splash.SplashAttentionKernel(
+            by_query,
+            by_query,
+            by_key,
             block_sizes=splash.BlockSizes(*(block,) * 8, use_fused_bwd_kernel=False),
-            head_shards=1,
-            q_seq_shards=1,
+            is_mqa=False,
+            save_residuals=False,
+            mask_value=MASKED,
+            attn_logits_soft_cap=None,
+            residual_checkpoint_name="attention",
+            mask_function=_not_later if causal else None,
             interpret=interpret,
         )
-        one_row = lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s))  # noqa: E731
-        return jax.vmap(one_row)(q, k, v, segment_ids)
+        ids = segment_ids.reshape(-1)
+        out = kernel(joined(q), joined(k), joined(v), segment_ids=splash.SegmentIds(ids, ids))
+        return out.swapaxes(0, 1).reshape(shape)
 
     scaled = q * q.shape[-1] ** -0.5
     if not jax.sharding.get_abstract_mesh().empty:
-        heads = sharding.partition_spec(("batch", "heads", "slots", "head_dim"))
-        kv_heads = sharding.partition_spec(("batch", "kv_heads", "slots", "head_dim"))
-        rows = sharding.partition_spec(("batch", "slots"))
-        local = jax.shard_map(local, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False)
-    return local(scaled, k, v, segment_ids).swapaxes(1, 2)[:, :length]
+        heads = partition_spec(("batch", "places", "attention_heads", "head_dim"))
+        rows = partition_spec(("batch", "places"))
+        local = jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return local(scaled, k, v, segment_ids)[:, :length]
+
+
+def splash_block(length: int) -> int:
+    """Places of a block for rows of `length` places: whole lanes, few empty places at the end, at most SPLASH_BLOCK."""
+    blocks = -(-length // SPLASH_BLOCK)
+    return -(-length // (128 * blocks)) * 128
+
+
+def grid_width(length: int, block: int, longest: int | None) -> int:
+    """The most blocks that the tokens of one block can see in a row of `length` places.
+
+    A block may hold the end of one segment of `longest` places and the beginning of another.
+    """
+    blocks = length // block
+    return blocks if longest is None else min(blocks, -(-2 * longest // block) + 2)
+
+
+def needed_blocks(segment_ids: jax.Array, block: int, causal: bool) -> jax.Array:
+    """Which pairs of blocks are computed: those whose ranges of segment ids meet, and every block with itself.
+
+    Args:
+      segment_ids: [B, n * block] int32 (NumPy arrays too), 0 = empty.
+
+    Returns:
+      [B * n, B * n] bool, query block by key block, the rows one behind the other.
+
+    Example: ids 1 1 | 1 2 | 3 3 with block 2 -> query block 0 sees 0 1 -, block 1 sees 0 1 -, block 2 sees - - 2
+    """
+    ids = segment_ids.reshape(-1, block)
+    number = jnp.arange(len(ids))
+    empty = jnp.iinfo(jnp.int32).max - len(ids) + number  # each block's empty places are a segment of their own
+    ids = jnp.where(ids == 0, empty[:, None], ids)
+    first, last = ids.min(axis=1), ids.max(axis=1)
+    row = number // (segment_ids.shape[1] // block)
+    needed = (first[:, None] <= last) & (first <= last[:, None]) & (row[:, None] == row)
+    return needed & (number[:, None] >= number) if causal else needed
+
+
+def visits(needed: jax.Array, width: int, axis: int) -> tuple[jax.Array, jax.Array]:
+    """The blocks that the kernel visits, in its order.
+
+    Args:
+      needed: [n, n] bool, query block by key block.
+      width: the most that are visited for one block.
+      axis: 1 = key blocks for every query block, 0 = query blocks for every key block.
+
+    Returns:
+      Which block, and whether to compute it (2) or to pass (0): [1, n, width] int32 for axis 1, [1, width, n] for 0.
+
+    Example: needed 1 1 0 / 0 1 0 / 0 0 1, width 2, axis 1 -> blocks 0 1 / 1 1 / 2 2, compute 2 2 / 2 0 / 2 0
+    """
+    order = jnp.argsort(~needed, axis=axis, stable=True)
+    count = needed.sum(axis=axis, keepdims=True)
+    place = jnp.expand_dims(jnp.arange(width), 1 - axis)
+    block = jnp.take_along_axis(order, jnp.minimum(place, count - 1), axis=axis)
+    return block[None].astype(jnp.int32), jnp.where(place < count, 2, 0)[None].astype(jnp.int32)
+
+
+def _mask_info(block: jax.Array, compute: jax.Array, places: jax.Array | None) -> MaskInfo:
+    return MaskInfo(
+        data_next=block,
+        mask_next=None,
+        block_mask=compute,
+        partial_mask_blocks=None,
+        q_sequence=places,
+        is_dynamic_mask=True,
+    )
+
+
+def _not_later(query_places: jax.Array, key_places: jax.Array) -> jax.Array:
+    return query_places >= key_places

@@ -11,7 +11,7 @@ from flax import nnx
 from navil_jax.batch import Batch
 from navil_jax.config import ModelConfig
 from navil_jax.model import layers, rope
-from navil_jax.model.attention import attention, cached_attention
+from navil_jax.model.attention import attention, cached_attention, whole_rows
 from navil_jax.model.experts import Experts, by_slots
 from navil_jax.sharding import constrain
 
@@ -116,9 +116,10 @@ class DecoderLayer(nnx.Module):
         visual = layout.visual_slots
         q, k, v = self.qkv(self.attention_norm(x), visual)
         q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
-        q, k, v = (permute(part, layout.sequence, layout.places) for part in (q, k, v))
+        q, k, v = (permute(whole_rows(part), layout.sequence, layout.places) for part in (q, k, v))
         attended = attention(q, k, v, layout.segment_ids, causal=True, backend=self.backend)
-        out = self.out(permute(attended, layout.places, layout.sequence), visual)
+        attended = whole_rows(permute(attended, layout.places, layout.sequence))
+        out = self.out(constrain(attended, "batch", "slots", "heads", "head_dim"), visual)
         x = x + out
         x = x + self.ffn(self.ffn_norm(x), visual)
         return constrain(x, "batch", "slots", "features"), LayerOutputs(k, v, out)
@@ -151,6 +152,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         decoder = config.decoder
         self.config, self.remat = decoder, config.remat
+        self.compute_dtype = jnp.dtype(config.compute_dtype)
         self.special_token_ids = config.special_token_ids
         embed = functools.partial(
             nnx.Embed,
@@ -171,7 +173,9 @@ class Decoder(nnx.Module):
 
     def embed_new(self, tokens: jax.Array) -> jax.Array:
         """[B, N] -> [B, N, H] from the ordinary table alone: the rule for produced tokens (released behaviour)."""
-        x = self.embed(tokens)
+        table = self.embed.embedding[...]
+        table = layers.gather(table, ("vocab", "embed"), table.dtype)
+        x = jnp.take(table, tokens, axis=0).astype(self.compute_dtype)
         if self.config.pad_token_id is not None:
             x = jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         return x
@@ -215,7 +219,7 @@ class Decoder(nnx.Module):
         """
 
         def body(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, Any]:
-            x, outputs = layer(x, layout)
+            x, outputs = layers.gathered(layer, self.compute_dtype)(x, layout)
             return x, keep(x, outputs)
 
         return layers.scan_layers(self.layers, body, x, None, self.remat)
@@ -245,8 +249,12 @@ class Decoder(nnx.Module):
     def logits(self, x: jax.Array) -> jax.Array:
         """The head after the final norm: [B, N, H] -> [B, N, vocab] float32."""
         x = self.final_norm(x)
-        kernel = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
-        return jnp.einsum("bnh,hv->bnv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        kernel = constrain(self.head_kernel().astype(x.dtype), None, "vocab")
+        return jnp.einsum("bnh,hv->bnv", x, kernel, preferred_element_type=jnp.float32)
+
+    def head_kernel(self) -> jax.Array:
+        """The vocabulary head [H, vocab]; the embeddings where they are tied."""
+        return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
 
 
 @jax.custom_vjp

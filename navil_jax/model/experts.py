@@ -3,13 +3,21 @@
 Which weights serve a token is known from its slot before the step runs, so that no weight set is ever applied to a
 token of the other kind: a row [V visual slots | T text slots] is cut at V, each part meets its own dense weights, and
 the results are joined. Nothing is computed twice and nothing is sorted.
+
+Where the mesh splits rows (context axis), every device must own visual and text slots, or cutting would move them
+between devices. So inside the decoder slots stand in device order: V/c visual and T/c text slots of the first of c
+devices, then those of the second, and so on (`device_order`).
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
+
+from navil_jax.sharding import partition_spec, shards
 
 
 class Experts(nnx.Module):
@@ -42,8 +50,43 @@ class Experts(nnx.Module):
 def by_slots(
     text: Callable[[jax.Array], jax.Array], visual: Callable | None, x: jax.Array, visual_slots: int
 ) -> jax.Array:
-    """`visual` on places 0..V-1 of axis 1, `text` on the others, joined. Without `visual`, `text` serves all."""
+    """`visual` on the visual slots of axis 1, `text` on the others, joined. Without `visual`, `text` serves all."""
     if visual is None or visual_slots == 0:
         return text(x)
-    parts = visual(x[:, :visual_slots]), text(x[:, visual_slots:])
-    return jax.tree.map(lambda v, t: jnp.concatenate([v, t], axis=1), *parts)
+    parts = split_slots(x, visual_slots)
+    return jax.tree.map(_join_slots, visual(parts[0]), text(parts[1]))
+
+
+def device_order(slots: int, visual_slots: int) -> np.ndarray:
+    """The slot that stands at each place of the device order. [L]
+
+    Example: L = 6, V = 2, two devices: 0 2 3 | 1 4 5
+    """
+    parts = shards("slots")
+    blocks = np.arange(visual_slots).reshape(parts, -1), np.arange(visual_slots, slots).reshape(parts, -1)
+    return np.concatenate(blocks, axis=1).reshape(-1)
+
+
+def split_slots(x: jax.Array, visual_slots: int) -> tuple[jax.Array, jax.Array]:
+    """Visual [B, V, ...] and text slots [B, T, ...], each in slot order, of [B, L, ...] in device order."""
+    parts = shards("slots")
+    if parts == 1:
+        return x[:, :visual_slots], x[:, visual_slots:]
+    rows = x.reshape(x.shape[0], parts, -1, *x.shape[2:])
+    cut = visual_slots // parts
+    return tuple(_split(part.reshape(x.shape[0], -1, *x.shape[2:])) for part in (rows[:, :, :cut], rows[:, :, cut:]))
+
+
+def _join_slots(visual: jax.Array, text: jax.Array) -> jax.Array:
+    """The inverse of `split_slots`."""
+    parts = shards("slots")
+    if parts == 1:
+        return jnp.concatenate([visual, text], axis=1)
+    rows = [x.reshape(x.shape[0], parts, -1, *x.shape[2:]) for x in (visual, text)]
+    return _split(jnp.concatenate(rows, axis=2).reshape(visual.shape[0], -1, *visual.shape[2:]))
+
+
+def _split(x: jax.Array) -> jax.Array:
+    """Rows and slots split over the mesh, other dimensions as they are."""
+    others = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 2)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*partition_spec(("batch", "slots")), *others))

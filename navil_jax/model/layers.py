@@ -1,5 +1,6 @@
 """What both towers share: parameter metadata, norms, and the scan over a stack of layers."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from navil_jax.config import ModelConfig
+from navil_jax.model.lora import LoraLinear
+from navil_jax.sharding import constrain
 
 
-def axes(*names: str) -> dict[str, Any]:
+def axes(*names: str | None) -> dict[str, Any]:
     """Metadata of a parameter: the logical axis of every dimension (see sharding.RULES)."""
     return {"out_sharding": names, "eager_sharding": False}
 
@@ -25,8 +29,16 @@ def linear(
     use_bias: bool = False,
     kernel_init: nnx.Initializer | None = None,
 ) -> nnx.LinearGeneral:
-    """A dense layer over the last `len(inputs)` dimensions; kernel [*inputs, *outputs] with logical axes `names`."""
-    return nnx.LinearGeneral(
+    """A dense layer over the last `len(inputs)` dimensions; kernel [*inputs, *outputs] with logical axes `names`.
+
+    With `config.lora_rank`, all but the vocabulary head have an update of that rank.
+    """
+    make = nnx.LinearGeneral
+    if config.lora_rank and "vocab" not in names:
+        a_metadata, b_metadata = axes(*names[: len(inputs)], None), axes(None, *names[len(inputs) :])
+        make = functools.partial(LoraLinear, rank=config.lora_rank, scale=config.lora_scale)
+        make = functools.partial(make, a_metadata=a_metadata, b_metadata=b_metadata)
+    return make(
         inputs,
         outputs,
         axis=tuple(range(-len(inputs), 0)),
@@ -66,10 +78,51 @@ def layer_norm(size: int, eps: float, config: ModelConfig, rngs: nnx.Rngs) -> nn
     )
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x/2 (1 + erf(x / sqrt 2)), in float32; `jax.nn.gelu` takes erfc, which is much slower on TPU."""
+    exact = x.astype(jnp.float32)
+    return (0.5 * exact * (1 + jax.lax.erf(exact * math.sqrt(0.5)))).astype(x.dtype)
+
+
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
     """`depth` layers in one module: every parameter gets a leading `layers` axis of that length."""
     create = nnx.vmap(make, in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
     return nnx.split_rngs(splits=depth)(create)(rngs)
+
+
+def gathered(module: nnx.Module, dtype: jnp.dtype) -> nnx.Module:
+    """The module with its matrices in `dtype` and whole along the axis that FSDP splits, see `gather`.
+
+    Said inside a scan over layers, so that one layer's matrices at a time are whole. Left to itself, XLA gathers
+    float32, or turns each product into a chain of partial ones (three times slower by the TPU compiler's estimate).
+    """
+
+    def whole(variable: nnx.Variable) -> nnx.Variable:
+        names = variable.get_metadata()["out_sharding"][-variable.ndim :]
+        return variable.replace(gather(variable[...], names, dtype)) if "embed" in names else variable
+
+    graph, state = nnx.split(module)
+    return nnx.merge(graph, jax.tree.map(whole, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+
+
+def gather(x: jax.Array, names: tuple[str, ...], dtype: jnp.dtype) -> jax.Array:
+    """A parameter with logical axes `names` in `dtype`, on every device the whole of its `embed` axis."""
+    return constrain(x.astype(dtype), *(None if name == "embed" else name for name in names))
+
+
+_policies = jax.checkpoint_policies
+_keep_attention = _policies.save_only_these_names("attention")  # the name that splash attention gives its results
+_REMAT_POLICIES = {
+    "full": None,
+    "attention": _keep_attention,
+    "dots": _policies.save_from_both_policies(_policies.dots_with_no_batch_dims_saveable, _keep_attention),
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["layer_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 def scan_layers(
@@ -95,9 +148,8 @@ def scan_layers(
 
     def step(x: jax.Array, layer_inputs: tuple[nnx.State, Any]) -> tuple[jax.Array, Any]:
         layer_state, layer_input = layer_inputs
-        return body(nnx.merge(graph, layer_state), x, layer_input)
+        return body(nnx.merge(graph, layer_state), checkpoint_name(x, "layer_input"), layer_input)
 
     if remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+        step = jax.checkpoint(step, policy=_REMAT_POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(step, x, (state, inputs))

@@ -1,17 +1,21 @@
 """The whole model: vision encoder, connector and decoder on one packed batch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from navil_jax.batch import Batch
 from navil_jax.config import ModelConfig
 from navil_jax.model.decoder import Decoder, LayerOutputs
+from navil_jax.model.experts import device_order, split_slots
+from navil_jax.model.layers import gathered
 from navil_jax.model.vision import Connector, VisionEncoder
-from navil_jax.sharding import constrain
+from navil_jax.sharding import constrain, shards
 
 
 class NaViL(nnx.Module):
@@ -33,9 +37,11 @@ class NaViL(nnx.Module):
         """Token embeddings with the picture features on their `<IMG_CONTEXT>` slots. [B, L, H]"""
         x = self.decoder.embed_prompt(batch.tokens)
         if self.vision is not None:
-            features = self.connector(self.vision(batch.patches, batch.patch_coords, batch.patch_blocks))
-            rows = jnp.arange(x.shape[0])[:, None]
-            x = x.at[rows, batch.unit_slots].set(features.astype(x.dtype), mode="drop", unique_indices=False)
+            features = self.vision(batch.patches, batch.patch_coords, batch.patch_blocks, batch.block_patches)
+            features = gathered(self.connector, x.dtype)(features)
+            place = jax.vmap(lambda x, slots, new: x.at[slots].set(new, mode="drop"))
+            features = constrain(features.astype(x.dtype), "batch", "places", "features")
+            x = place(constrain(x, "batch", "places", "features"), batch.unit_slots, features)
         return constrain(x, "batch", "slots", "features")
 
     def __call__(
@@ -47,8 +53,30 @@ class NaViL(nnx.Module):
           [B, L, H], the last layer's output before the final norm, in slot order; and what `keep` kept of every
           decoder layer, stacked (see Decoder).
         """
-        return self.decoder(self.embed(batch), self.decoder.layout(batch), keep)
+        batch = _in_device_order(batch)
+        x, kept = self.decoder(self.embed(batch), self.decoder.layout(batch), keep)
+        return jnp.concatenate(split_slots(x, batch.visual_slots), axis=1), kept
+
+    def head_inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What `training.loss.token_scores` takes: [B, N, H] after the final norm, and the head [H, vocab]."""
+        return self.decoder.final_norm(x), self.decoder.head_kernel()
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[B, N, H] -> [B, N, vocab] float32."""
         return self.decoder.logits(x)
+
+
+def _in_device_order(batch: Batch) -> Batch:
+    """The slots in the order in which the decoder keeps them on this mesh, see `experts.device_order`."""
+    if shards("slots") == 1:
+        return batch
+    slots = batch.tokens.shape[1]
+    order = device_order(slots, batch.visual_slots)
+    place = np.append(np.argsort(order), slots)  # the last one: of units that fill no slot
+    names = ("tokens", "targets", "loss_weights", "positions", "segment_ids", "source_ids", "sample_ids")
+    return dataclasses.replace(
+        batch,
+        sequence=jnp.asarray(place)[batch.sequence].astype(jnp.int32),
+        unit_slots=jnp.asarray(place)[batch.unit_slots].astype(jnp.int32),
+        **{name: getattr(batch, name)[:, order] for name in names},
+    )

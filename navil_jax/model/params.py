@@ -1,6 +1,7 @@
 """Parameters as plain nested dicts of arrays, and their names."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from navil_jax import sharding
 from navil_jax.config import ModelConfig
+from navil_jax.errors import UserError
 from navil_jax.model.navil import NaViL
 
 Params = dict[str, Any]  # nested dict of arrays; the name of a parameter is its path joined by "/"
@@ -33,9 +35,21 @@ def shardings(config: ModelConfig, mesh: Mesh) -> Params:
 
     Raises:
       KeyError: a logical axis that sharding.RULES lacks.
+      UserError: a mesh axis does not divide what it is to split.
     """
     logical = nnx.to_pure_dict(nnx.get_partition_spec(abstract(config)[1]))
+    names = flatten(logical)
+    for name, leaf in flatten(shapes(config)).items():
+        _check_divides(name, leaf.shape, tuple(names[name]), mesh)
     return jax.tree.map(lambda spec: NamedSharding(mesh, sharding.partition_spec(tuple(spec))), logical)
+
+
+def _check_divides(name: str, shape: tuple[int, ...], logical: tuple[str | None, ...], mesh: Mesh) -> None:
+    for size, axis in zip(shape, logical, strict=False):
+        split = [mesh_axis for mesh_axis in (sharding.mesh_axes(axis) if axis else ()) if mesh.shape[mesh_axis] > 1]
+        parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in split)
+        if size % parts:
+            raise UserError(f"config.mesh.{' x '.join(split)}: {parts} does not divide {axis} = {size} of {name}")
 
 
 def initialise(config: ModelConfig, seed: int) -> Params:

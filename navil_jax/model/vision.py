@@ -19,6 +19,7 @@ class VisionLayout(NamedTuple):
     rotation: rope.Rotation
     blocks: jax.Array  # [B, P] int32, the scale of each patch; 0 = empty
     windows: jax.Array  # [B, P] int32, the window of each patch; 0 = empty
+    longest: int | None  # the most patches of a scale
 
 
 class VisionLayer(nnx.Module):
@@ -31,8 +32,10 @@ class VisionLayer(nnx.Module):
         linear = functools.partial(layers.linear, config=config, rngs=rngs, use_bias=True)
         heads = (vision.num_heads, vision.head_dim)
         self.norm1, self.norm2 = norm(), norm()
-        self.qkv = linear((vision.width,), (3, *heads), ("embed", "qkv", "heads", "head_dim"), use_bias=vision.qkv_bias)
-        self.proj = linear(heads, (vision.width,), ("heads", "head_dim", "embed"))
+        self.qkv = linear(
+            (vision.width,), (3, *heads), ("embed", "qkv", "vision_heads", "head_dim"), use_bias=vision.qkv_bias
+        )
+        self.proj = linear(heads, (vision.width,), ("vision_heads", "head_dim", "embed"))
         self.fc1 = linear((vision.width,), (vision.mlp_dim,), ("embed", "mlp"))
         self.fc2 = linear((vision.mlp_dim,), (vision.width,), ("mlp", "embed"))
         scale = functools.partial(jnp.full, (vision.width,), vision.layer_scale_init, jnp.dtype(config.param_dtype))
@@ -45,9 +48,10 @@ class VisionLayer(nnx.Module):
         q, k, v = jnp.moveaxis(self.qkv(self.norm1(x)), 2, 0)
         q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
         segment_ids = jnp.where(windowed, layout.windows, layout.blocks)
-        out = self.proj(attention(q, k, v, segment_ids, causal=False, backend=self.backend))
+        out = attention(q, k, v, segment_ids, causal=False, backend=self.backend, longest=layout.longest)
+        out = self.proj(constrain(out, "batch", "patches", "vision_heads", "head_dim"))
         x = x + out * self.ls1.astype(x.dtype)
-        x = x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)) * self.ls2.astype(x.dtype)
+        x = x + self.fc2(layers.gelu(self.fc1(self.norm2(x)))) * self.ls2.astype(x.dtype)
         return constrain(x, "batch", "patches", "features")
 
 
@@ -66,34 +70,39 @@ class VisionEncoder(nnx.Module):
     def embed(self, patches: jax.Array) -> jax.Array:
         """Pixels [B, P, D] uint8, scaled to [-1, 1] -> [B, P, W]."""
         pixels = (patches.astype(jnp.float32) * jnp.float32(1 / 255) - 0.5) / 0.5
-        return constrain(self.patch_embed(pixels.astype(self.compute_dtype)), "batch", "patches", "features")
+        pixels = constrain(pixels.astype(self.compute_dtype), "batch", "patches", "patch")
+        return constrain(layers.gathered(self.patch_embed, self.compute_dtype)(pixels), "batch", "patches", "features")
 
-    def layout(self, coords: jax.Array, blocks: jax.Array) -> VisionLayout:
+    def layout(self, coords: jax.Array, blocks: jax.Array, longest: int | None = None) -> VisionLayout:
         """Rotation and attention segments of the patches; coords [B, P, 2], blocks [B, P]."""
         angles = rope.vision_angles(self.config, coords)
-        return VisionLayout((jnp.cos(angles), jnp.sin(angles)), blocks, window_ids(coords, blocks, self.config))
+        windows = window_ids(coords, blocks, self.config)
+        return VisionLayout((jnp.cos(angles), jnp.sin(angles)), blocks, windows, longest)
 
     def windowed_layers(self) -> jax.Array:
         """[depth] bool, the layers that attend inside windows."""
         full = self.config.full_attention_layers
         return jnp.array([full is not None and i not in full for i in range(self.config.depth)])
 
-    def __call__(self, patches: jax.Array, coords: jax.Array, blocks: jax.Array) -> jax.Array:
+    def __call__(
+        self, patches: jax.Array, coords: jax.Array, blocks: jax.Array, longest: int | None = None
+    ) -> jax.Array:
         """Encodes packed patches.
 
         Args:
           patches: [B, P, D] uint8.
           coords: [B, P, 2] int32, (row, column) in the patch's own scale.
           blocks: [B, P] int32, the patch's scale; 0 = empty.
+          longest: the most patches that a scale has; None: as many as a row.
 
         Returns:
           [B, P/U, U*W]: the U patches of every merged unit side by side (top-left, top-right, bottom-left,
           bottom-right), in the order of the patches.
         """
-        layout = self.layout(coords, blocks)
+        layout = self.layout(coords, blocks, longest)
 
         def body(layer: VisionLayer, x: jax.Array, windowed: jax.Array) -> tuple[jax.Array, None]:
-            return layer(x, layout, windowed), None
+            return layers.gathered(layer, self.compute_dtype)(x, layout, windowed), None
 
         x, _ = layers.scan_layers(self.layers, body, self.embed(patches), self.windowed_layers(), self.remat)
         rows, count, width = x.shape
@@ -123,4 +132,4 @@ class Connector(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, U*W] -> [B, N, H]."""
-        return self.fc2(jax.nn.gelu(self.fc1(self.norm(x)), approximate=False))
+        return self.fc2(layers.gelu(self.fc1(self.norm(x))))

@@ -16,16 +16,20 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from navil_jax.config import Config
+from navil_jax.config import Config, validate
 from navil_jax.config_flags import differences, from_json, to_json
 from navil_jax.errors import UserError
 from navil_jax.model.params import Params
+from navil_jax.paths import absolute, path_of
 
 # What may differ between a run and its continuation: nothing that changes which numbers come out, but for the length.
-FREE_KEYS = ("workdir", "steps", "log_every", "eval_", "checkpoint_every", "keep_checkpoints", "mesh.")
-FREE_KEYS += ("model.remat", "model.attention", "data.threads", "data.workers", "data.max_bad_share")
+FREE_KEYS = ("workdir", "steps", "log_every", "profile_steps", "eval_", "checkpoint_every", "keep_checkpoints", "mesh.")
+FREE_KEYS += ("model.remat", "model.attention", "data.threads", "data.workers", "data.max_bad_share", "resume_with")
+FREE_KEYS += tuple(f"optimizer.{key}" for key in ("accumulation", "not_finite", "spike", "max_skipped"))
+# What cannot change within a run, even if config.resume_with asks for it: what is saved would not fit.
+FIXED_KEYS = ("model.", "optimizer.algorithm", "optimizer.rules", "optimizer.ema_decay", "init_")
 # What may differ besides between the models of two runs, of which the second starts with the first one's parameters.
-FREE_MODEL_KEYS = ("model.remat", "model.attention", "model.param_dtype", "model.compute_dtype")
+FREE_MODEL_KEYS = ("model.remat", "model.attention", "model.param_dtype", "model.compute_dtype", "model.lora_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | epath.Path, keep: int | None = None):
-        self.folder = epath.Path(folder)
+        self.folder = path_of(folder)
         if keep is None and not self.folder.exists():
             raise UserError(f"{self.folder}: no such checkpoint folder")
         options = ocp.CheckpointManagerOptions(
@@ -59,10 +63,11 @@ class Checkpoints:
         self._handlers = {
             "params": ocp.StandardCheckpointHandler(),
             "optimizer": ocp.StandardCheckpointHandler(),
+            "ema": ocp.StandardCheckpointHandler(),
             "iterator": grain.checkpoint.CheckpointHandler(),
             "record": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options, item_handlers=self._handlers)
+        self._manager = ocp.CheckpointManager(absolute(self.folder), options=options, item_handlers=self._handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -86,6 +91,7 @@ class Checkpoints:
         record: Record,
         optimizer_state: Any = None,
         iterator: grain.DatasetIterator | None = None,
+        ema: Params | None = None,
     ) -> None:
         """Starts to write a checkpoint; the arrays may be donated as soon as this returns. A step is written once.
 
@@ -95,6 +101,7 @@ class Checkpoints:
           record: config, tokenizer files and metrics.
           optimizer_state: any pytree of arrays; without it the checkpoint can be read and started from, not continued.
           iterator: of the data, before the batch of the next step is drawn.
+          ema: running averages of the trainable parameters, where there are some.
         """
         if step == self.latest_step:
             return
@@ -106,6 +113,8 @@ class Checkpoints:
             items["params"] = ocp.args.StandardSave(params)
         if optimizer_state is not None:
             items["optimizer"] = ocp.args.StandardSave(optimizer_state)
+        if ema:
+            items["ema"] = ocp.args.StandardSave(ema)
         if iterator is not None:
             items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
         self._manager.save(step, args=ocp.args.Composite(**items))
@@ -130,30 +139,32 @@ class Checkpoints:
         files = {name: base64.b64decode(content) for name, content in tokenizer.items()}
         return Record(from_json(config), files, metrics, said.get("origin", {}))
 
-    def restore(self, params: Params, optimizer_state: Any, iterator: grain.DatasetIterator) -> tuple[Params, Any]:
+    def restore(
+        self, params: Params, optimizer_state: Any, ema: Params, iterator: grain.DatasetIterator
+    ) -> tuple[Params, Any, Params]:
         """Reads the newest checkpoint to go on with training.
 
         Args:
-          params, optimizer_state: abstract arrays (`jax.ShapeDtypeStruct` with a sharding): each process reads its
-            own shards only.
+          params, optimizer_state, ema: abstract arrays (`jax.ShapeDtypeStruct` with a sharding): each process reads
+            its own shards only. An empty `ema` is not read.
           iterator: is put to the saved place.
 
         Returns:
-          The parameters and the optimizer state.
+          The parameters, the optimizer state and the running averages.
 
         Raises:
           UserError: no checkpoint, an incomplete one, other parameters than asked for (names the first ones), or
             written by another number of processes: each has its own place in the data.
         """
-        self._check_shapes("params", params)
-        self._check_shapes("optimizer", optimizer_state)
+        arrays = {"params": params, "optimizer": optimizer_state} | ({"ema": ema} if ema else {})
+        for item, wanted in arrays.items():
+            self._check_shapes(item, wanted)
         self._check_processes()
         items = self._restore(
-            params=ocp.args.StandardRestore(params),
-            optimizer=ocp.args.StandardRestore(optimizer_state),
             iterator=grain.checkpoint.CheckpointRestore(iterator),
+            **{item: ocp.args.StandardRestore(wanted) for item, wanted in arrays.items()},
         )
-        return items["params"], items["optimizer"]
+        return items["params"], items["optimizer"], items["ema"] if ema else {}
 
     def restore_params(self, params: Params) -> Params:
         """Reads the parameters of the newest checkpoint alone; arguments and errors as in `restore`."""
@@ -230,7 +241,7 @@ def find_checkpoints(path: str | epath.Path) -> epath.Path:
     Raises:
       UserError: there is no such folder, or it is another checkpoint than the newest.
     """
-    path = epath.Path(path)
+    path = path_of(path)
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint folder; give the workdir of a training run")
     if not path.is_dir():
@@ -244,20 +255,54 @@ def find_checkpoints(path: str | epath.Path) -> epath.Path:
         return path / "checkpoints"
     if not path.name.isdecimal():
         return path
-    folder = path.resolve().parent
+    folder = absolute(path).parent
     with Checkpoints(folder) as checkpoints:
         if str(checkpoints.latest_step) != path.name:
             raise UserError(f"{path}: not the newest checkpoint, which is {folder}/{checkpoints.latest_step}")
     return folder
 
 
-def check_continues(saved: Config, config: Config, folder: str | epath.Path) -> None:
-    """Raises a `UserError` if `config` is not a continuation of the run that wrote the checkpoints in `folder`."""
+def check_continues(saved: Config, config: Config, folder: str | epath.Path) -> dict[str, tuple[Any, Any]]:
+    """What is changed on purpose, by `config.resume_with`: key -> (value so far, value from here on).
+
+    Raises:
+      UserError: `config` is otherwise not a continuation of the run that wrote the checkpoints in `folder`. Its length
+        may always change, but not if that moves the end of a cosine.
+    """
     changed = {k: v for k, v in differences(saved, config).items() if not k.startswith(FREE_KEYS)}
-    if changed:
+    if config.optimizer.schedule == "cosine" and saved.steps != config.steps:
+        changed["steps"] = saved.steps, config.steps
+    asked = tuple(key.strip() for key in config.resume_with.split(",") if key.strip())
+    fixed = {k: v for k, v in changed.items() if k.startswith(FIXED_KEYS)}
+    refused = fixed or {k: v for k, v in changed.items() if not k.startswith(asked)}
+    if refused:
+        way = "" if fixed else f", or change it in this run from here on with config.resume_with={','.join(refused)}"
         raise UserError(
-            f"{folder}: holds a run with another config: {_listed(changed)}; set config.workdir to a new folder"
+            f"{folder}: holds a run with another config: {_listed(refused)}; set config.workdir to a new folder{way}"
         )
+    return changed
+
+
+def with_model_of(config: Config, saved: Config) -> Config:
+    """The config with the model, template, system message and picture settings of another one (`config.init_model`).
+
+    How the model is computed (remat, attention, dtypes) and its low-rank updates stay as in `config`.
+    """
+    names = {key.removeprefix("model.") for key in FREE_MODEL_KEYS}
+    own = {
+        field.name: getattr(config.model, field.name)
+        for field in dataclasses.fields(config.model)
+        if field.name.startswith(tuple(names))
+    }
+    prompt = {name: getattr(saved.data, name) for name in ("template", "system_message")}
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(saved.model, **own),
+        images=saved.images,
+        data=dataclasses.replace(config.data, **prompt),
+    )
+    validate(config)
+    return config
 
 
 def check_same_model(saved: Config, config: Config, folder: str | epath.Path) -> None:

@@ -25,8 +25,6 @@ from navil_jax.model.params import Params
 from navil_jax.training.metrics import Answer
 from navil_jax.training.step import EvalScores, global_batch, make_eval_step
 
-BASELINE_SAMPLES = 10_000  # training samples that the question-only baseline learns from, at most
-
 
 @dataclasses.dataclass(frozen=True)
 class SampleScore:
@@ -38,6 +36,7 @@ class SampleScore:
     loss: float  # sum over targets of weight * cross-entropy
     weight: float  # sum of weights
     answer: tuple[int, ...]  # likeliest tokens at the targets with a weight, up to the first wrong one
+    tokens: tuple[int, int]  # targets with a weight: how many of them are the likeliest token, and how many there are
 
 
 def score_samples(scores: EvalScores) -> list[SampleScore]:
@@ -66,6 +65,7 @@ def score_samples(scores: EvalScores) -> list[SampleScore]:
                     loss=float(np.sum(weights * scores.cross_entropy[row, slots], dtype=np.float64)),
                     weight=float(np.sum(weights, dtype=np.float64)),
                     answer=tuple(answer[:known].tolist()),
+                    tokens=(int(correct.sum()), len(correct)),
                 )
             )
     return found
@@ -92,8 +92,9 @@ class Evaluator:
         return found
 
     def metrics(self, scores: Sequence[SampleScore]) -> dict[str, float]:
-        """eval/<source>/loss, eval/<source>/accuracy and eval/<source>/<kind>/accuracy."""
-        values, totals = losses(scores, self._names), defaultdict(lambda: np.zeros(2))
+        """eval/<source>/loss, /accuracy (of whole answers), /token_accuracy, and eval/<source>/<kind>/accuracy."""
+        values = losses(scores, self._names) | token_accuracies(scores, self._names)
+        totals: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
         for (source, kind), (right, asked) in accuracies(scores, self._kinds_of(scores)).items():
             totals[source] += (right, asked)
             values[f"eval/{self._names[source]}/{kind}/accuracy"] = right / asked
@@ -106,7 +107,7 @@ class Evaluator:
         for number, name in self._names.items():
             held_out = [self._sources[number][score.sample] for score in scores if score.source == number]
             source = open_source(self._config.data.sources[number], "train")
-            train = itertools.islice(usable_samples(source), BASELINE_SAMPLES)
+            train = itertools.islice(usable_samples(source), self._config.eval_baseline_samples)
             commonest, blind = commonest_answer(held_out), question_only(train, held_out)
             for (source, kind), (right, asked) in counts.items():
                 if source == number:
@@ -139,6 +140,14 @@ def losses(scores: Sequence[SampleScore], sources: Mapping[int, str]) -> dict[st
     for score in scores:
         sums[score.source] += (score.loss, score.weight)
     return {f"eval/{sources[source]}/loss": float(loss / weight) for source, (loss, weight) in sorted(sums.items())}
+
+
+def token_accuracies(scores: Sequence[SampleScore], sources: Mapping[int, str]) -> dict[str, float]:
+    """Share of targets that are the likeliest token, which says more of long texts than whole answers do."""
+    sums: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
+    for score in scores:
+        sums[score.source] += score.tokens
+    return {f"eval/{sources[s]}/token_accuracy": float(right / asked) for s, (right, asked) in sorted(sums.items())}
 
 
 def accuracies(scores: Sequence[SampleScore], kinds: Mapping[tuple[int, int], str]) -> dict[tuple[int, str], tuple]:

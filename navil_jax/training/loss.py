@@ -1,12 +1,15 @@
 """Weighted cross-entropy over slots, and what is logged beside it (paper section 4; released behaviour)."""
 
-from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-CHUNK_LOGITS = 2**26  # logits of a chunk of slots that exist at one time
+from navil_jax.sharding import mesh_axes, partition_spec
+
+CHUNK_LOGITS = 2**26  # logits of a device that exist at one time
+LOWEST = -1e30  # a logit that never wins
 
 
 class TokenScores(NamedTuple):
@@ -16,31 +19,87 @@ class TokenScores(NamedTuple):
     predictions: jax.Array  # [B, N] int32
 
 
-def token_scores(logits: Callable[[jax.Array], jax.Array], x: jax.Array, targets: jax.Array, vocab: int) -> TokenScores:
-    """Scores every slot, a chunk of slots at a time, so that the logits of all never exist together.
+class _Sums(NamedTuple):
+    """What is known of the logits of each slot after a part of the vocabulary; [B, N]."""
+
+    top: jax.Array  # float32, the largest
+    total: jax.Array  # float32, sum of exp(logit - top)
+    chosen: jax.Array  # float32, the target's
+    best: jax.Array  # int32, token of the largest
+
+
+def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> TokenScores:
+    """Scores every slot through the vocabulary head, a part of the vocabulary at a time.
+
+    The logits of all slots never exist together, neither forward nor backward, and each part's gradient is one product
+    over all slots. On a mesh every device scores its own slots; the head is gathered once, its gradient summed once.
 
     Args:
-      logits: [B, n, H] -> [B, n, vocab] float32.
-      x: [B, N, H], the last layer's output.
+      x: [B, N, H], the last layer's output after the final norm.
+      kernel: [H, vocab], the head; products are in x's dtype, sums in float32.
       targets: [B, N] int32, -1 = none.
-      vocab: size of the vocabulary.
     """
+    if jax.sharding.get_abstract_mesh().empty:
+        return _scores(x, kernel.astype(x.dtype), targets, mapped=False)
+    slots, hidden = partition_spec(("batch", "slots")), partition_spec(("batch", "slots", "features"))
 
-    def score(x: jax.Array, targets: jax.Array) -> TokenScores:
-        scores = logits(x)
-        chosen = jnp.take_along_axis(scores, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-        cross_entropy = jnp.where(targets >= 0, jax.nn.logsumexp(scores, axis=-1) - chosen, 0.0)
-        return TokenScores(cross_entropy, jnp.argmax(scores, axis=-1).astype(jnp.int32))
+    def local(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> TokenScores:
+        kernel = kernel.astype(x.dtype)
+        if mesh_axes("embed"):
+            kernel = jax.lax.all_gather(kernel, mesh_axes("embed"), axis=0, tiled=True)
+        return _scores(x, kernel, targets, mapped=True)
 
-    rows, slots = targets.shape
-    chunks = max(1, min(slots, rows * slots * vocab // CHUNK_LOGITS))
-    while slots % chunks:
-        chunks += 1
-    if chunks == 1:
-        return score(x, targets)
-    split = lambda a: jnp.moveaxis(a.reshape(rows, chunks, slots // chunks, *a.shape[2:]), 1, 0)  # noqa: E731
-    scores = jax.lax.map(jax.checkpoint(lambda chunk: score(*chunk)), (split(x), split(targets)))
-    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(rows, slots), scores)
+    specs = hidden, partition_spec(("embed", "vocab")), slots
+    return jax.shard_map(local, in_specs=specs, out_specs=TokenScores(slots, slots))(x, kernel, targets)
+
+
+def _scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool) -> TokenScores:
+    """`token_scores` of a device's slots, with its columns of the head where it is `mapped` over a mesh."""
+    vocab, split = kernel.shape[1], mesh_axes("vocab") if mapped else ()
+    offset = jax.lax.axis_index(split) * vocab if split else 0
+    size = max(128, CHUNK_LOGITS // targets.size // 128 * 128)
+    zeros = jnp.zeros(targets.shape)
+    start = _Sums(zeros + LOWEST, zeros, zeros, zeros.astype(jnp.int32))
+    if vocab <= size:
+        sums = _add_part(x, start, kernel, targets - offset, 0, vocab)
+    else:
+        exact = x.astype(jnp.float32)  # so that the parts' gradients of x are summed in float32
+        padded = jnp.pad(kernel, ((0, 0), (0, -vocab % size)))
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def step(sums: _Sums, first: jax.Array) -> tuple[_Sums, None]:
+            part = jax.lax.dynamic_slice_in_dim(padded, first, size, axis=1)
+            return _add_part(exact.astype(x.dtype), sums, part, targets - offset, first, vocab), None
+
+        if axes := tuple(axis for name in ("batch", "slots", "embed", "vocab") if mapped for axis in mesh_axes(name)):
+            start = jax.lax.pcast(start, tuple(dict.fromkeys(axes)), to="varying")
+        sums, _ = jax.lax.scan(step, start, jnp.arange(0, vocab, size))
+    top, total, chosen, best = sums
+    if split:
+        local_top, best = top, best + offset
+        top = jax.lax.pmax(jax.lax.stop_gradient(local_top), split)
+        total = jax.lax.psum(total * jnp.exp(local_top - top), split)
+        chosen = jax.lax.psum(chosen, split)
+        best = jax.lax.pmin(jnp.where(local_top == top, best, jnp.iinfo(jnp.int32).max), split)
+    return TokenScores(jnp.where(targets >= 0, jnp.log(total) + top - chosen, 0.0), best)
+
+
+def _add_part(
+    x: jax.Array, sums: _Sums, part: jax.Array, targets: jax.Array, first: jax.Array | int, vocab: int
+) -> _Sums:
+    """Takes in the logits of columns first, first + 1, ... of the head; those from `vocab` on are empty."""
+    columns = first + jnp.arange(part.shape[1])
+    real = columns < vocab
+    logits = jnp.einsum("bnh,hv->bnv", x, part, preferred_element_type=jnp.float32)
+    logits = jnp.where(real, logits, LOWEST)
+    largest = jax.lax.stop_gradient(logits.max(axis=-1))
+    top = jnp.maximum(sums.top, largest)
+    return _Sums(
+        top,
+        sums.total * jnp.exp(sums.top - top) + jnp.exp(logits - top[..., None]).sum(axis=-1),
+        sums.chosen + jnp.where(real & (columns == targets[..., None]), logits, 0.0).sum(axis=-1),
+        jnp.where(largest > sums.top, first + jnp.argmax(logits, axis=-1), sums.best).astype(jnp.int32),
+    )
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:

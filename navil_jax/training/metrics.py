@@ -45,13 +45,19 @@ class MetricsLog:
         self._add(self._file, step, values)
 
     def write_timing(self, step: int, done: "Throughput") -> None:
-        """Adds a line about the steps up to this one: seconds_per_step, tokens_per_second, data_wait (share)."""
+        """Adds a line about the steps up to this one: seconds_per_step, tokens_per_second, data_wait (share), useful
+        FLOP/s of a device, their share of its peak (mfu) and its peak memory where these are known."""
         seconds = max(done.seconds, 1e-9)
         values = {
             "seconds_per_step": seconds / done.steps,
             "tokens_per_second": done.tokens / seconds,
             "data_wait": done.data_wait / seconds,
+            "flops_per_second": done.flops / seconds,
         }
+        if done.peak:
+            values["mfu"] = done.flops / seconds / done.peak
+        if done.memory:
+            values["peak_memory_gib"] = done.memory / 2**30
         self._add(self._timings, step, values)
 
     def _add(self, file: TextIO, step: int, values: Mapping[str, float]) -> None:
@@ -85,24 +91,35 @@ class Throughput:
     token_slots: int
     patch_slots: int
     data_wait: float = 0.0  # seconds of `seconds` in which the host waited for a batch
+    flops: float = 0.0  # useful ones of one device; padding is no use
+    peak: float | None = None  # FLOP/s of one device, where it is known
+    memory: int | None = None  # bytes in use at most so far on a device, where that is known
 
 
-def progress_line(step: int, steps: int, loss: float, learning_rate: float, done: Throughput) -> str:
+def progress_line(step: int, steps: int, loss: float, learning_rate: float, done: Throughput, samples: str = "") -> str:
     """One line about the steps since the last one.
 
+    Args:
+      steps: at which the run will end.
+      samples: how far a run counted in samples is.
+
     Example:
-      step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  padding 10% of tokens, 25% of patches  data ...
+      step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  0.15 TFLOP/s  padding 10% of tokens, 25% of ...
     """
     seconds = max(done.seconds, 1e-9)
     token_padding, patch_padding = 1 - done.tokens / done.token_slots, 1 - done.patches / done.patch_slots
     left = datetime.timedelta(seconds=round((steps - step) * seconds / done.steps))
+    speed = f"MFU {done.flops / seconds / done.peak:.1%}" if done.peak else f"{done.flops / seconds / 1e12:.3g} TFLOP/s"
     return "  ".join(
         [
             f"step {step}/{steps}",
+            *([samples] if samples else []),
             f"loss {loss:.4f}",
             f"lr {learning_rate:.1e}",
             f"{done.tokens / seconds:,.0f} tokens/s",
             f"{done.images / seconds:,.1f} images/s",
+            speed,
+            *([f"peak memory {done.memory / 2**30:.1f} GiB"] if done.memory else []),
             f"padding {token_padding:.0%} of tokens, {patch_padding:.0%} of patches",
             f"data wait {done.data_wait / seconds:.1%}",
             f"ETA {left}",

@@ -8,6 +8,7 @@ never reach the optimizer: they own no state, and as they are split off before d
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from navil_jax.config import OptimizerConfig, RuleConfig
@@ -63,7 +64,7 @@ def merge(trainable: Params, frozen: Params) -> Params:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of step 0, 1, ...: linear from 0 to the peak, then constant, or a cosine that ends at `steps`."""
+    """Learning rate of time 0 to `steps`: linear from 0 to the peak, then constant, or a cosine that ends there."""
     start = 0.0 if config.warmup_steps else config.peak_learning_rate
     if config.schedule == "constant":
         return optax.warmup_constant_schedule(start, config.peak_learning_rate, config.warmup_steps)
@@ -77,12 +78,12 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int, trainable: Params) -> optax.GradientTransformation:
     """AdamW or Muon behind clipping by the global norm, over the trainable parameters alone.
 
-    A parameter moves by -learning_rate(step) * rule.learning_rate_scale * (direction + weight_decay * parameter), the
-    decay only where its rule says so.
+    A parameter moves by -learning_rate(clock) * rule.learning_rate_scale * (direction + weight_decay * parameter), the
+    decay only where its rule says so. `update` takes the time of the schedule as the keyword argument `clock`.
 
     Args:
       config: the whole set of rules.
-      steps: steps of the run, for the cosine.
+      steps: where the cosine ends.
       trainable: the first part of `split_trainable`; only names are used.
     """
     rules = match_rules(config, trainable)
@@ -94,8 +95,16 @@ def make_optimizer(config: OptimizerConfig, steps: int, trainable: Params) -> op
         _direction(config, trainable),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.stateless(lambda updates, _: jax.tree.map(lambda u, scale: u * scale, updates, scales)),
-        optax.scale_by_learning_rate(make_schedule(config, steps)),
+        _scale_by_learning_rate(make_schedule(config, steps)),
     )
+
+
+def _scale_by_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    def update(updates: Params, state: optax.EmptyState, _: Params | None = None, *, clock: jax.Array, **__: object):
+        rate = schedule(clock)
+        return jax.tree.map(lambda update: update * jnp.asarray(-rate, update.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def _direction(config: OptimizerConfig, trainable: Params) -> optax.GradientTransformation:

@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp_v1
 
 from navil_jax.config import ModelConfig
 from navil_jax.errors import UserError
+from navil_jax.model import lora
 from navil_jax.model.params import flatten, shapes, unflatten
 from navil_jax.training.checkpoint import Checkpoints, Record
 from navil_jax.weights.stored import TensorInfo
@@ -99,16 +100,36 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
 class ParamsReader:
     """The parameters of `<checkpoints folder>/<step>`, read one at a time; use it in `with`.
 
+    Low-rank updates are added to their kernels, in whose dtype they come out.
+
+    Args:
+      step_folder: of the checkpoint.
+      lora_scale: factor of low-rank updates, if there are some.
+      ema: gives the running averages of the trained parameters in their place.
+
     Attributes:
       info: name -> shape and dtype.
+
+    Raises:
+      UserError: there are no running averages.
     """
 
-    def __init__(self, step_folder: Path) -> None:
-        self._folder = step_folder.resolve() / "params"
-        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        tree = self._checkpointer.metadata(self._folder).item_metadata.tree
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        self.info = {
+    def __init__(self, step_folder: Path, lora_scale: float = 0.0, ema: bool = False) -> None:
+        folder, averages = step_folder.resolve() / "params", step_folder.resolve() / "ema"
+        if ema and not averages.is_dir():
+            raise UserError(f"{step_folder}: holds no running average (config.optimizer.ema_decay)")
+        self._checkpointer, self._scale = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()), lora_scale
+        self.info = self._stored(folder)
+        self._folders = dict.fromkeys(self.info, folder)
+        if ema:
+            self._folders |= dict.fromkeys(self._stored(averages), averages)
+        self._updates = [name.removesuffix(f"/{lora.A}") for name in self.info if name.endswith(f"/{lora.A}")]
+        for module in self._updates:
+            del self.info[f"{module}/{lora.A}"], self.info[f"{module}/{lora.B}"]
+
+    def _stored(self, folder: Path) -> dict[str, TensorInfo]:
+        leaves = jax.tree_util.tree_leaves_with_path(self._checkpointer.metadata(folder).item_metadata.tree)
+        return {
             jax.tree_util.keystr(path, simple=True, separator="/"): TensorInfo(tuple(leaf.shape), np.dtype(leaf.dtype))
             for path, leaf in leaves
         }
@@ -130,9 +151,17 @@ class ParamsReader:
         ]
 
     def read(self, name: str) -> np.ndarray:
-        """One whole parameter in its dtype on disk."""
+        """One whole parameter, in the dtype on disk of the parameter itself."""
+        value = self._read(name).astype(self.info[name].dtype, copy=False)
+        module = name.removesuffix("/kernel")
+        if module not in self._updates:
+            return value
+        a, b = self._read(f"{module}/{lora.A}"), self._read(f"{module}/{lora.B}")
+        return lora.update_of(value, a, b, self._scale, "/layers/" in name)
+
+    def _read(self, name: str) -> np.ndarray:
         item = unflatten({name: 0})
         restore_args = unflatten({name: ocp.RestoreArgs(restore_type=np.ndarray)})
         args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-        (value,) = jax.tree.leaves(self._checkpointer.restore(self._folder, args=args))
+        (value,) = jax.tree.leaves(self._checkpointer.restore(self._folders[name], args=args))
         return value

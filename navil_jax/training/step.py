@@ -5,7 +5,7 @@ Both carry their mesh with them and are compiled once: every shape is fixed by t
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,31 @@ import optax
 from jax.sharding import Mesh
 
 from navil_jax.batch import Batch
-from navil_jax.config import Config
+from navil_jax.config import Config, OptimizerConfig
 from navil_jax.model import params as model_params
 from navil_jax.model.params import Params
-from navil_jax.sharding import named
+from navil_jax.sharding import constrain, named
 from navil_jax.training.loss import TokenScores, feature_scale, token_scores, weighted_mean
 from navil_jax.training.optimizer import make_optimizer, make_schedule, merge, split_trainable, state_shardings
+
+LOSS_MEMORY = 50  # steps over which the running mean and variance of the loss reach back
+SPIKES_FROM = 100  # the step from which on a loss can be a spike
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """Scalars that go from step to step. They are logged with every step, and a run goes on with those of its log."""
+
+    samples_seen: jax.Array  # int32, the samples of all steps so far
+    loss_mean: jax.Array  # float32, of the last steps
+    loss_variance: jax.Array  # float32
+
+    @classmethod
+    def after(cls, metrics: Mapping[str, float]) -> "Running":
+        """Those of a step whose metrics are given; of none: zeros."""
+        values = {field.name: metrics.get(field.name, 0) for field in dataclasses.fields(cls)}
+        return cls(jnp.int32(values.pop("samples_seen")), **{k: jnp.float32(v) for k, v in values.items()})
 
 
 @jax.tree_util.register_dataclass
@@ -30,11 +49,18 @@ class TrainState:
     trainable: Params
     frozen: Params
     optimizer: optax.OptState
+    ema: Params  # float32, running average of the trainable ones; {} without
+    running: Running
 
     @property
     def params(self) -> Params:
         """All parameters, as the model takes them."""
         return merge(self.trainable, self.frozen)
+
+    @property
+    def averaged_params(self) -> Params:
+        """All parameters, the trainable ones averaged where there is a running average."""
+        return merge(self.ema, self.frozen) if self.ema else self.params
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +93,10 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
             jax.eval_shape(optimizer.init, trainable),
             state_shardings(optimizer, trainable, trainable_shardings, mesh),
         ),
+        ema=jax.tree.map(sharded, jax.eval_shape(functools.partial(_first_ema, config), trainable), trainable_shardings)
+        if config.optimizer.ema_decay
+        else {},
+        running=jax.tree.map(lambda x: sharded(x, named(mesh)), jax.eval_shape(lambda: Running.after({}))),
     )
 
 
@@ -81,7 +111,15 @@ def initial_state(config: Config, mesh: Mesh, params: Params) -> TrainState:
     trainable, frozen = split_trainable(config.optimizer, params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     optimizer = jax.jit(_optimizer(config).init, out_shardings=shardings.optimizer)(trainable)
-    return TrainState(jax.device_put(jnp.int32(0), shardings.step), trainable, frozen, optimizer)
+    ema = jax.jit(functools.partial(_first_ema, config), out_shardings=shardings.ema)(trainable)
+    step, running = jax.device_put((jnp.int32(0), Running.after({})), (shardings.step, shardings.running))
+    return TrainState(step, trainable, frozen, optimizer, ema, running)
+
+
+def _first_ema(config: Config, trainable: Params) -> Params:
+    if not config.optimizer.ema_decay:
+        return {}
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
@@ -98,32 +136,95 @@ def make_train_step(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch],
     """Builds the training step `(state, batch) -> (state, metrics)`; the state given is donated.
 
     The loss is the cross-entropy weighted by `batch.loss_weights` and divided by their sum over the global batch, so
-    it does not depend on the number of devices. Gradients exist for trainable parameters only, and the optimizer clips
-    them by their global norm.
+    it depends neither on the number of devices nor on `optimizer.accumulation`. Gradients exist for trainable
+    parameters only, and the optimizer clips them by their global norm. The schedule's clock is the number of finished
+    steps, or, in a run counted in samples, of finished batches of `config.batch_samples`.
 
-    Metrics, float32 scalars on every device: loss, gradient_norm (before clipping), learning_rate, text_accuracy
-    (share of weighted targets that are the likeliest token), image_scale and text_scale (see `feature_scale`), tokens,
-    images, patches (real ones); and source_loss, source_weight [number of sources].
+    Metrics, scalars on every device: loss, gradient_norm (before clipping), learning_rate, text_accuracy (share of
+    weighted targets that are the likeliest token), image_scale and text_scale (see `feature_scale`), tokens,
+    text_tokens, images, patches, samples (real ones), spike and skipped (0 or 1), those of `Running`; and source_loss,
+    source_weight [number of sources].
     """
     optimizer, schedule = _optimizer(config), make_schedule(config.optimizer, config.steps)
-    sources = max(1, len(config.data.sources))
+    sources, policy = max(1, len(config.data.sources)), config.optimizer
 
-    def loss_of(trainable: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, dict]:
+    def loss_of(trainable: Params, frozen: Params, batch: Batch, weight: jax.Array) -> tuple[jax.Array, tuple]:
         scores, x = _score_text(config, merge(trainable, frozen), batch)
-        text = _text_slots(batch)
-        loss = weighted_mean(scores.cross_entropy, text.loss_weights)
-        return loss, {"loss": loss} | _observe(config, batch, text, scores, x, sources)
+        loss = jnp.sum(scores.cross_entropy * _text_slots(batch).loss_weights) / jnp.maximum(weight, 1e-8)
+        return loss, (scores, jnp.mean(jnp.abs(jax.lax.stop_gradient(x).astype(jnp.float32)), axis=-1))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            gradients, metrics = jax.grad(loss_of, has_aux=True)(state.trainable, state.frozen, batch)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
-        metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": schedule(state.step)}
+            gradients, (scores, sizes) = _gradients(loss_of, policy.accumulation, state, batch)
+        metrics = _observe(config, batch, scores, sizes, sources) | {"gradient_norm": optax.tree.norm(gradients)}
+        running, verdict = _judge(policy, state, metrics)
+        clock = state.running.samples_seen / config.batch_samples if config.batch_samples else state.step
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable, clock=clock)
         trainable = optax.apply_updates(state.trainable, updates)
-        return TrainState(state.step + 1, trainable, state.frozen, optimizer_state), metrics
+        new = trainable, optimizer_state, _averaged(policy.ema_decay, state, trainable)
+        if "skip" in (policy.not_finite, policy.spikes):
+            old = state.trainable, state.optimizer, state.ema
+            new = jax.tree.map(lambda new, old: jnp.where(verdict["skipped"], old, new), new, old)
+        trainable, optimizer_state, ema = new
+        metrics |= {"learning_rate": schedule(clock)} | verdict | dataclasses.asdict(running)
+        return TrainState(state.step + 1, trainable, state.frozen, optimizer_state, ema, running), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, named(mesh)))
+
+
+def _gradients(
+    loss_of: Callable[..., tuple[jax.Array, tuple]], parts: int, state: TrainState, batch: Batch
+) -> tuple[Params, tuple[TokenScores, jax.Array]]:
+    """The gradients of the whole batch's loss, and what `loss_of` gave beside it; rows in `parts` turns.
+
+    Turn i takes rows i, i + parts, ..., so that each takes equally many of every device.
+    """
+    weight = jnp.sum(_text_slots(batch).loss_weights)
+    differentiate = jax.grad(loss_of, has_aux=True)
+    if parts == 1:
+        return differentiate(state.trainable, state.frozen, batch, weight)
+
+    def turn(total: Params, part: Batch) -> tuple[Params, tuple]:
+        part = jax.tree.map(lambda x: constrain(x, "batch"), part)
+        gradients, seen = differentiate(state.trainable, state.frozen, part, weight)
+        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradients), seen
+
+    split = lambda x: jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0)  # noqa: E731
+    joined = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])  # noqa: E731
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.trainable)
+    total, seen = jax.lax.scan(turn, zeros, jax.tree.map(split, batch))
+    return jax.tree.map(lambda t, x: t.astype(x.dtype), total, state.trainable), jax.tree.map(joined, seen)
+
+
+def _judge(policy: OptimizerConfig, state: TrainState, metrics: dict) -> tuple[Running, dict[str, jax.Array]]:
+    """The running scalars after a step, and whether its loss is a spike and its update is left out."""
+    before, loss = state.running, metrics["loss"]
+    deviation = loss - before.loss_mean
+    finite = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
+    spike = (
+        finite & (deviation > policy.spike_deviations * jnp.sqrt(before.loss_variance)) & (state.step >= SPIKES_FROM)
+    )
+    skipped = (~finite & (policy.not_finite == "skip")) | (spike & (policy.spikes == "skip"))
+    share = jnp.where(state.step == 0, 1.0, 1 / LOSS_MEMORY)
+    mean = before.loss_mean + share * deviation
+    variance = (1 - share) * (before.loss_variance + share * jnp.square(deviation))
+    counts = finite & ~skipped
+    running = Running(
+        samples_seen=before.samples_seen + metrics["samples"],
+        loss_mean=jnp.where(counts, mean, before.loss_mean),
+        loss_variance=jnp.where(counts, variance, before.loss_variance),
+    )
+    return running, {"spike": spike.astype(jnp.int32), "skipped": skipped.astype(jnp.int32)}
+
+
+def _averaged(decay: float, state: TrainState, trainable: Params) -> Params:
+    """The running average with the newest parameters; young ones reach back less far, so that they forget the start."""
+    if not decay:
+        return {}
+    steps = state.step.astype(jnp.float32)
+    kept = jnp.minimum(decay, (1 + steps) / (10 + steps))
+    return jax.tree.map(lambda ema, x: ema + (1 - kept) * (x.astype(jnp.float32) - ema), state.ema, trainable)
 
 
 def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], EvalScores]:
@@ -144,8 +245,7 @@ def _score_text(config: Config, params: Params, batch: Batch) -> tuple[TokenScor
     model = model_params.bind(config.model, params)
     x, _ = model(batch)
     text_slots = slice(batch.visual_slots, None)
-    vocab = config.model.decoder.vocab_size
-    return token_scores(model.logits, x[:, text_slots], batch.targets[:, text_slots], vocab), x
+    return token_scores(*model.head_inputs(x[:, text_slots]), batch.targets[:, text_slots]), x
 
 
 def _text_slots(batch: Batch) -> Batch:
@@ -154,23 +254,23 @@ def _text_slots(batch: Batch) -> Batch:
     return dataclasses.replace(batch, **{name: getattr(batch, name)[:, batch.visual_slots :] for name in names})
 
 
-def _observe(
-    config: Config, batch: Batch, text: Batch, scores: TokenScores, x: jax.Array, sources: int
-) -> dict[str, jax.Array]:
-    """What is logged beside the loss."""
-    used = batch.segment_ids > 0
+def _observe(config: Config, batch: Batch, scores: TokenScores, sizes: jax.Array, sources: int) -> dict[str, jax.Array]:
+    """What is logged beside the gradients; sizes [B, L] is the mean of |h| over the last layer's features."""
+    text, used = _text_slots(batch), batch.segment_ids > 0
     is_visual = jnp.arange(used.shape[1]) < batch.visual_slots
     one_hot = jax.nn.one_hot(text.source_ids, sources) * text.loss_weights[..., None]
     weight = one_hot.sum(axis=(0, 1))
     begins_image = batch.tokens == config.model.special_id("<img>") if config.model.special_token_ids else used & False
-    x = jax.lax.stop_gradient(x)
     return {
+        "loss": weighted_mean(scores.cross_entropy, text.loss_weights),
         "text_accuracy": weighted_mean(scores.predictions == text.targets, text.loss_weights > 0),
-        "image_scale": feature_scale(x, used & is_visual),
-        "text_scale": feature_scale(x, used & ~is_visual),
+        "image_scale": feature_scale(sizes[..., None], used & is_visual),
+        "text_scale": feature_scale(sizes[..., None], used & ~is_visual),
         "tokens": used.sum(),
+        "text_tokens": (used & ~is_visual).sum(),
         "images": (begins_image & used).sum(),
         "patches": (batch.patch_blocks > 0).sum(),
+        "samples": batch.segment_ids.max(axis=1).sum(),
         "source_loss": (scores.cross_entropy[..., None] * one_hot).sum(axis=(0, 1)) / jnp.maximum(weight, 1e-8),
         "source_weight": weight,
     }

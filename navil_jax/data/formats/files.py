@@ -12,12 +12,9 @@ from typing import BinaryIO
 import fsspec
 
 from navil_jax.errors import UserError
+from navil_jax.paths import is_remote
 
 CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
-
-
-def is_remote(path: str) -> bool:
-    return "://" in path
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""What `navil_jax.plan` does: TPU topologies, ahead-of-time compilation, reading compiled programs, the time model."""

@@ -1,0 +1,97 @@
+"""Files of a run in a local folder and on a bucket, and what is said of addresses that will not do."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from bucket_server import serve
+
+from navil_jax import convert, paths
+from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.errors import UserError
+from navil_jax.paths import RunFiles, absolute, local_path, path_of
+
+TOKENIZER = Path(__file__).parent / "golden" / "prompts" / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    pytest.importorskip("gcsfs")
+    with serve() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+def test_local_files_are_written_in_place(tmp_path):
+    with RunFiles(tmp_path / "run") as files:
+        (files.local / "metrics.jsonl").write_text("1\n")
+        assert (tmp_path / "run" / "metrics.jsonl").read_text() == "1\n"
+        files.upload()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_bucket_gets_what_changed(bucket):
+    bucket.put("bucket/run/metrics.jsonl", b"1\n")
+    bucket.put("bucket/run/checkpoints/3/params", b"large")
+    with RunFiles("gs://bucket/run") as files:
+        assert [path.name for path in files.local.iterdir()] == ["metrics.jsonl"]
+        with (files.local / "metrics.jsonl").open("a") as file:
+            file.write("2\n")
+        assert bucket.objects["bucket/run/metrics.jsonl"] == b"1\n"
+        (files.local / "tensorboard").mkdir()
+        (files.local / "tensorboard" / "events").write_bytes(b"e")
+        files.upload()
+        assert bucket.objects["bucket/run/metrics.jsonl"] == b"1\n2\n"
+        assert bucket.objects["bucket/run/tensorboard/events"] == b"e"
+        written = dict(bucket.generations)
+        files.upload()
+        assert bucket.generations == written
+    assert not files.local.exists()
+
+
+def test_what_an_error_leaves_is_uploaded(bucket):
+    with pytest.raises(RuntimeError), RunFiles("gs://bucket/failed") as files:
+        (files.local / "quarantine.jsonl").write_text("{}\n")
+        raise RuntimeError
+    assert bucket.objects["bucket/failed/quarantine.jsonl"] == b"{}\n"
+
+
+def test_a_tokenizer_on_a_bucket(bucket):
+    tokenizer = Tokenizer.load(TOKENIZER)
+    tokenizer.save("gs://bucket/words")
+    assert Tokenizer.load("gs://bucket/words").files() == tokenizer.files()
+    with pytest.raises(UserError, match="gs://bucket/none: no such folder with a tokenizer"):
+        Tokenizer.load("gs://bucket/none")
+
+
+def test_what_another_host_writes_is_seen(bucket):
+    folder = path_of("gs://bucket/shared")
+    assert not folder.exists()
+    for name in ("first", "second"):
+        bucket.put(f"bucket/shared/{name}", b"x")
+        assert (folder / name).exists()
+        assert folder.is_dir()
+        assert name in [path.name for path in folder.iterdir()]
+
+
+def test_absolute_paths(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert str(absolute(path_of("runs/x"))) == f"{tmp_path}/runs/x"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    assert str(absolute(path_of("gs://bucket/x"))) == "gs://bucket/x"
+
+
+def test_addresses_that_will_not_do(monkeypatch):
+    with pytest.raises(UserError, match=r"^memory://run: runs are kept in local folders or at gs://$"):
+        path_of("memory://run")
+    monkeypatch.setattr(paths.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"^gs://b/run: needs a package that is not installed: pip install gcsfs$"):
+        path_of("gs://b/run")
+    with pytest.raises(UserError, match=r"^gs://b/x: only local folders will do here; copy with: gcloud storage cp"):
+        local_path("gs://b/x")
+
+
+def test_converting_takes_local_folders(capsys):
+    assert convert.main(["import", "gs://bucket/NaViL-2B", "runs/x"]) == 2
+    assert "error: gs://bucket/NaViL-2B: only local folders will do here" in capsys.readouterr().err

@@ -1,0 +1,133 @@
+"""The time model: collectives over rings and lines, overlap, kernels, and what blocks attention executes."""
+
+import dataclasses
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from navil_jax.flops import Counts
+from navil_jax.model.attention import needed_blocks
+from navil_jax.planning.hlo import Collective, Kernel, Loop, Program
+from navil_jax.planning.statistics import BatchStatistics, executed_pairs
+from navil_jax.planning.timing import EMPTY_STEP_SECONDS, HOP_SECONDS, collective_seconds, model_time
+from navil_jax.planning.topology import Slice, parse_topology
+
+GB = 1e9
+
+
+def places(place: Slice) -> list[list[int]]:
+    """x, y, z, core, slice of every device, the last chip coordinate fastest."""
+    shape = (*place.shape, 1)[:3]
+    cores = place.generation.devices_per_chip
+    grid = [[*chip, core] for chip in np.ndindex(*shape) for core in range(cores)]
+    return [[*device, number] for number in range(place.slices) for device in grid]
+
+
+def seconds(place: Slice, kind: str, devices: tuple[int, ...], size: float = GB) -> float:
+    return collective_seconds(Collective(kind, size, devices, False, ""), place, places(place))
+
+
+def test_a_ring_passes_both_ways_and_a_line_one_way():
+    ring, line = parse_topology("v5p-128"), parse_topology("v5p-64")
+    row = tuple(range(4))  # along z
+    assert seconds(ring, "all-gather", row) == pytest.approx(0.75 * GB / 200e9 + 2 * HOP_SECONDS)
+    assert seconds(line, "all-gather", row) == pytest.approx(0.75 * GB / 100e9 + 3 * HOP_SECONDS)
+
+
+def test_axes_of_the_torus_add_up():
+    cube = parse_topology("v5p-128")
+    assert seconds(cube, "reduce-scatter", tuple(range(64))) == pytest.approx(63 / 64 * GB / 600e9 + 6 * HOP_SECONDS)
+
+
+def test_kinds():
+    cube, row = parse_topology("v5p-128"), tuple(range(4))
+    gather = seconds(cube, "all-gather", row)
+    assert seconds(cube, "all-reduce", row) == pytest.approx(2 * gather)
+    assert seconds(cube, "all-to-all", row) == pytest.approx(4 * GB / 4 / 200e9 + 2 * HOP_SECONDS)
+    assert seconds(cube, "collective-permute", (0, 1)) == pytest.approx(GB / 100e9 + HOP_SECONDS)
+    assert seconds(cube, "all-gather", (3,)) == seconds(cube, "all-gather", ()) == 0
+
+
+def test_between_slices_the_data_centre_network_counts():
+    two = parse_topology("2xv5e-256")
+    across = seconds(two, "all-reduce", (0, 256))
+    assert across == pytest.approx(2 * (GB / 2 / 3.125e9))
+    both = seconds(two, "all-reduce", tuple(range(512)))
+    inside, outside = 255 / 256 * GB / 200e9, GB / 256 / 2 / 3.125e9
+    assert both == pytest.approx(2 * (inside + outside + 16 * HOP_SECONDS))
+
+
+@hypothesis.given(size=st.floats(1, 1e12), more=st.floats(1, 8), kind=st.sampled_from(["all-gather", "all-reduce"]))
+def test_more_bytes_never_take_less(size: float, more: float, kind: str):
+    place = parse_topology("v6e-64")
+    assert seconds(place, kind, (0, 1, 2, 3), size) <= seconds(place, kind, (0, 1, 2, 3), size * more)
+
+
+def test_overlap_goes_as_far_as_the_loop_has_work():
+    place = parse_topology("v5p-128")
+    row = (0, 1, 2, 3)
+    apart, between = Collective("all-gather", GB, row, True, ""), Collective("all-gather", GB / 2, row, False, "")
+    loop = Loop("body", 10, {"decoder": 1.75e6}, (apart, between), ())  # a millisecond of work
+    timing = model_time(Program((loop,)), place, places(place), None, 0.5)
+    long, short = (collective_seconds(one, place, places(place)) for one in (apart, between))
+    assert timing.compute == {"decoder": pytest.approx(0.01)}
+    assert timing.exposed == pytest.approx(10 * (short + long - 0.001))
+    assert timing.step == pytest.approx(0.01 + timing.exposed)
+    assert timing.slowest == pytest.approx(0.01 + 10 * (long + short))
+    assert timing.collective_counts == {"all-gather": 20}
+    assert timing.collective_bytes == {"all-gather": pytest.approx(15 * GB)}
+    busy = dataclasses.replace(loop, cycles={"decoder": 1.75e9})
+    assert model_time(Program((busy,)), place, places(place), None, 0.5).exposed == pytest.approx(10 * short)
+
+
+def statistics(tokens: list[tuple[int, ...]], patches: list[tuple[int, ...]], slots: int) -> BatchStatistics:
+    counts = Counts(0, 1024**2 + 512**2, 0, 0, 0, 1024**2 / 2 + 512**2 / 2, 0)
+    return BatchStatistics(counts, 1, 1, {}, None, slots, slots, tuple(tokens), tuple(patches), "")
+
+
+SETTINGS = json.dumps({f"block_{axis}{pass_}": 512 for axis in ("q", "kv") for pass_ in ("", "_dq", "_dkv")})
+
+
+@pytest.mark.parametrize(("name", "products"), [("splash_mha_fwd", 2), ("splash_mha_dq", 3), ("splash_mha_dkv", 4)])
+@pytest.mark.parametrize("tower", ["decoder", "vision"])
+def test_kernels_by_hand(name: str, products: int, tower: str):
+    """Rows of 2,048 places in blocks of 512, two of them on a device; a segment of 1,024 and one of 512 places."""
+    place = parse_topology("v5p-8")
+    kernel = Kernel(
+        name,
+        ("s32[1,8,4]", "s32[1,8,4]", "bf16[16,4096,128]", "bf16[8,4096,128]", "s32[4096,128]"),
+        SETTINGS,
+        f"{tower} _splash",
+    )
+    found = model_time(
+        Program((Loop("body", 3, {}, (), (kernel,)),)),
+        place,
+        places(place),
+        statistics([(1024, 512)], [(1024, 512)], 2048),
+        0.5,
+    )
+    blocks = 2 * (5 if tower == "decoder" else 6)  # 3 or 4, 1, and the empty one with itself, in both rows
+    flops = 2 * products * blocks * 512**2 * 16 * 128
+    assert found.kernel_flops == {tower: pytest.approx(3 * flops)}
+    assert found.kernel_pairs == {
+        tower: pytest.approx(blocks * 512**2 / 2 / (1.25 * 2**20 / (1 if tower == "vision" else 2)))
+    }
+    empty = (8 * 4 - blocks) * 16 * EMPTY_STEP_SECONDS
+    assert found.kernels == {tower: pytest.approx(3 * (flops / (0.5 * 459e12) + empty))}
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+    lengths=st.lists(st.integers(1, 40), min_size=0, max_size=6),
+    causal=st.booleans(),
+    block=st.sampled_from([4, 8, 32]),
+)
+def test_executed_blocks_are_those_of_the_kernel(lengths: list[int], causal: bool, block: int):
+    slots = -(-(sum(lengths) + 5) // block) * block
+    ids = np.zeros((1, slots), np.int32)
+    ids[0, : sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    needed = np.asarray(needed_blocks(ids, block, causal))
+    assert executed_pairs([lengths], slots, block, block, causal) == needed.sum() * block**2

@@ -1,0 +1,92 @@
+"""What the recorder logs of a run, and what it does with steps that went wrong."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tiny import tiny_model
+
+from navil_jax.config import Config, DataConfig, SourceConfig
+from navil_jax.data.pipeline import batch_spec
+from navil_jax.errors import UserError
+from navil_jax.model import params as model_params
+from navil_jax.training.metrics import MetricsLog, read_log
+from navil_jax.training.recorder import Recorder
+
+CONFIG = Config(
+    steps=4,
+    model=tiny_model(),
+    data=DataConfig(sources=(SourceConfig("a"),), rows=2, visual_slots=12, text_slots=20, patch_slots=40),
+    log_every=1,
+)
+BATCH = batch_spec(CONFIG).fake(CONFIG.model)
+METRICS = {"tokens": 50, "text_tokens": 30, "images": 2, "patches": 16, "samples": 6, "learning_rate": 0.1}
+METRICS |= {"gradient_norm": 1.0, "spike": 0, "skipped": 0, "loss_mean": 2.0, "loss_variance": 0.01}
+
+
+def step(loss=2.0, number=1, **changed):
+    """What a step returns."""
+    values = METRICS | {"loss": loss, "samples_seen": number * METRICS["samples"]} | changed
+    arrays = {name: np.float32(value) for name, value in values.items()}
+    return arrays | {"source_loss": np.float32([loss]), "source_weight": np.float32([1.0])}
+
+
+def recorder(folder, before=None, **optimizer):
+    config = dataclasses.replace(
+        CONFIG, workdir=str(folder), optimizer=dataclasses.replace(CONFIG.optimizer, **optimizer)
+    )
+    trained = model_params.flatten(model_params.shapes(CONFIG.model))
+    return Recorder(config, MetricsLog(folder), trained, before or {})
+
+
+def test_sums_since_the_start_of_the_run_and_useful_work(tmp_path, capsys):
+    watched = recorder(tmp_path, before={"tokens_seen": 100, "text_tokens_seen": 7})
+    for number in (1, 2):
+        watched.add(number, step(number=number), BATCH, 0.0, {})
+    watched.flush()
+    lines = read_log(tmp_path / "metrics.jsonl")
+    assert [(line["tokens_seen"], line["text_tokens_seen"]) for line in lines] == [(150, 37), (200, 67)]
+    assert watched.last == {name: value for name, value in lines[-1].items() if name != "step"}
+    assert read_log(tmp_path / "timings.jsonl")[-1]["flops_per_second"] > 0
+    assert "TFLOP/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_run_counted_in_samples_ends_in_the_step_that_reaches_them(tmp_path, log_every):
+    watched = recorder(tmp_path)
+    watched._config = dataclasses.replace(watched._config, steps=100, batch_samples=3, log_every=log_every)
+    number = 0
+    while not watched.ended(number):
+        number += 1
+        watched.add(number, step(number=number), BATCH, 0.0, {})
+    assert number == 50
+    assert watched.samples_seen == 300
+
+
+def test_a_spike_is_noted_with_its_samples(tmp_path, capsys):
+    watched = recorder(tmp_path)
+    watched.add(1, step(9.0, spike=1), BATCH, 0.0, {})
+    said = capsys.readouterr().out
+    assert "step 1: loss 9.0000 is a spike (the last ones: 2.0000 +- 0.1000); samples of its batch: a/" in said
+    samples = json.loads((tmp_path / "spike_step_1_process_0.json").read_text())["samples"]
+    assert len(samples) == len(np.unique(BATCH.sample_ids[BATCH.segment_ids > 0]))
+
+
+def test_a_spike_stops_the_run_where_it_shall(tmp_path):
+    watched = recorder(tmp_path, spikes="stop")
+    with pytest.raises(UserError, match=r"step 1: loss 9.0000 is a spike .* config\.optimizer\.spikes=skip"):
+        watched.add(1, step(9.0, spike=1), BATCH, 0.0, {})
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, capsys):
+    watched = recorder(tmp_path, not_finite="skip", max_skipped=2)
+    bad = {"loss": np.nan, "skipped": 1}
+    for number, values in enumerate((bad, bad, {}, bad, bad), start=1):
+        watched.add(number, step(number=number, **values), BATCH, 0.0, {})
+    watched.flush()
+    assert "step 5: loss is nan; samples of its batch: a/" in capsys.readouterr().out
+    assert [line["step"] for line in read_log(tmp_path / "metrics.jsonl") if "loss" in line] == [3]
+    watched.add(6, step(number=6, **bad), BATCH, 0.0, {})
+    with pytest.raises(UserError, match=r"step 6: loss is nan; .* 3 steps in a row were skipped"):
+        watched.flush()
