@@ -19,7 +19,7 @@ from navil_jax.config import (
 def get_config() -> Config:
     return Config(
         workdir="runs/demo",
-        steps=3200,
+        steps=2750,
         model=ModelConfig(
             vision=VisionConfig(depth=3, width=128, mlp_dim=256, num_heads=4, layer_scale_init=1.0),
             decoder=DecoderConfig(
