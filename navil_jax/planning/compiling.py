@@ -28,7 +28,7 @@ from navil_jax.errors import UserError
 from navil_jax.planning.hlo import Collective, Kernel, Loop, Program
 from navil_jax.planning.topology import Slice
 
-LIBTPU = "libtpu>=0.0.42,<0.1"  # what `pip install` must get
+LIBTPU = "jax[tpu]>=0.10.2,<0.13"  # what `pip install` must get: the compiler that fits the JAX there
 PACKAGE = Path(__file__).parents[1]
 _SOURCES = (
     "model",
