@@ -15,6 +15,8 @@ from navil_jax.errors import UserError
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SHUTDOWN_SECONDS = 30  # a process that fails alone waits so long for the others, then all end
 
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
 # Logical axis of a parameter or activation -> the mesh axes that split it (none: kept whole).
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
@@ -87,11 +89,14 @@ def use_rules(overrides: Sequence[AxisRule]) -> None:
     """Puts a config's rows over RULES, for all of this process from now on.
 
     Raises:
-      UserError: a logical axis that the table lacks.
+      UserError: a logical axis that the table lacks, or a mesh axis that there is not.
     """
     for rule in overrides:
         if rule.axis not in RULES:
             raise UserError(f"config.mesh.rules: no logical axis {rule.axis}; there are {', '.join(RULES)}")
+        for axis in rule.mesh_axes:
+            if axis not in MESH_AXES:
+                raise UserError(f"config.mesh.rules: no mesh axis {axis}; there are {', '.join(MESH_AXES)}")
     _rules.update(RULES | {rule.axis: rule.mesh_axes for rule in overrides})
 
 
@@ -104,7 +109,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       UserError: the axis sizes do not multiply to the number of devices, or data does not divide by the slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor, "context": config.context}
+    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):

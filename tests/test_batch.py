@@ -97,6 +97,13 @@ def test_validation_names_a_wrong_dtype():
         validate(dataclasses.replace(batch, patches=batch.patches.astype(np.float32)), tiny_model())
 
 
+def test_a_scale_larger_than_said_is_refused():
+    """Attention would leave out blocks of it."""
+    batch = SPEC.fake(tiny_model())
+    with pytest.raises(ValueError, match=r"patch_blocks, row 0: a scale of .* patches, block_patches allows 3"):
+        validate(dataclasses.replace(batch, block_patches=3), tiny_model())
+
+
 def test_too_much_for_a_row_is_refused():
     sample = {key: np.asarray(value) for key, value in zip(SPEC.budgets, [np.zeros(99)] * 11, strict=True)}
     sample |= {"patches": np.zeros((0, 768)), "patch_coords": np.zeros((0, 2)), "patch_blocks": np.zeros(0)}

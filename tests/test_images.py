@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from navil_jax.config import ImageConfig, VisionConfig
-from navil_jax.data.images import image_patches, load_image, plan_scales, smart_resize, window_order
+from navil_jax.data.images import image_patches, largest_scale, load_image, plan_scales, smart_resize, window_order
 from navil_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -186,6 +186,17 @@ def test_order_of_patches_example() -> None:
     assert [f"{row}{col}" for row, col in result.coords] == ["00", "01", "10", "11", "02", "03", "12", "13"]
     assert result.patches.dtype == np.uint8
     assert {result.coords.dtype, result.blocks.dtype} == {np.dtype("int32")}
+
+
+@given(
+    short=st.integers(1, 600),
+    ratio=st.floats(1, 200),
+    patches=st.tuples(st.integers(4, 4096), st.integers(4, 4096)).map(sorted),
+)
+def test_no_scale_is_larger_than_the_largest(short: int, ratio: float, patches: list[int]) -> None:
+    images = ImageConfig(min_patches=patches[0], max_patches=patches[1])
+    scales = plan_scales(short, int(short * ratio), images, VisionConfig())
+    assert max(scale.rows * scale.cols for scale in scales) <= largest_scale(images, VisionConfig())
 
 
 def test_one_scale() -> None:

@@ -108,11 +108,11 @@ def plan_scales(height: int, width: int, images: ImageConfig, vision: VisionConf
 
 
 def largest_scale(images: ImageConfig, vision: VisionConfig) -> int:
-    """The most patches that one scale can have: padding to whole units adds most to a picture that is long and thin."""
+    """No scale of any picture has more patches: rounding up to whole units adds most to one that is long and thin."""
     unit, pixels = vision.patch_size * vision.merge_size, images.max_patches * vision.patch_size**2
     short = math.sqrt(pixels / MAX_ASPECT_RATIO)
-    sides = max(short, unit), max(short * MAX_ASPECT_RATIO, unit)
-    return math.prod(math.ceil(side / unit) * vision.merge_size for side in sides)
+    units = math.prod((side + unit + 1) / unit for side in (short, short * MAX_ASPECT_RATIO))
+    return math.floor(units) * vision.unit_patches
 
 
 def load_image(source: str | Path | bytes | Image.Image, name: str = "") -> Image.Image:

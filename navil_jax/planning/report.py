@@ -162,7 +162,7 @@ def _advice(plan: Plan) -> str:
         lines.append(
             "  not even one row fits: split rows (--mesh fsdp=-1,context=2) or weights (--mesh fsdp=-1,tensor=2)"
         )
-    if config.model.remat == "none":
+    if config.model.remat in ("none", "attention", "dots"):
         lines.append("  recompute in the backward pass: --config.model.remat=full")
     if state > plan.place.generation.hbm / 2:
         lines.append("  parameters and optimizer take most: more chips, or more of them on the axis fsdp")

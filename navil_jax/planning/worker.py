@@ -96,7 +96,7 @@ def _devices(place: Slice) -> list[Any]:
         topology = topologies.get_topology_desc(platform="tpu", **place.libtpu_options)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise UserError(
-            f"--topology: the TPU compiler knows no {place.name}: {' '.join(str(error).split())}"
+            f"--topology: the TPU compiler cannot set up {place.name}: {' '.join(str(error).split())}"
         ) from error
     return list(topology.devices)
 
