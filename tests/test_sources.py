@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from navil_jax.data import easy_vqa, scenes
+from navil_jax.data import easy_vqa, pages, scenes
 from navil_jax.data.baselines import commonest_answer, question_only
 from navil_jax.data.easy_vqa import EasyVqa, EasyVqaCaptions, question_kind
 from navil_jax.data.scenes import Scene, Scenes, plan, render
@@ -301,6 +301,30 @@ def test_easy_vqa_turns_order_and_kind():
     assert mixed.kind == ""
     with pytest.raises(IndexError):
         source[len(source)]
+
+
+def test_a_page_shows_its_text_letter_by_letter():
+    width, height = pages.CELL
+    looks: dict[str, set[bytes]] = {}
+    for text in pages.page_texts("train")[:200]:
+        picture = np.asarray(pages.render(text).convert("L"))
+        lines = text.split("\n")
+        assert picture.shape[0] == pages.LINES * height and picture.shape[1] % (2 * width) == 0
+        for row, line in enumerate(lines):
+            cells = picture[row * height : (row + 1) * height].reshape(height, -1, width)
+            for column in range(cells.shape[1]):
+                letter = line[column] if column < len(line) else " "
+                looks.setdefault(letter, set()).add(cells[:, column].tobytes())
+    assert all(len(seen) == 1 for seen in looks.values())
+    assert len({look for seen in looks.values() for look in seen}) == len(looks) > 40
+
+
+def test_held_out_pages_are_of_other_texts():
+    train, test = pages.page_texts("train"), pages.page_texts("test")
+    assert len(train) > 10_000 and len(test) == pages.HELD_OUT_PAGES
+    assert not set(train) & set(test)
+    sample = open_source("pages", "test")[7]
+    assert sample.turns == ((pages.PROMPT, test[7].replace("\n", " ")),)
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from navil_jax.data.documentation import PIECE, pieces
+from navil_jax.data.pages import is_for_pages
 from navil_jax.errors import UserError
 from navil_jax.scaling.grid import Run, check_study, encoder_config, grid, load_study, run_config, union
 from navil_jax.scaling.results import read_results
 from navil_jax.scaling.running import llm_parameters, parse_shard
-from navil_jax.scaling.text import PIECE, write_corpus
+from navil_jax.scaling.text import write_corpus
 from navil_jax.study import main
 from navil_jax.training.metrics import read_log
 
@@ -163,7 +165,9 @@ def test_the_text_is_real_and_its_parts_are_apart(tmp_path):
         [json.loads(line)["text"] for line in (tmp_path / name).read_text().splitlines()]
         for name in ("train.jsonl", "held_out.jsonl")
     ]
-    assert len(parts[0]) > 15 * len(parts[1]) > 0
+    assert len(parts[0]) > 7 * len(parts[1]) > 0
     assert not set(parts[0]) & set(parts[1])
+    shown = {piece for number, piece in enumerate(pieces(60_000)) if is_for_pages(number)}
+    assert shown and not shown & (set(parts[0]) | set(parts[1]))
     assert max(map(len, parts[0])) <= 2 * PIECE + 1
     assert "assert" in " ".join(parts[0])

@@ -1,8 +1,8 @@
 """The five findings at a size for two CPU cores: 90 minutes with --jobs 2.
 
-Language models of three sizes learn Python's own documentation. Then they learn to describe pictures: easy-VQA's, and
-generated scenes of shapes, words and numbers. All weights are trained; the learning rate stays constant, so that every
-evaluation of a run is a run of that many samples.
+Language models of three sizes learn Python's own documentation. Then they learn to describe generated scenes of shapes,
+words and numbers, and to read pages of documentation that they have not seen. All weights are trained; the learning
+rate stays constant, so that every evaluation of a run is a run of that many samples.
 
   (1) initialised against scratch      (2) no experts, FFN experts, attention + FFN experts
   (3) depth x width at about 150,000 encoder parameters
@@ -43,7 +43,7 @@ def decoder(depth: int, width: int) -> DecoderConfig:
 
 def base() -> Config:
     return Config(
-        steps=448,
+        steps=400,
         model=ModelConfig(
             vision=VisionConfig(depth=3, width=64, mlp_dim=256, num_heads=4, layer_scale_init=1.0),
             special_token_ids=(),
@@ -52,19 +52,19 @@ def base() -> Config:
         ),
         images=ImageConfig(min_patches=16, max_patches=1024, multiscale=False),
         data=DataConfig(
-            sources=(SourceConfig("easy_vqa_captions"), SourceConfig("scenes_captions")),
+            sources=(SourceConfig("scenes_captions"), SourceConfig("pages")),
             rows=4,
-            visual_slots=47,
-            text_slots=160,
-            patch_slots=156,
+            visual_slots=64,
+            text_slots=208,
+            patch_slots=240,
             packing_bins=64,
             tokenizer_size=512,
             loss_weight="token",
         ),
         optimizer=OptimizerConfig(algorithm="muon", peak_learning_rate=1e-3, warmup_steps=32),
         log_every=32,
-        eval_every=112,
-        checkpoint_every=112,
+        eval_every=40,
+        checkpoint_every=200,
         keep_checkpoints=1,
         eval_baseline_samples=100,
     )
@@ -73,12 +73,12 @@ def base() -> Config:
 def language() -> Config:
     settings = base()
     return Config(
-        steps=400,
+        steps=320,
         model=settings.model,
         data=DataConfig(rows=8, visual_slots=2, text_slots=512, patch_slots=4, packing_bins=32, loss_weight="token"),
         optimizer=settings.optimizer,
         log_every=50,
-        checkpoint_every=200,
+        checkpoint_every=160,
         keep_checkpoints=1,
         eval_baseline_samples=100,
     )
@@ -95,4 +95,4 @@ def all_runs() -> tuple[Run, ...]:
 
 def get_study() -> Study:
     llms = {name: decoder(*shape) for name, shape in LLMS.items()}
-    return Study("small", base(), llms, all_runs(), language())
+    return Study("small", base(), llms, all_runs(), language(), text_bytes=2_000_000)

@@ -91,12 +91,19 @@ def _scenes(split: Split) -> Source:
 def _scenes_captions(split: Split) -> Source:
     from navil_jax.data.scenes import Scenes
 
-    return Scenes(split, questions=0)
+    return Scenes(split, length=None if split == "train" else 400, questions=0)
+
+
+def _pages(split: Split) -> Source:
+    from navil_jax.data.pages import Pages
+
+    return Pages(split)
 
 
 SOURCES: dict[str, Callable[[Split], Source]] = {
     "easy_vqa": _easy_vqa,
     "easy_vqa_captions": _easy_vqa_captions,
+    "pages": _pages,
     "scenes": _scenes,
     "scenes_captions": _scenes_captions,
 }
