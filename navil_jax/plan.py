@@ -12,7 +12,7 @@ import jax
 from navil_jax.config import Config, MeshConfig, validate
 from navil_jax.config_flags import parse
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.planning import report
+from navil_jax.planning import report, shardings
 from navil_jax.planning.planner import Plan, as_json, make_plan, plan_inference
 from navil_jax.planning.statistics import MIXTURES, simulate
 from navil_jax.planning.topology import Slice, parse_topology
@@ -26,6 +26,9 @@ does NaViL-2B's first stage fit 64 v5p chips, and how long does it take:
 the largest batch that fits, and only whether it fits (five times faster):
   python -m navil_jax.plan --config configs/navil_2b_s1_1.py --topology v6e-64 --batch 0
   python -m navil_jax.plan --config configs/navil_2b_s1_1.py --topology v6e-64 --effort fast
+
+how every parameter lies on the slice:
+  python -m navil_jax.plan --config configs/navil_9b_s2.py --topology v5p-128 --mesh fsdp=32,tensor=2 --shardings
 
 several slices and meshes, as a table and a picture:
   python -m navil_jax.plan --config configs/navil_9b_s2.py --sweep v5p-128,v6e-256,v5e-256 --mesh fsdp=-1 \\
@@ -43,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--topology: which slice? For example v5p-128, v5e-256, v6e-64 or 2xv5e-256")
     places = [parse_topology(name, options.slices) for name in names]
     meshes = [parse_mesh(text, config.mesh) for text in options.mesh] or [config.mesh]
+    if options.shardings:
+        for place in places:
+            for mesh in meshes:
+                print(shardings.text(dataclasses.replace(config, mesh=mesh), place))
+        return 0
     plans, lines = [], []
     for place in places:
         for mesh in meshes:
@@ -119,6 +127,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the peak, that attention kernels are taken to reach",
     )
+    add("--shardings", action="store_true", help="prints how every parameter lies on the slice, and compiles nothing")
     add("--inference", action="store_true", help="also compiles prefill and decoding (navil_jax/inference/engine.py)")
     add("--json", metavar="FILE", help="writes all figures")
     add("--png", metavar="FILE", help="draws where the time of each step goes")

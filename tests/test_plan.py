@@ -18,6 +18,7 @@ from navil_jax.data.pipeline import batch_spec
 from navil_jax.errors import UserError
 from navil_jax.flops import total
 from navil_jax.inference.engine import Engine
+from navil_jax.model import params as model_params
 from navil_jax.planning import compiling, planner, report
 from navil_jax.planning.compiling import Compiled
 from navil_jax.planning.hlo import Collective, Loop, Program
@@ -189,6 +190,22 @@ def test_a_sweep_makes_a_table_and_a_picture(linear: list[int], tmp_path: Path, 
     assert "does not fit" in lines[2]
     assert Path(files["plans.png"]).stat().st_size > 1000
     assert [plan["topology"] for plan in json.loads(Path(files["plans.json"]).read_text())] == ["v5e-8", "v5e-4"]
+
+
+def test_the_resolved_table_of_shardings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)  # it needs no compiler
+    arguments = ["--config", RECIPE, "--topology", "v5e-8", "--mesh", "fsdp=4,tensor=2", "--shardings"]
+    assert command.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = {words[1]: words[2:-1] for line in lines if len(words := [cell.strip() for cell in line.split("|")]) > 3}
+    assert cells["batch"] == ["data x fsdp"]
+    up = "decoder/layers/ffn/visual/up/kernel"
+    assert cells[up] == ["2 x 512 x 1,024", "fsdp 4, tensor 2", "2 x 128 x 512", "0.50", "yes"]
+    names = {name for name in cells if "/" in name}
+    assert names == set(model_params.flatten(model_params.shapes(get_config().model)))
+    assert lines[-1].startswith("Each device holds: trained 0.0")
+    assert command.main([*arguments[:5], "tensor=16", "--shardings"]) == 2
+    assert "does not make the 8 devices" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

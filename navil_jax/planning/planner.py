@@ -12,7 +12,7 @@ from navil_jax.planning.compiling import Compiled, Effort, Task, compile_for
 from navil_jax.planning.statistics import BatchStatistics
 from navil_jax.planning.timing import Timing, model_time
 from navil_jax.planning.topology import Slice
-from navil_jax.sharding import RULES
+from navil_jax.sharding import MESH_AXES, RULES
 from navil_jax.training.optimizer import split_trainable
 
 MOST_ROWS = 64  # per group of devices that share a row's weights; the search for the largest batch goes no further
@@ -145,13 +145,13 @@ def plan_inference(
     return found
 
 
-def batch_shards(mesh: MeshConfig, place: Slice) -> int:
-    """Groups of devices that each take rows of their own: data x fsdp.
+def mesh_sizes(mesh: MeshConfig, place: Slice) -> dict[str, int]:
+    """Devices along each mesh axis.
 
     Raises:
       UserError: the axes do not multiply to the devices, or data does not divide by the slices.
     """
-    sizes = {axis: getattr(mesh, axis) for axis in ("data", "fsdp", "tensor", "context")}
+    sizes = {axis: getattr(mesh, axis) for axis in MESH_AXES}
     known = math.prod(size for size in sizes.values() if size != -1)
     rest = place.devices // known
     if place.devices % known or (-1 not in sizes.values() and known != place.devices):
@@ -162,6 +162,12 @@ def batch_shards(mesh: MeshConfig, place: Slice) -> int:
         raise UserError(
             f"--mesh: data={sizes['data']} does not divide by {place.slices} slices; take data={place.slices}"
         )
+    return sizes
+
+
+def batch_shards(mesh: MeshConfig, place: Slice) -> int:
+    """Groups of devices that each take rows of their own: data x fsdp. Errors as in `mesh_sizes`."""
+    sizes = mesh_sizes(mesh, place)
     return math.prod(sizes[axis] for axis in RULES["batch"])
 
 
