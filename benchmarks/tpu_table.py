@@ -18,7 +18,7 @@ from typing import Any
 from navil_jax.config_flags import load_config
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.plan import parse_mesh
-from navil_jax.planning.planner import as_json, make_plan
+from navil_jax.planning.planner import as_json, batch_shards, make_plan
 from navil_jax.planning.report import table
 from navil_jax.planning.statistics import simulate
 from navil_jax.planning.topology import GIB, parse_topology
@@ -39,19 +39,20 @@ class Case:
     recipe: str
     topology: str
     mesh: str = "fsdp=-1"
-    rows_per_group: int = 1
+    remat: str = "attention"
 
     @property
     def name(self) -> str:
-        return f"{self.recipe}_{self.topology}_{self.mesh.replace('=', '').replace(',', '_')}_{self.rows_per_group}"
+        return f"{self.recipe}_{self.topology}_{self.mesh.replace('=', '').replace(',', '_')}_{self.remat}"
 
 
-# (model, slice) -> mesh and rows of each group of devices, where they are others than fsdp=-1 and 1. The encoder of the
-# 2B model is 1,472 = 64 x 23 wide, so that its parameters divide over at most 64 devices.
-OTHERS: dict[tuple[str, str], tuple[str, int]] = {
-    ("navil_2b", "v5e-256"): ("data=4,fsdp=64", 1),
-    ("navil_2b", "v6e-256"): ("data=4,fsdp=64", 1),
-    ("navil_2b", "tpu7x-128"): ("data=2,fsdp=64", 1),
+# (model, slice) -> mesh and remat, where they are others than fsdp=-1 and "attention". The encoder of the 2B model is
+# 1,472 = 64 x 23 wide, so that its parameters divide over at most 64 devices.
+OTHERS: dict[tuple[str, str], tuple[str, str]] = {
+    ("navil_2b", "v5e-256"): ("data=4,fsdp=64", "full"),
+    ("navil_2b", "v6e-256"): ("data=4,fsdp=64", "attention"),
+    ("navil_2b", "tpu7x-128"): ("data=2,fsdp=64", "attention"),
+    ("navil_9b", "v6e-256"): ("fsdp=-1", "full"),
 }
 
 
@@ -61,8 +62,7 @@ def cases() -> list[Case]:
     for model in ("navil_2b", "navil_9b"):
         for stage in STAGES:
             for topology in SLICES:
-                mesh, rows = OTHERS.get((model, topology), ("fsdp=-1", 1))
-                found.append(Case(f"{model}_{stage}", topology, mesh, rows))
+                found.append(Case(f"{model}_{stage}", topology, *OTHERS.get((model, topology), ())))
     return found
 
 
@@ -75,11 +75,11 @@ def measure(case: Case) -> dict[str, Any]:
     file = FOLDER / f"{case.name}.json"
     if not file.is_file():
         config = load_config(ROOT / "configs" / f"{case.recipe}.py")
-        config = dataclasses.replace(config, mesh=parse_mesh(case.mesh, config.mesh))
+        model = dataclasses.replace(config.model, remat=case.remat)
+        config = dataclasses.replace(config, mesh=parse_mesh(case.mesh, config.mesh), model=model)
         place = parse_topology(case.topology)
         mixture = "instructions" if case.recipe.endswith("s2") else "captions"
-        tensor, context = config.mesh.tensor, config.mesh.context
-        rows = case.rows_per_group * place.devices // (tensor * context)
+        rows = batch_shards(config.mesh, place)  # one for each group of devices
         figures = as_json(make_plan(config, place, simulate(config, mixture), rows, search=False))
         FOLDER.mkdir(exist_ok=True)
         file.write_text(json.dumps(figures, indent=2) + "\n")
@@ -92,7 +92,7 @@ def line(case: Case, figures: dict[str, Any]) -> dict[str, str]:
         "recipe": case.recipe.removeprefix("navil_").replace("_", " ", 1),
         "slice": case.topology,
         "mesh": case.mesh.replace("fsdp=-1", "fsdp").replace(",", ", "),
-        "rows": str(case.rows_per_group),
+        "remat": case.remat,
     }
     rest = ("HBM GiB", "step s", "kernels s", "exposed s", "MFU", "tokens/s/chip", "days", "compile s")
     if figures["hbm_bytes"] is None:
@@ -118,14 +118,13 @@ def kept(case: Case) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def write(text: str) -> None:
-    """Puts the table between its two marks in the page."""
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise UserError(f"{PAGE}: the lines {BEGIN} and {END} are missing")
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+def write(text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Puts a table between two marks of the page."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise UserError(f"{PAGE}: the lines {begin} and {end} are missing")
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 @report_user_errors
