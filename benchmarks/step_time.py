@@ -26,6 +26,7 @@ from navil_jax.data.run_tokenizer import complete, new_tokenizer
 from navil_jax.data.sources import expand_sources, open_source
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
+from navil_jax.host_memory import keep_freed_memory
 from navil_jax.inference.assistant import Assistant
 from navil_jax.inference.engine import Engine
 from navil_jax.inference.sampling import Sampler
@@ -137,6 +138,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 @report_user_errors
 def main(argv: list[str] | None = None) -> int:
+    keep_freed_memory()
     config, options = parse(sys.argv[1:] if argv is None else argv, __doc__, _add_options)
     if options.steps < 1 or options.new_tokens < 2:
         raise UserError("--steps must be at least 1 and --new-tokens at least 2")

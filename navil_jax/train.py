@@ -37,6 +37,7 @@ from navil_jax.data.sources import expand_sources, open_source
 from navil_jax.data.stall import StallWatch
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
+from navil_jax.host_memory import keep_freed_memory
 from navil_jax.model.params import Params, flatten
 from navil_jax.paths import RunFiles, path_of
 from navil_jax.sharding import make_mesh, mesh_axes, named, start_hosts, use_rules
@@ -62,6 +63,7 @@ SHOWN_ANSWERS = 16
 
 @report_user_errors
 def main(argv: list[str] | None = None) -> int:
+    keep_freed_memory()
     start_hosts()
     config, _ = parse(sys.argv[1:] if argv is None else argv, __doc__)
     return run(config)

@@ -10,12 +10,14 @@ from pathlib import Path
 from navil_jax.config_flags import from_json
 from navil_jax.conversion.initialising import initialise_from
 from navil_jax.errors import report_user_errors
+from navil_jax.host_memory import keep_freed_memory
 from navil_jax.sharding import start_hosts
 from navil_jax.train import run
 
 
 @report_user_errors
 def main(path: str) -> int:
+    keep_freed_memory()
     start_hosts()
     job = json.loads(Path(path).read_text())
     config = from_json(job["config"])
