@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         pictures = [load_image(file) for file in options.image]
         assistant = load(options.checkpoint, make_mesh(MeshConfig()))
+        if assistant.averaged:
+            print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
         conversation = Conversation(assistant, sampler, options.max_new_tokens)
         for picture in pictures:
             conversation.add_picture(picture)

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--shard-bytes", type=int, default=SHARD_BYTES, metavar="N", help="most bytes per file (default: %(default)s)"
     )
-    command.add_argument("--ema", action="store_true", help="running averages of the trained parameters in their place")
+    command.add_argument("--ema", action=argparse.BooleanOptionalAction, help=verify.EMA)
     command.set_defaults(run=_export)
 
     for name, module, text in (
@@ -121,8 +121,10 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    export_checkpoint(options.source, options.target, options.dtype, options.shard_bytes, options.ema)
-    print(f"{options.target}: written; check it with: verify {options.source} {options.target}")
+    averaged = export_checkpoint(options.source, options.target, options.dtype, options.shard_bytes, options.ema)
+    said = "written, with the running averages of the parameters" if averaged else "written"
+    asked = "" if options.ema is None else f" --{'' if options.ema else 'no-'}ema"
+    print(f"{options.target}: {said}; check it with: verify {options.source} {options.target}{asked}")
     return 0
 
 

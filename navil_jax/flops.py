@@ -2,8 +2,8 @@
 
 Useful is what the mathematics of the model needs for the real tokens, patches and targets: matrix products alone, two
 FLOPs per multiplication. Padding, masked pairs of attention, recomputation (remat) and a second weight set that serves
-nobody are no part of it; nor are the thin products of low-rank updates (LoRA). The backward pass knows what trains: a
-frozen weight has no gradient of its own, and what lies wholly below every trained parameter has no backward pass.
+nobody are no part of it. The products of low-rank updates (LoRA) are. The backward pass knows what trains: a frozen
+weight has no gradient of its own, and what lies wholly below every trained parameter has no backward pass.
 
 Example, model FLOPs utilisation of a step that took `seconds` on this process's devices:
 
@@ -106,7 +106,8 @@ def useful_flops(config: ModelConfig, counts: Counts, trained: Collection[str]) 
       Every name of `PARTS` -> its FLOPs.
 
     Example, one decoder weight of n entries that serves t tokens: forward 2 n t; backward 2 n t if something below it
-    trains, and 2 n t more if it trains itself.
+    trains, and 2 n t more if it trains itself. Its update of rank r, from i inputs by a to o outputs by b: forward
+    2 t r (i + o); backward 2 t r o each for b and for what a gives, and 2 t r i each for a and for the layer's inputs.
     """
     return _Tally(config, counts, _Trained(trained)).parts()
 
@@ -130,8 +131,8 @@ class _Trained:
     def any(self, prefix: str) -> bool:
         return any(name.startswith(prefix + "/") for name in self._names)
 
-    def kernel(self, prefix: str) -> bool:
-        return f"{prefix}/kernel" in self._names
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
 
 
 class _Tally:
@@ -146,12 +147,19 @@ class _Tally:
         self._decoder(pictures)
         return {part: Flops(*sums) for part, sums in self._sums.items()}
 
-    def _product(self, part: str, name: str, tokens: float, size: float, below: bool) -> bool:
-        """A dense layer of `size` weights over `tokens`; gives whether something up to here trains."""
-        flops = 2 * tokens * size
-        self._sums[part][0] += flops
-        self._sums[part][1] += flops * (below + self._trained.kernel(name))
+    def _product(self, part: str, name: str, tokens: float, inputs: int, outputs: int, below: bool) -> bool:
+        """A dense layer with its update, over `tokens`; gives whether something up to here trains."""
+        self._add(part, 2 * tokens * inputs * outputs, below, f"{name}/kernel")
+        if self._config.lora_rank and part != "head":
+            thin = 2 * tokens * self._config.lora_rank
+            self._add(part, thin * inputs, below, f"{name}/lora_a")
+            self._add(part, thin * outputs, below or f"{name}/lora_a" in self._trained, f"{name}/lora_b")
         return below or self._trained.any(name)
+
+    def _add(self, part: str, flops: float, below: bool, weight: str) -> None:
+        """A product with a weight: its inputs have a gradient if something below trains, and it if it trains itself."""
+        self._sums[part][0] += flops
+        self._sums[part][1] += flops * (below + (weight in self._trained))
 
     def _attention(self, part: str, pairs: float, width: int, below: bool) -> None:
         flops = 4 * pairs * width  # scores, and weighted values
@@ -162,22 +170,22 @@ class _Tally:
         vision, counts, any_trained = self._config.vision, self._counts, self._trained.any
         windowed, width, patches = _windowed_layers(self._config), vision.width, counts.patches
         linear = "vision linear"
-        below = self._product(linear, "vision/patch_embed", patches, vision.patch_dim * width, False)
+        below = self._product(linear, "vision/patch_embed", patches, vision.patch_dim, width, False)
         for layer in range(vision.depth):
             at = "vision/layers/"
             below |= any_trained(at + "norm1")
-            below = self._product(linear, at + "qkv", patches, 3 * width**2, below)
+            below = self._product(linear, at + "qkv", patches, width, 3 * width, below)
             pairs = counts.window_pairs if layer in windowed else counts.patch_pairs
             self._attention("vision attention", pairs, width, below)
-            below = self._product(linear, at + "proj", patches, width**2, below)
+            below = self._product(linear, at + "proj", patches, width, width, below)
             below |= any_trained(at + "norm2")
-            below = self._product(linear, at + "fc1", patches, width * vision.mlp_dim, below)
-            below = self._product(linear, at + "fc2", patches, width * vision.mlp_dim, below)
+            below = self._product(linear, at + "fc1", patches, width, vision.mlp_dim, below)
+            below = self._product(linear, at + "fc2", patches, vision.mlp_dim, width, below)
             below |= any_trained("vision/layers")  # layer scales
         joined, out, units = vision.unit_patches * width, self._config.decoder.width, patches / vision.unit_patches
         below |= any_trained("connector/norm")
-        below = self._product("connector", "connector/fc1", units, joined * out, below)
-        return self._product("connector", "connector/fc2", units, out**2, below)
+        below = self._product("connector", "connector/fc1", units, joined, out, below)
+        return self._product("connector", "connector/fc2", units, out, out, below)
 
     def _decoder(self, pictures: bool) -> None:
         decoder, any_trained = self._config.decoder, self._trained.any
@@ -187,10 +195,9 @@ class _Tally:
             self._decoder_layer(below)
         final = below["text"] or any_trained("decoder/final_norm")
         name = "decoder/embed" if decoder.tie_embeddings else "decoder/head"
-        size = decoder.width * decoder.vocab_size
-        self._product("head", name, self._counts.targets, size, final)
+        self._product("head", name, self._counts.targets, decoder.width, decoder.vocab_size, final)
         if decoder.tie_embeddings and any_trained(name):  # its weight is called embedding, not kernel
-            self._sums["head"][1] += 2 * self._counts.targets * size
+            self._sums["head"][1] += 2 * self._counts.targets * decoder.width * decoder.vocab_size
 
     def _decoder_layer(self, below: dict[str, bool]) -> None:
         decoder, counts, linear, at = self._config.decoder, self._counts, "decoder linear", "decoder/layers/"
@@ -206,7 +213,7 @@ class _Tally:
             own = _weight_set(at + "qkv", stream, decoder.attention_experts)
             kv = decoder.num_kv_heads * decoder.head_dim
             for name, size in ((f"{own}/q", heads), (f"{own}/k", kv), (f"{own}/v", kv)):
-                below[stream] |= self._product(linear, name, tokens[stream], width * size, entered)
+                below[stream] |= self._product(linear, name, tokens[stream], width, size, entered)
             below[stream] |= self._trained.any(own)  # norms of heads
         mixed = any(below.values())
         self._attention("decoder attention", counts.token_pairs, heads, mixed)
@@ -215,15 +222,15 @@ class _Tally:
             serial = decoder.attention_experts and decoder.serial_visual_output
             first = "text" if serial else stream
             name = _weight_set(at + "out", first, decoder.attention_experts)
-            below[stream] |= self._product(linear, name, tokens[stream], heads * width, mixed)
+            below[stream] |= self._product(linear, name, tokens[stream], heads, width, mixed)
             if serial and stream == "visual":
-                below[stream] = self._product(linear, at + "out/visual", tokens[stream], width**2, below[stream])
+                below[stream] = self._product(linear, at + "out/visual", tokens[stream], width, width, below[stream])
         every("ffn_norm")
         for stream, entered in list(below.items()):
             own = _weight_set(at + "ffn", stream, decoder.ffn_experts)
-            size = width * decoder.mlp_dim
-            inner = [self._product(linear, f"{own}/{name}", tokens[stream], size, entered) for name in ("gate", "up")]
-            below[stream] = self._product(linear, f"{own}/down", tokens[stream], size, any(inner))
+            count, inner = tokens[stream], decoder.mlp_dim
+            inside = [self._product(linear, f"{own}/{name}", count, width, inner, entered) for name in ("gate", "up")]
+            below[stream] = self._product(linear, f"{own}/down", count, inner, width, any(inside))
 
 
 def _weight_set(module: str, stream: str, experts: bool) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_cases import FOLDER
@@ -23,6 +24,7 @@ from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.inference.assistant import Assistant, load, stream_text
 from navil_jax.inference.engine import Engine
 from navil_jax.inference.sampling import Sampler
+from navil_jax.model import lora
 from navil_jax.model import params as model_params
 from navil_jax.sharding import make_mesh
 from navil_jax.training.checkpoint import Checkpoints, Record
@@ -201,6 +203,29 @@ def test_a_checkpoint_comes_back_in_the_dtype_of_the_products(workdir: Path):
     prompt = loaded.prompt((), "What is it?", [])
     found, _ = loaded.engine.prefill([prompt], 1)
     np.testing.assert_array_equal(found[0], assistant().engine.prefill([prompt], 1)[0][0])
+
+
+@pytest.mark.slow
+def test_low_rank_updates_answer_as_their_merged_kernels_do(tmp_path: Path, picture: Path):
+    plain = dataclasses.replace(MODEL, compute_dtype="float32")
+    model = dataclasses.replace(plain, lora_rank=2)
+    rng = np.random.default_rng(0)
+    params = model_params.unflatten(
+        {
+            name: jnp.asarray(rng.normal(size=value.shape) * 0.2, value.dtype) if name.endswith(lora.B) else value
+            for name, value in model_params.flatten(model_params.initialise(model, seed=1)).items()
+        }
+    )
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(STEP, params, Record(dataclasses.replace(CONFIG, model=model), TOKENIZER.files(), {}))
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    adapted = load(tmp_path, one)
+    merged = Assistant(CONFIG, TOKENIZER, Engine(plain, lora.merged(params, model.lora_scale), one))
+    prompt = merged.prompt((), "What is it?", [merged.read_picture(picture)])
+    logits = [talk.engine.prefill([prompt], 8)[0] for talk in (adapted, merged)]
+    np.testing.assert_allclose(*logits, atol=2e-4, rtol=1e-4)
+    tokens = [talk.engine.generate([prompt], Sampler(), 8, talk.stop_id) for talk in (adapted, merged)]
+    assert tokens[0] == tokens[1]
 
 
 def test_typed_markers_are_plain_text(picture: Path):

@@ -69,6 +69,50 @@ def test_frozen_weights_have_no_gradient_of_their_own():
     assert parts["decoder linear"].backward == parts["decoder linear"].forward + visual
 
 
+def updates(config: ModelConfig) -> set[str]:
+    return {name for name in names(config) if name.endswith(("/lora_a", "/lora_b"))}
+
+
+def test_low_rank_updates_by_hand():
+    """Rank 3 beside every matrix but the head: what enters and leaves a matrix counts, and nothing trains a kernel."""
+    plain, config = tiny_model(), tiny_model(lora_rank=3)
+    base = useful_flops(plain, COUNTS, ())
+    adapted, trained = useful_flops(config, COUNTS, ()), useful_flops(config, COUNTS, updates(config))
+    first = (768, 16)
+    vision = [(16, 3 * 16), (16, 16), (16, 24), (24, 16)]
+    token = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]
+    thin = {
+        "vision linear": 100 * (sum(first) + 2 * sum(map(sum, vision))),
+        "connector": 25 * (64 + 32 + 32 + 32),
+        "decoder linear": 2 * (85 * sum(map(sum, token)) + 25 * (32 + 32)),
+    }
+    not_needed = {  # gradients of pixels, and of the frozen text embedding below the first q, k and v
+        "vision linear": 2 * 100 * 768 * (16 + 3),
+        "decoder linear": 2 * 60 * 32 * (32 + 16 + 16 + 3 * 3),
+    }
+    for name in PARTS:
+        added = 2 * 3 * thin.get(name, 0)
+        assert adapted[name].forward == trained[name].forward == base[name].forward + added
+        assert adapted[name].backward == 0
+        through = base[name].forward * (2 if "attention" in name else 1)  # of the frozen part
+        assert trained[name].backward == through + 2 * added - not_needed.get(name, 0)
+
+
+def test_the_first_update_that_trains_has_nothing_below():
+    """Of one matrix 32 -> 48: gradients of a (which needs that of x a) and of b, and none of x."""
+    config = tiny_model("qwen3", {"depth": 1}, lora_rank=3)
+    name = "decoder/layers/ffn/text/up"
+    both, a, b = (
+        useful_flops(config, COUNTS, {f"{name}/{factor}" for factor in factors})["decoder linear"]
+        for factors in (("lora_a", "lora_b"), ("lora_a",), ("lora_b",))
+    )
+    down = 2 * 60 * 48 * 32 + 2 * 60 * 3 * (48 + 32)  # the way back to what trains, through the frozen matrix after it
+    inputs, outputs = 2 * 60 * 3 * 32, 2 * 60 * 3 * 48
+    assert both.backward == down + inputs + 2 * outputs
+    assert a.backward == down + inputs + outputs
+    assert b.backward == down + outputs
+
+
 def test_nothing_flows_below_what_trains():
     config = tiny_model()
     head = useful_flops(config, COUNTS, {"decoder/head/kernel"})
@@ -144,17 +188,26 @@ def wide(family: str) -> ModelConfig:
 EVERYTHING = OptimizerConfig(rules=(RuleConfig(".*"),))
 EXPERTS = OptimizerConfig(rules=(RuleConfig(".*visual.*"), RuleConfig("(?!.*visual).*", trainable=False)))
 VISION = OptimizerConfig(rules=(RuleConfig("(vision|connector)/.*"), RuleConfig("decoder/.*", trainable=False)))
+UPDATES = OptimizerConfig(rules=(RuleConfig(".*/lora_[ab]"), RuleConfig("(?!.*/lora_[ab]$).*", trainable=False)))
 HEAD = OptimizerConfig(rules=(RuleConfig("decoder/head/.*"), RuleConfig("(?!decoder/head/).*", trainable=False)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "optimizer"),
-    [("internlm2", None), ("internlm2", EXPERTS), ("qwen3", EVERYTHING), ("internlm2", VISION), ("qwen3", HEAD)],
+    [
+        ("internlm2", None),
+        ("internlm2", EXPERTS),
+        ("qwen3", EVERYTHING),
+        ("internlm2", VISION),
+        ("qwen3", HEAD),
+        ("internlm2", UPDATES),
+        ("qwen3", UPDATES),
+    ],
 )
 def test_the_compiler_counts_the_same(family: str, optimizer: OptimizerConfig | None):
     """Full slots and dense masks, so that executed and useful are the same; elementwise work is the small rest."""
-    config = wide(family)
+    config = dataclasses.replace(wide(family), lora_rank=16 if optimizer is UPDATES else 0)
     spec = BatchSpec(rows=1, visual_slots=128, text_slots=128, patch_slots=512)
     batch, shapes = spec.abstract(), model_params.shapes(config)
     counts = Counts(512, 512**2, 512**2, 128, 128, 256**2, 128)

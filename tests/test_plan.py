@@ -133,6 +133,16 @@ def test_what_does_not_fit_says_what_helps(linear: list[int]):
     assert report.row(found)["MFU"] == "does not fit"
 
 
+def test_a_program_that_the_compiler_lets_pass_may_still_be_too_large(monkeypatch: pytest.MonkeyPatch):
+    passed = dataclasses.replace(compiled(8, 10 * GIB), memory=compiled(8, 10 * GIB).memory | {"temp": 15 * GIB})
+    monkeypatch.setattr(planner, "compile_for", lambda *_, **__: passed)
+    config = get_config()
+    found = make_plan(config, parse_topology("v5e-8"), simulate(config, rows=4), rows=8, search=False)
+    assert (found.fits, found.timing) == (False, None)
+    assert "4.25 GiB too much" in report.text(found)
+    assert report.row(found)["MFU"] == "does not fit"
+
+
 def test_another_memory_may_be_exhausted(monkeypatch: pytest.MonkeyPatch):
     refused = dataclasses.replace(compiled(8, 100 * GIB), exhausted=None, refusal="Used 1.25M of 1.00M smem")
     monkeypatch.setattr(planner, "compile_for", lambda *_, **__: refused)

@@ -13,7 +13,7 @@ from made_data import talk, write_lines
 from PIL import Image
 from test_convert import copy_case
 
-from navil_jax import convert, load_pretrained, train
+from navil_jax import chat, convert, load_pretrained, train
 from navil_jax.config import DataConfig, DecoderConfig, ImageConfig, ModelConfig, SourceConfig, VisionConfig
 from navil_jax.config_flags import load_config
 from navil_jax.conversion.opening import open_checkpoint
@@ -200,16 +200,17 @@ def test_a_run_counted_in_samples_ends_with_its_samples(whole):
 
 @pytest.mark.slow
 def test_export_and_reload(tmp_path, whole):
-    assert convert.main(["export", str(whole[-1]), str(tmp_path / "plain")]) == 0
-    assert convert.main(["export", str(whole[-1]), str(tmp_path / "averaged"), "--ema"]) == 0
-    ours, ema = parameters(whole[-1]), parameters(tmp_path / "averaged")
-    for name, value in parameters(tmp_path / "plain").items():
-        np.testing.assert_array_equal(value, ours[name], err_msg=name)
-    with open_checkpoint(whole[-1], ema=True) as checkpoint:
-        wanted = flatten(checkpoint.params())
-    assert not np.array_equal(wanted["decoder/final_norm/scale"], ours["decoder/final_norm/scale"])
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(ema[name], value, err_msg=name)
+    arrays, _ = saved(whole[-1])
+    for item, flags in (("ema", []), ("params", ["--no-ema"])):
+        assert convert.main(["export", str(whole[-1]), str(tmp_path / item), *flags]) == 0
+        for name, value in parameters(tmp_path / item).items():
+            np.testing.assert_array_equal(value, arrays[_key(item, name)], err_msg=name)
+    name = "decoder/final_norm/scale"
+    assert not np.array_equal(arrays[_key("ema", name)], arrays[_key("params", name)])
+
+
+def _key(item, name):
+    return "".join(f"['{part}']" for part in (item, *name.split("/")))
 
 
 @pytest.mark.slow
@@ -231,6 +232,9 @@ def test_fine_tuning_by_low_rank_updates(tmp_path, whole, data):
     for name, value in parameters(tmp_path / "out").items():
         np.testing.assert_array_equal(value, merged[name], err_msg=name)
     assert load_pretrained(tmp_path / "run").config.model.lora_rank == 0
+    ask = ["--checkpoint", str(tmp_path / "run"), "--prompt", "Which color?", "--max-new-tokens", "4"]
+    assert chat.main(ask) == 0
+    assert chat.main([*ask, "--image", str(data / "0.png")]) == 0
 
 
 @pytest.mark.slow

@@ -143,8 +143,8 @@ def test_recipes_of_a_plan_load_and_cover_every_parameter_once(capsys, tmp_path,
 def test_a_topology_adds_days_and_chip_hours(capsys, monkeypatch):
     asked = []
 
-    def made(config, place, statistics, rows=None, search=True):
-        asked.append((config.workdir, config.data.rows, rows, statistics))
+    def made(config, place, statistics, rows=None, effort="full", search=True):
+        asked.append((config.workdir, config.data.rows, rows if effort == "full" else effort, statistics))
         fits = rows == 0 or "s1_1" not in config.workdir
         days = {"runs/planned_s1_1": 10.0, "runs/planned_s1_2": 5.0, "runs/planned_s2": 2.5}[config.workdir]
         figures = {"days": days, "chip_hours": days * 24 * place.chips, "samples_per_second": 500.0, "mfu": 0.4}
@@ -156,9 +156,10 @@ def test_a_topology_adds_days_and_chip_hours(capsys, monkeypatch):
     assert status == 0
     assert "S1.1: 10.0 days, 15,360 chip-hours; 128 rows a step, 500 samples/s, 40% of the peak" in out
     assert "together 17.5 days, 26,880 chip-hours" in out
-    assert [entry[0] for entry in asked] == ["runs/planned_s1_1", *dict.fromkeys(entry[0] for entry in asked)]
+    assert [entry[2] for entry in asked] == ["fast", 0, "fast", None, "fast", None]
+    assert [entry[0][-4:] for entry in asked[::2]] == ["s1_1", "s1_2", "d_s2"]
     assert all(rows % 64 == 0 for _, rows, _, _ in asked)  # as many as there are chips
-    assert [entry[3] for entry in asked][-2:] == ["captions", "instructions"]
+    assert [entry[3] for entry in asked[::2]] == ["captions", "captions", "instructions"]
     status, _, err = run(capsys, "plan", "--llm", "1.8B", "--samples", "742M", "--topology", "v5x-1")
     assert status == 2
     assert "v5x-1" in err

@@ -170,4 +170,4 @@ def test_the_text_is_real_and_its_parts_are_apart(tmp_path):
     shown = {piece for number, piece in enumerate(pieces(60_000)) if is_for_pages(number)}
     assert shown and not shown & (set(parts[0]) | set(parts[1]))
     assert max(map(len, parts[0])) <= 2 * PIECE + 1
-    assert "assert" in " ".join(parts[0])
+    assert "statement" in " ".join(parts[0])

@@ -24,7 +24,7 @@ from navil_jax.scaling.grid import Run, Study, grid, union
 ALL, FFN, NONE = (True, True), (True, False), (False, False)
 SIZES = [(3, 32), (3, 48), (3, 64), (3, 96), (3, 128)]
 SHAPES = [(1, 112), (2, 80), (3, 64), (6, 48), (12, 32)]
-LLMS = {"s": (2, 64), "m": (2, 128), "l": (3, 192)}  # depth, width
+LLMS = {"s": (2, 64), "m": (2, 128), "l": (2, 192)}  # depth, width
 
 
 def decoder(depth: int, width: int) -> DecoderConfig:

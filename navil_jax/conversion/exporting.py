@@ -17,8 +17,8 @@ SHARD_BYTES = 5_000_000_000
 
 
 def export_checkpoint(
-    source: Path, target: Path, dtype: str = "", shard_bytes: int = SHARD_BYTES, ema: bool = False
-) -> None:
+    source: Path, target: Path, dtype: str = "", shard_bytes: int = SHARD_BYTES, ema: bool | None = None
+) -> bool:
     """Writes config.json, sharded safetensors with their index, tokenizer, preprocessing and a model card.
 
     All stands in `<target>.partial` until it is complete. A rerun after an interruption keeps the shards that are
@@ -29,7 +29,10 @@ def export_checkpoint(
       target: new folder.
       dtype: float32 or bfloat16; empty: every parameter keeps its own.
       shard_bytes: most bytes of one weight file.
-      ema: running averages of the trained parameters in their place.
+      ema: running averages of the trained parameters in their place; None: where the run's evaluations use them.
+
+    Returns:
+      Whether running averages were written.
 
     Raises:
       UserError: the source is not whole, its model has no place in the released layout (see
@@ -51,6 +54,7 @@ def export_checkpoint(
     if target.exists():
         target.rmdir()
     partial.rename(target)
+    return checkpoint.averaged
 
 
 def write_weights(checkpoint: OpenCheckpoint, folder: Path, dtype: str, shard_bytes: int) -> None:

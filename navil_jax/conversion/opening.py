@@ -42,6 +42,7 @@ class OpenCheckpoint:
       warnings: fields of config.json that are not known here.
       origin: what is kept of an imported folder; see `checkpoint.Record`.
       step: finished training steps; 0 for a PyTorch folder.
+      averaged: whether running averages stand in the place of the trained parameters.
       combined: whether the tensors are made of several parameters on disk: low-rank updates, running averages.
     """
 
@@ -55,6 +56,7 @@ class OpenCheckpoint:
     warnings: list[str]
     origin: dict[str, Any]
     step: int = 0
+    averaged: bool = False
     combined: bool = False
 
     def params(self) -> model_params.Params:
@@ -71,13 +73,13 @@ class OpenCheckpoint:
 
 
 @contextlib.contextmanager
-def open_checkpoint(path: str | Path, tokenizer: str = "", ema: bool = False) -> Iterator[OpenCheckpoint]:
+def open_checkpoint(path: str | Path, tokenizer: str = "", ema: bool | None = None) -> Iterator[OpenCheckpoint]:
     """Opens a checkpoint without reading its tensors; which format it has is told by its files.
 
     Args:
       path: a PyTorch folder, the workdir of a run, its `checkpoints` folder, or the newest checkpoint in there.
       tokenizer: folder of the tokenizer, for a PyTorch folder that has none.
-      ema: running averages of the trained parameters in their place.
+      ema: running averages of the trained parameters in their place; None: where the run's evaluations use them.
 
     Raises:
       UserError: neither format, a damaged file, or an architecture that is not known.
@@ -93,16 +95,17 @@ def open_checkpoint(path: str | Path, tokenizer: str = "", ema: bool = False) ->
         return
     with Checkpoints(find_checkpoints(path)) as checkpoints:
         record, step = checkpoints.record(), checkpoints.latest_step
-    lora_scale, combined = record.config.model.lora_scale, ema or record.config.model.lora_rank > 0
-    with ParamsReader(Path(checkpoints.folder) / str(step), lora_scale, ema) as reader:
+        averaged = bool(checkpoints.averages) if ema is None else ema
+    lora_scale, combined = record.config.model.lora_scale, averaged or record.config.model.lora_rank > 0
+    with ParamsReader(Path(checkpoints.folder) / str(step), lora_scale, averaged) as reader:
         model = dataclasses.replace(record.config.model, lora_rank=0)
         config = dataclasses.replace(record.config, model=model)
         problems = reader.problems(model)
         info = {} if problems else tensor_info(model, reader.info)
         tensors = TensorView(model, reader.read)
         words = Tokenizer.from_files(record.tokenizer)
-        origin = record.origin
-        yield OpenCheckpoint(path, "orbax", config, words, tensors, info, problems, [], origin, step, combined)
+        found = (tensors, info, problems, [], record.origin, step, averaged, combined)
+        yield OpenCheckpoint(path, "orbax", config, words, *found)
 
 
 def _open_pytorch(path: Path, tokenizer: str) -> OpenCheckpoint:

@@ -30,6 +30,7 @@ from navil_jax.training.checkpoint import FREE_MODEL_KEYS
 from navil_jax.weights.stored import DTYPES, listed
 
 SHOWN_TENSORS = 5  # of those out of tolerance
+EMA = "running averages of the trained parameters in their place (default: where the run's evaluations use them)"
 EXAMPLES = """
 a checkpoint computes what the released code computed on tests/golden/internlm2_small:
   python -m navil_jax.convert verify runs/small --golden tests/golden/internlm2_small
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--weights-only", action="store_true", help="of two checkpoints, compare the weights alone, tensor by tensor")
     add("--tokenizer", default="", metavar="DIR", help="folder of the tokenizer, for PyTorch folders without one")
+    add("--ema", action=argparse.BooleanOptionalAction, help=f"of runs, {EMA}")
     add("--seed", type=int, default=0, help="of the made text and picture that two models are run on (default: 0)")
 
 
@@ -90,6 +92,7 @@ class Verdict:
       weights: None where there is nothing to compare them with.
       outputs: None if they were not asked for or cannot be computed.
       wants_outputs: whether they were asked for.
+      averaged: the checkpoints of which running averages were compared.
     """
 
     names: dict[str, str]
@@ -98,6 +101,7 @@ class Verdict:
     weights: WeightReport | None
     outputs: OutputReport | None
     wants_outputs: bool = True
+    averaged: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -109,6 +113,7 @@ class Verdict:
         said = {
             "ok": self.ok,
             **self.names,
+            "running_averages": self.averaged,
             "problems": self.problems,
             "config_differences": {key: list(values) for key, values in self.config.items()},
             "weights": self.weights and self.weights.to_json(),
@@ -131,7 +136,7 @@ def _against_golden(options: argparse.Namespace) -> Verdict:
     if options.weights_only:
         raise UserError("--weights-only compares two checkpoints; leave it out with --golden")
     golden = golden_config(folder)
-    with open_checkpoint(options.checkpoint, options.tokenizer) as opened:
+    with open_checkpoint(options.checkpoint, options.tokenizer, options.ema) as opened:
         if opened.problems:
             raise UserError(f"{opened.path}: does not fit the model of its config: {listed(opened.problems)}")
         checkpoint = _with_special_ids(opened, golden.special_token_ids)
@@ -147,7 +152,8 @@ def _against_golden(options: argparse.Namespace) -> Verdict:
         allowed = Allowed(options.tolerance, _rounding(checkpoint, dtypes))
         case = load_case(folder, float32(checkpoint.params()))
     names = {"checkpoint": str(options.checkpoint), "golden": str(folder)}
-    return Verdict(names, [], {}, weights, report(all_pairs(case, follow=allowed.rounding > 0), allowed))
+    outputs = report(all_pairs(case, follow=allowed.rounding > 0), allowed)
+    return Verdict(names, [], {}, weights, outputs, averaged=_averaged(checkpoint))
 
 
 def _rounding(checkpoint: OpenCheckpoint, dtypes: list[str]) -> float:
@@ -158,8 +164,8 @@ def _rounding(checkpoint: OpenCheckpoint, dtypes: list[str]) -> float:
 
 def _against_other(options: argparse.Namespace) -> Verdict:
     with (
-        open_checkpoint(options.checkpoint, options.tokenizer) as first,
-        open_checkpoint(options.other, options.tokenizer) as second,
+        open_checkpoint(options.checkpoint, options.tokenizer, options.ema) as first,
+        open_checkpoint(options.other, options.tokenizer, options.ema) as second,
     ):
         ids = first.config.model.special_token_ids or second.config.model.special_token_ids
         first, second = (_with_special_ids(checkpoint, ids) for checkpoint in (first, second))
@@ -174,7 +180,12 @@ def _against_other(options: argparse.Namespace) -> Verdict:
             outputs = report(made_pairs(*logits), Allowed(options.tolerance, coarse))
         names = {"checkpoint": str(options.checkpoint), "other": str(options.other)}
         changed = _config_differences(first.config, second.config)
-    return Verdict(names, problems, changed, weights, outputs, wants_outputs=not options.weights_only)
+    averaged = _averaged(first, second)
+    return Verdict(names, problems, changed, weights, outputs, not options.weights_only, averaged)
+
+
+def _averaged(*checkpoints: OpenCheckpoint) -> tuple[str, ...]:
+    return tuple(str(checkpoint.path) for checkpoint in checkpoints if checkpoint.averaged)
 
 
 def _with_special_ids(checkpoint: OpenCheckpoint, ids: tuple[int, ...]) -> OpenCheckpoint:
@@ -207,6 +218,8 @@ def _config_differences(first: Config, second: Config) -> dict[str, tuple[Any, A
 
 def _print(verdict: Verdict) -> None:
     print(" against ".join(verdict.names.values()))
+    for path in verdict.averaged:
+        print(f"{path}: the running averages of its parameters")
     for problem in verdict.problems:
         print(f"problem: {problem}")
     for key, (first, second) in verdict.config.items():

@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
@@ -39,6 +40,7 @@ class Assistant:
     config: Config
     tokenizer: Tokenizer
     engine: Engine
+    averaged: bool = False  # whether the parameters are running averages
 
     @property
     def stop_id(self) -> int:
@@ -109,6 +111,8 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
 def load(folder: str | Path, mesh: Mesh) -> Assistant:
     """The newest checkpoint of a training run, with its weights in the dtype they are computed in.
 
+    They are those that the run's evaluations use: running averages, where they do.
+
     Args:
       folder: workdir of a run, its `checkpoints` folder, or the newest checkpoint in there; local or gs://.
       mesh: devices to spread the parameters over.
@@ -120,8 +124,9 @@ def load(folder: str | Path, mesh: Mesh) -> Assistant:
         record = checkpoints.record()
         tokenizer = Tokenizer.from_files(record.tokenizer)
         _check_tokenizer(tokenizer, record.config.model, folder)
-        params = checkpoints.restore_params(_wanted(record.config.model, mesh))
-    return Assistant(record.config, tokenizer, Engine(record.config.model, params, mesh))
+        averages = checkpoints.averages
+        params = checkpoints.restore_params(_wanted(record.config.model, mesh, averages))
+    return Assistant(record.config, tokenizer, Engine(record.config.model, params, mesh), bool(averages))
 
 
 def _check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, path: str | Path) -> None:
@@ -131,11 +136,15 @@ def _check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, path: str | Path)
         raise UserError(f"{path}: the ids of special tokens in its tokenizer and its config.model differ")
 
 
-def _wanted(config: ModelConfig, mesh: Mesh) -> Params:
-    """What to restore. Every product casts its matrix anyway, so reading it in that dtype changes nothing."""
+def _wanted(config: ModelConfig, mesh: Mesh, averages: Collection[str]) -> Params:
+    """What to restore. Every product casts its matrix anyway, so reading it in that dtype changes nothing.
+
+    Everything else keeps its dtype; `averages` are float32, as evaluations have them.
+    """
 
     def leaf(name: str, shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-        dtype = config.compute_dtype if name.endswith(("kernel", "embedding")) else shape.dtype
+        own = jnp.float32 if name in averages else shape.dtype
+        dtype = config.compute_dtype if name.endswith(("kernel", "embedding")) else own
         return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=sharding)
 
     shapes = model_params.flatten(model_params.shapes(config))

@@ -34,7 +34,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.compiled.memory is not None
+        """By the bytes; the compiler lets some programs pass that need more than there is."""
+        return self.compiled.total <= self.place.generation.hbm
 
     @property
     def shards(self) -> int:
@@ -107,7 +108,7 @@ def make_plan(
     if search and largest is None:
         largest = largest_rows(config, place, shards)
     timing, share = None, efficiency or place.generation.kernel_efficiency
-    if compiled.program and effort == "full":
+    if compiled.program and effort == "full" and compiled.total <= place.generation.hbm:
         timing = model_time(compiled.program, place, compiled.devices, statistics, share)
     trainable, _ = split_trainable(config.optimizer, model_params.shapes(config.model))
     trained = set(model_params.flatten(trainable))

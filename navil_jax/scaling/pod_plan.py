@@ -25,7 +25,7 @@ def slice_plan(advice: Advice, llm: KnownLlm, topology: str) -> str:
         paths = write_recipes(Path(folder) / "planned.py", advice, llm)
         for path, stage in zip(paths, advice.stages, strict=True):
             plan = _stage_plan(path, stage.recipe.name, place)
-            if plan.timing is None:
+            if not plan.fits:
                 lines.append(f"  {stage.recipe.name}: does not fit; take a larger slice")
                 continue
             days += plan.days
@@ -45,5 +45,5 @@ def _stage_plan(path: Path, stage: str, place: Slice) -> Plan:
     rows = max(1, round(config.data.rows / shards)) * shards
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows))
     statistics = simulate(config, "instructions" if stage == "S2" else "captions")
-    plan = make_plan(config, place, statistics, search=False)
-    return plan if plan.fits else make_plan(config, place, statistics, rows=0)
+    first = make_plan(config, place, statistics, effort="fast", search=False)
+    return make_plan(config, place, statistics, rows=None if first.fits else 0, search=False)

@@ -7,6 +7,7 @@ off goes on from its newest checkpoint.
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import signal
@@ -55,8 +56,11 @@ def run_study(study: Study, folder: Path, jobs: int, shard: tuple[int, int] = (0
       jobs: runs at a time.
       shard: (i, n): only every n-th run, from run i.
 
+    Several shards may work in one folder at the same time; on several machines, if the file system has locks that all
+    of them see (NFS has).
+
     Raises:
-      UserError: the folder holds another study.
+      UserError: the file system has no locks.
       KeyboardInterrupt: after SIGINT or SIGTERM; the runs in flight have saved where they are.
     """
     index, count = shard
@@ -67,11 +71,12 @@ def run_study(study: Study, folder: Path, jobs: int, shard: tuple[int, int] = (0
     print(f"{study.name}: {len(runs)} runs, {len(runs) - len(missing)} finished; results in {results}", flush=True)
     if not missing:
         return 0
-    _prepare(study, folder)
     languages = [name for name in study.llms if any(run.initialised and run.llm == name for run in missing)]
     texts = [_language_job(study, name, folder) for name in languages if name not in study.language_models]
-    if _work([job for job in texts if not _is_trained(job.config)], jobs, folder, _text_loss):
-        return 1
+    with _sigterm_interrupts(), _alone(folder):
+        _prepare(study, folder)
+        if _work([job for job in texts if not _is_trained(job.config)], jobs, folder, _text_loss):
+            return 1
     made = {run.name: run for run in missing}
 
     def collect(job: Job) -> str:
@@ -92,9 +97,27 @@ def _is_trained(config: Config) -> bool:
     return bool(log) and log[-1]["step"] == config.steps and any(key.startswith("eval/") for key in log[-1])
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process makes what all shards of a study share.
+
+    The jobs that are started meanwhile hold the lock too, so that it ends with them if this process is killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "shared.lock").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting: another process makes the text, the tokenizer and the language models", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(f"{folder}: its file system has no locks ({error}); give another folder") from error
+        yield
+
+
 def _prepare(study: Study, folder: Path) -> None:
     """The text, and one tokenizer for all runs, trained on the text and the captions."""
-    folder.mkdir(parents=True, exist_ok=True)
     sources = study.base.data.sources
     if study.language is not None:
         write_corpus(folder / "text", study.text_bytes)
@@ -185,6 +208,7 @@ def _start(job: Job, folder: Path, at_a_time: int) -> subprocess.Popen:
             env=settings | os.environ,
             stdout=log,
             stderr=subprocess.STDOUT,
+            close_fds=False,  # passes on the lock of `_alone`, the only inheritable file
             start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others
         )
 

@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from navil_jax.config import Config, validate
 from navil_jax.config_flags import differences, from_json, to_json
 from navil_jax.errors import UserError
-from navil_jax.model.params import Params
+from navil_jax.model.params import Params, flatten, unflatten
 from navil_jax.paths import absolute, path_of
 
 # What may differ between a run and its continuation: nothing that changes which numbers come out, but for the length.
@@ -166,10 +166,38 @@ class Checkpoints:
         )
         return items["params"], items["optimizer"], items["ema"] if ema else {}
 
+    @property
+    def averages(self) -> frozenset[str]:
+        """Names of the parameters whose running averages the newest checkpoint's evaluations use; mostly none.
+
+        What was evaluated is what is talked with, exported and started from, so the averages are read in the place of
+        these parameters wherever the run is not continued. A checkpoint of step 0 was converted and has none.
+        """
+        config = self.record().config
+        if not (self.latest_step and config.optimizer.ema_decay and config.eval_ema):
+            return frozenset()
+        with self._reading("ema"):
+            return frozenset(_shapes(self._manager.item_metadata(self.latest_step)["ema"].tree))
+
     def restore_params(self, params: Params) -> Params:
-        """Reads the parameters of the newest checkpoint alone; arguments and errors as in `restore`."""
+        """Reads the parameters of the newest checkpoint alone, `averages` in the place of those that have one.
+
+        Arguments and errors as in `restore`. Averages are float32 on disk and rounded to the dtypes asked for.
+        """
         self._check_shapes("params", params)
-        return self._restore(params=ocp.args.StandardRestore(params))["params"]
+        averages = self.averages
+        if not averages:
+            return self._restore(params=ocp.args.StandardRestore(params))["params"]
+        wanted = flatten(params)
+        averaged = unflatten({name: wanted.pop(name) for name in averages})
+        found = flatten(self._restore(ema=ocp.args.StandardRestore(averaged))["ema"])
+        if wanted:
+            with self._reading("params"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                rest = unflatten(wanted)
+                restore_args = ocp.checkpoint_utils.construct_restore_args(rest)
+                args = ocp.args.PyTreeRestore(rest, restore_args=restore_args, partial_restore=True)
+                found |= flatten(reader.restore(absolute(self._newest() / "params"), args=args))
+        return unflatten(found)
 
     def _newest(self) -> epath.Path:
         if self.latest_step is None:

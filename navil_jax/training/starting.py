@@ -32,8 +32,9 @@ def inherited(config: Config) -> tuple[Config, Tokenizer | None]:
 def first_params(config: Config, mesh: Mesh, say: Callable[[str], None] = print) -> Params:
     """Parameters for step 0, each on the devices that hold it.
 
-    They are those of the newest checkpoint of `config.init_from`, or fresh ones. Low-rank updates that the other run
-    has and this one has not, or of another rank, go into their kernels; new ones start at zero.
+    They are those of the newest checkpoint of `config.init_from`, running averages where that run's evaluations use
+    them, or fresh ones. Low-rank updates that the other run has and this one has not, or of another rank, go into
+    their kernels; new ones start at zero.
 
     Raises:
       UserError: the other run's model is another one.
@@ -43,7 +44,8 @@ def first_params(config: Config, mesh: Mesh, say: Callable[[str], None] = print)
     with Checkpoints(find_checkpoints(config.init_from)) as other:
         record = other.record()
         check_same_model(record.config, config, other.folder)
-        say(f"parameters of step {other.latest_step} of {other.folder}{_unfinished(record, other.latest_step)}")
+        what = "running averages of the parameters" if other.averages else "parameters"
+        say(f"{what} of step {other.latest_step} of {other.folder}{_unfinished(record, other.latest_step)}")
         saved = record.config.model
         theirs = dataclasses.replace(config.model, lora_rank=saved.lora_rank, lora_scale=saved.lora_scale)
         params = other.restore_params(_abstract(theirs, mesh))
