@@ -1,13 +1,17 @@
 """The benchmarks run, and routing costs what docs and docstrings say."""
 
+import json
 from pathlib import Path
 
 import pytest
 from tiny import tiny_model
 
-from benchmarks import step_time
+from benchmarks import dense_text, step_time
 from benchmarks.routing_flops import Workload, flops, serial_flops
 from navil_jax.config import ModelConfig
+from navil_jax.data.pipeline import batch_spec
+from navil_jax.errors import UserError
+from navil_jax.model import params as model_params
 
 SIZES = {"width": 128, "mlp_dim": 512, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "vocab_size": 1024}
 SLOTS = 256
@@ -62,3 +66,34 @@ def test_step_time_refuses_nothing_to_measure(capsys: pytest.CaptureFixture):
     recipe = Path(__file__).parent / "toy_recipe.py"
     assert step_time.main(["--config", str(recipe), "--new-tokens", "1"]) == 2
     assert "--new-tokens at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("shape", "parameters"), [("llama2-7b", 6_738_415_616), ("qwen3-8b", 8_190_735_360)])
+def test_dense_shapes_have_the_parameters_of_the_released_models(shape: str, parameters: int):
+    def count(case: dense_text.Case) -> int:
+        return sum(x.size for x in model_params.flatten(model_params.shapes(case.config.model)).values())
+
+    one, two = dense_text.Case(shape), dense_text.Case(shape, share=0.3, sets=2)
+    assert count(one) == parameters
+    decoder = one.config.model.decoder
+    attention = 2 * decoder.width * (decoder.num_heads + decoder.num_kv_heads) * decoder.head_dim
+    norms = 2 * decoder.head_dim if decoder.qk_norm else 0
+    layer = attention + norms + 3 * decoder.width * decoder.mlp_dim
+    assert count(two) - parameters == decoder.depth * layer
+
+
+def test_dense_rows_have_the_same_slots_whatever_is_visual():
+    specs = [batch_spec(case.config) for case in dense_text.cases()]
+    assert {(spec.rows, spec.row_slots, spec.patch_slots) for spec in specs} == {(16, 8192, 0)}
+    assert {spec.visual_slots for spec in specs} == {0, 2432, 4096, 6528}
+
+
+def test_page_shows_the_kept_figures_of_dense_steps():
+    kept, page = json.loads(dense_text.FILE.read_text()), dense_text.PAGE.read_text()
+    assert dense_text.text_table(kept) in page
+    assert dense_text.experts_table(kept) in page
+
+
+def test_maxtext_folder_without_programs_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no NAME"):
+        dense_text.read(tmp_path)
