@@ -45,7 +45,7 @@ class Batch:
     loss_weights: jax.Array  # [B, L] float32, 0 where nothing is learnt
     positions: jax.Array  # [B, L] int32, place in its own sample, from 0
     segment_ids: jax.Array  # [B, L] int32, the sample's number in its row, from 1; 0 = empty
-    sequence: jax.Array  # [B, L] int32, the slot that stands at each place of the reading order
+    sequence: jax.Array  # [B, L] int32, the slot at each place of the reading order; without visual slots 0, 1, ...
     source_ids: jax.Array  # [B, L] int32, which data source
     sample_ids: jax.Array  # [B, L] int32, which sample of that source
     patches: jax.Array  # [B, P, D] uint8, pixels; scaling to [-1, 1] happens on the device
@@ -234,6 +234,8 @@ def validate(batch: Batch, config: ModelConfig) -> None:
         used = segments > 0
         is_visual = np.isin(tokens, config.visual_token_ids) if config.special_token_ids else np.zeros(slots, bool)
         require(np.array_equal(np.sort(sequence), np.arange(slots)), "sequence", "not a permutation of the slots")
+        in_order = visual > 0 or np.array_equal(sequence, np.arange(slots))
+        require(in_order, "sequence", "without visual slots the slots stand in reading order")
         ordered = segments[sequence][: used.sum()]
         require(bool(np.all(ordered > 0)) and np.all(np.diff(ordered) >= 0), "sequence", "samples are not in order")
         starts = np.flatnonzero(np.diff(ordered, prepend=0))

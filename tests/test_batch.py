@@ -104,6 +104,17 @@ def test_a_scale_larger_than_said_is_refused():
         validate(dataclasses.replace(batch, block_patches=3), tiny_model())
 
 
+def test_without_visual_slots_only_the_reading_order_is_taken():
+    """Attention then moves nothing."""
+    batch = BatchSpec(rows=1, visual_slots=0, text_slots=30, patch_slots=4).fake(tiny_model())
+    validate(batch, tiny_model())
+    names = ("tokens", "targets", "loss_weights", "positions", "segment_ids", "source_ids", "sample_ids")
+    turned = {name: getattr(batch, name)[:, ::-1] for name in names}
+    turned["sequence"] = np.ascontiguousarray(29 - batch.sequence)
+    with pytest.raises(ValueError, match="sequence, row 0: without visual slots the slots stand in reading order"):
+        validate(dataclasses.replace(batch, **turned), tiny_model())
+
+
 def test_too_much_for_a_row_is_refused():
     sample = {key: np.asarray(value) for key, value in zip(SPEC.budgets, [np.zeros(99)] * 11, strict=True)}
     sample |= {"patches": np.zeros((0, 768)), "patch_coords": np.zeros((0, 2)), "patch_blocks": np.zeros(0)}

@@ -116,9 +116,13 @@ class DecoderLayer(nnx.Module):
         visual = layout.visual_slots
         q, k, v = self.qkv(self.attention_norm(x), visual)
         q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
-        q, k, v = (permute(whole_rows(part), layout.sequence, layout.places) for part in (q, k, v))
+        q, k, v = (whole_rows(part) for part in (q, k, v))
+        if visual:  # else slots stand in reading order
+            q, k, v = (permute(part, layout.sequence, layout.places) for part in (q, k, v))
         attended = attention(q, k, v, layout.segment_ids, causal=True, backend=self.backend)
-        attended = whole_rows(permute(attended, layout.places, layout.sequence))
+        if visual:
+            attended = permute(attended, layout.places, layout.sequence)
+        attended = whole_rows(attended)
         out = self.out(constrain(attended, "batch", "slots", "heads", "head_dim"), visual)
         x = x + out
         x = x + self.ffn(self.ffn_norm(x), visual)

@@ -47,8 +47,26 @@ def vision_angles(config: VisionConfig, coords: jax.Array) -> jax.Array:
     return angles.reshape(*coords.shape[:-1], dim)
 
 
+@jax.custom_vjp
 def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Turns the pairs (i, i + head_dim/2) of every head, in float32. x: [B, S, heads, head_dim]."""
-    cos, sin = (r[:, :, None, :] for r in rotation)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    """Turns the pairs (i, i + head_dim/2) of every head, in float32. x: [B, S, heads, head_dim].
+
+    Halves change places in x's own dtype, so that no float32 copy of x is written; the gradient turns back.
+    """
+    cos, sin = rotation
+    cos, sin = (jnp.concatenate(parts, axis=-1)[:, :, None, :] for parts in ((cos, cos), (-sin, sin)))
+    first, second = jnp.split(x, 2, axis=-1)
+    swapped = jnp.concatenate([second, first], axis=-1)
+    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
+
+
+def _rotate_forward(x: jax.Array, rotation: Rotation) -> tuple[jax.Array, Rotation]:
+    return rotate(x, rotation), rotation
+
+
+def _rotate_backward(rotation: Rotation, gradient: jax.Array) -> tuple[jax.Array, None]:
+    cos, sin = rotation
+    return rotate(gradient, (cos, -sin)), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)

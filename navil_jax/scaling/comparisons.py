@@ -1,5 +1,6 @@
 """Pairs of runs that differ in one thing: data for equal loss (paper, findings 1 and 2), depth against width (3)."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,6 +10,8 @@ from navil_jax.scaling import laws
 from navil_jax.scaling.fitted import Fitted, by_llm, label
 from navil_jax.scaling.laws import Ratio, TooFew, Value
 from navil_jax.scaling.results import Curve, Row, size
+
+SHOWN_EARLIER = 3  # losses besides the lowest
 
 
 def _was(initialised: bool) -> Callable[[Row], bool]:
@@ -53,14 +56,14 @@ def _compared(law: str, slow: Curve, fast: Curve, differing: tuple[str, ...]) ->
 
 
 def _earlier(curves: Sequence[laws.Points], end: float) -> Iterator[tuple[float, Ratio]]:
-    """Ratios at the losses of the slower curve above `end` that both reach."""
+    """Ratios at some losses of the slower curve above `end` that both reach, from the lowest to the highest."""
+    found = []
     for loss in reversed([loss for loss in curves[0][1] if loss > end * 1.001]):
-        try:
+        with contextlib.suppress(TooFew):
             ratio = laws.data_ratio(*curves, loss)
-        except TooFew:
-            continue
-        if not ratio.bound:
-            yield loss, ratio
+            found += [] if ratio.bound else [(loss, ratio)]
+    places = np.linspace(0, len(found) - 1, min(len(found), SHOWN_EARLIER))
+    yield from (found[round(place)] for place in places)
 
 
 def shapes(of: str, members: Sequence[Curve]) -> Iterator[Fitted]:

@@ -235,9 +235,12 @@ class Surface:
         return self.scale * (llm / self.llm_unit) ** self.llm_exponent
 
     def optimal_encoder(self, llm: float, smallest: float, share: float) -> np.ndarray:
-        """Where twice the encoder gains `share` of the loss with the smallest encoder. [1 + DRAWS]"""
+        """Where twice the encoder gains `share` of the loss with the smallest encoder. [1 + DRAWS]
+
+        0 where the fit sees no benefit of a larger encoder.
+        """
         gain = self._benefit(llm) * (1 - 2**-self.encoder_exponent) / (share * self.loss(llm, smallest))
-        return self.unit * gain ** (1 / self.encoder_exponent)
+        return self.unit * np.maximum(gain, 0.0) ** (1 / self.encoder_exponent)
 
 
 def fit_surface(llm: object, encoder: object, losses: object, errors: object) -> Surface:
