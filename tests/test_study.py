@@ -73,7 +73,7 @@ def test_figures_and_one_page(capsys, tmp_path):
 def test_the_documented_verdicts_are_those_of_the_documented_runs():
     docs = Path(__file__).parents[1] / "docs"
     written = re.findall(r"^\| \((\d)\) .* \| ([a-z ]+) \|$", (docs / "study.md").read_text(), flags=re.MULTILINE)
-    found = findings(analyse(read_results(docs / "study" / "quick.jsonl")))
+    found = findings(analyse(read_results(docs / "study" / "small.jsonl")))
     assert written == [(str(finding.number), finding.verdict) for finding in found]
 
 

@@ -173,9 +173,11 @@ def _curve(row: Row, points: Sequence[Sequence[Row]], spread: float) -> Curve:
 
 
 def size(parameters: float | None) -> str:
-    """Example: 6.24e8 -> "624M", 1.8e9 -> "1.8B", 41_000 -> "41K", inf -> "larger", None -> "-"."""
-    if parameters is None or parameters == float("inf"):
-        return "-" if parameters is None else "larger"
+    """Example: 6.24e8 -> "624M", 1.8e9 -> "1.8B", 41_000 -> "41K", None -> "-"; beyond all models "none", "larger"."""
+    if parameters is None:
+        return "-"
+    if not 1 <= parameters < 1e13:
+        return "none" if parameters < 1 else "larger"
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if parameters >= unit * 0.9995:
             return f"{parameters / unit:.3g}{name}"
