@@ -1,4 +1,4 @@
-"""The five findings at a size for two CPU cores: 90 minutes with --jobs 2.
+"""The five findings at a size for two CPU cores: about 90 minutes with --jobs 2.
 
 Language models of three sizes learn Python's own documentation. Then they learn to describe generated scenes of shapes,
 words and numbers, and to read pages of documentation that they have not seen. All weights are trained; the learning
