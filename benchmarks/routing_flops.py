@@ -25,7 +25,7 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 from unittest import mock
 
@@ -38,6 +38,8 @@ from navil_jax.config import DecoderConfig, ModelConfig
 from navil_jax.config_flags import load_config
 from navil_jax.errors import report_user_errors
 from navil_jax.model import params as model_params
+from navil_jax.model.decoder import Output
+from navil_jax.model.experts import Experts, Parts
 from navil_jax.training.loss import token_scores, weighted_mean
 
 SHARES = (0.1, 0.5, 0.9)  # of the slots that are visual
@@ -73,7 +75,7 @@ class Workload:
 
     def compile(self) -> jax.stages.Compiled:
         """The program (params, x, cotangent, batch) -> loss, and gradients of params and x."""
-        with _reference_form() if self.form == "both" else contextlib.nullcontext(), _no_chunks():
+        with _reference_form(self.visual_slots) if self.form == "both" else contextlib.nullcontext(), _no_chunks():
             return jax.jit(jax.value_and_grad(self._loss, argnums=(0, 1))).lower(*self.arguments()).compile()
 
     def _loss(self, params: Any, x: jax.Array, cotangent: jax.Array, batch: Batch) -> jax.Array:
@@ -97,20 +99,26 @@ def serial_flops(config: ModelConfig, visual_slots: int) -> float:
 
 
 @contextlib.contextmanager
-def _reference_form() -> Iterator[None]:
-    """Both weight sets on every slot, then a choice, wherever weights follow slots."""
+def _reference_form(visual_slots: int) -> Iterator[None]:
+    """All slots stay one part; both weight sets on every slot, then a choice, wherever weights follow slots."""
 
-    def compute_both(text: Callable, visual: Callable | None, x: jax.Array, visual_slots: int) -> Any:
-        is_visual = jnp.arange(x.shape[1]) < visual_slots
+    def choose(v: jax.Array, t: jax.Array) -> jax.Array:
+        is_visual = jnp.arange(v.shape[1]) < visual_slots
+        return jnp.where(is_visual.reshape(-1, *(1,) * (v.ndim - 2)), v, t)
 
-        def choose(v: jax.Array, t: jax.Array) -> jax.Array:
-            return jnp.where(is_visual.reshape(-1, *(1,) * (v.ndim - 2)), v, t)
+    def experts(self: Experts, parts: Parts) -> tuple[Any, ...]:
+        (x,) = parts
+        return (jax.tree.map(choose, self.visual(x), self.text(x)),)
 
-        return jax.tree.map(choose, visual(x), text(x))
+    def output(self: Output, parts: Parts) -> Parts:
+        (x,) = parts
+        text = self.text(x)
+        return (choose(self.visual(text if self.serial else x), text),)
 
     with (
-        mock.patch("navil_jax.model.experts.by_slots", compute_both),
-        mock.patch("navil_jax.model.decoder.by_slots", compute_both),
+        mock.patch("navil_jax.model.decoder.split_slots", lambda x, visual_slots: (x,)),
+        mock.patch.object(Experts, "__call__", experts),
+        mock.patch.object(Output, "__call__", output),
     ):
         yield
 

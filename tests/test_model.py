@@ -19,8 +19,8 @@ from navil_jax.conversion.golden import build_batch, in_order, to_slots
 from navil_jax.errors import UserError
 from navil_jax.model import attention as attention_module
 from navil_jax.model import params as model_params
-from navil_jax.model.decoder import FeedForward, Output, permute
-from navil_jax.model.experts import Experts
+from navil_jax.model.decoder import FeedForward, Layout, Output, to_reading_order, to_slot_order
+from navil_jax.model.experts import Experts, join_slots, split_slots
 from navil_jax.training import loss
 from navil_jax.training.loss import token_scores, weighted_mean
 
@@ -47,14 +47,15 @@ def test_routed_weights_equal_computing_both_sets(visual_slots: int):
     experts = Experts(lambda rngs: FeedForward(config, rngs), True, nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (2, 10, 32))
     is_visual = jnp.broadcast_to(jnp.arange(10) < visual_slots, (2, 10))
-    np.testing.assert_allclose(experts(x, visual_slots), compute_both(experts, x, is_visual), atol=1e-5)
+    parts = split_slots(x, visual_slots) if visual_slots else (x,)
+    np.testing.assert_allclose(join_slots(experts(parts)), compute_both(experts, x, is_visual), atol=1e-5)
 
 
 def test_serial_output_starts_as_the_text_projection():
     """With wo_ve at the identity a visual token leaves attention exactly as a text token does."""
     out = Output(tiny_model(), nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (2, 10, 4, 8))
-    np.testing.assert_array_equal(out(x, 6), out.text(x))
+    np.testing.assert_array_equal(join_slots(out(split_slots(x, 6))), out.text(x))
 
 
 def test_the_head_never_sees_visual_slots_of_the_loss():
@@ -131,14 +132,23 @@ def test_bfloat16_compute_keeps_float32_parameters_and_gradients():
     assert 0 < abs(float(loss) - float(exact)) < 0.05 * float(exact)
 
 
-def test_permute_gradient_is_that_of_a_gather():
-    order = jnp.array([[2, 0, 1], [1, 2, 0]])
-    inverse = jnp.argsort(order, axis=1)
-    x = jax.random.normal(jax.random.key(0), (2, 3, 5))
+@pytest.mark.parametrize("whole", [False, True])
+def test_slots_and_reading_order(whole: bool):
+    """There and back is nothing done, and the gradients are those of a gather."""
+    visual = 2
+    sequence = jnp.array([[2, 0, 1, 4, 3], [0, 3, 4, 2, 1]])  # the slot at each place
+    layout = Layout(None, sequence, jnp.argsort(sequence, axis=1), jnp.ones_like(sequence), visual)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    parts = (x,) if whole else (x[:, :visual], x[:, visual:])
     weights = jax.random.normal(jax.random.key(1), x.shape)
-    ours = jax.grad(lambda x: jnp.sum(permute(x, order, inverse) * weights))(x)
-    plain = jax.grad(lambda x: jnp.sum(jnp.take_along_axis(x, order[..., None], 1) * weights))(x)
-    np.testing.assert_array_equal(ours, plain)
+    read = to_reading_order(parts, layout)
+    np.testing.assert_array_equal(read, jnp.take_along_axis(x, sequence[..., None], 1))
+    jax.tree.map(np.testing.assert_array_equal, to_slot_order(read, len(parts), layout), parts)
+    ours = jax.grad(lambda parts: jnp.sum(to_reading_order(parts, layout) * weights))(parts)
+    plain = jax.grad(lambda x: jnp.sum(jnp.take_along_axis(x, sequence[..., None], 1) * weights))(x)
+    np.testing.assert_array_equal(jnp.concatenate(ours, axis=1), plain)
+    back = jax.grad(lambda x: sum(jnp.sum(part**3) for part in to_slot_order(x, len(parts), layout)))(x)
+    np.testing.assert_array_equal(back, 3 * x**2)
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -12,14 +12,14 @@ from navil_jax.batch import Batch
 from navil_jax.config import ModelConfig
 from navil_jax.model import layers, rope
 from navil_jax.model.attention import attention, cached_attention, whole_rows
-from navil_jax.model.experts import Experts, by_slots
+from navil_jax.model.experts import Experts, Parts, join_slots, split_slots
 from navil_jax.sharding import constrain
 
 
 class Layout(NamedTuple):
     """What every layer needs to know of the packed rows."""
 
-    rotation: rope.Rotation  # of every slot
+    rotation: rope.Rotation  # of every place of the reading order
     sequence: jax.Array  # [B, L] the slot at each place of the reading order
     places: jax.Array  # [B, L] the place of each slot: the inverse of `sequence`
     segment_ids: jax.Array  # [B, L] in reading order
@@ -77,11 +77,12 @@ class Output(nnx.Module):
         else:
             self.visual = linear(heads, width, ("heads", "head_dim", "embed"))
 
-    def __call__(self, x: jax.Array, visual_slots: int) -> jax.Array:
-        """[B, L, heads, D] -> [B, L, H]."""
-        if self.visual is not None and self.serial:
-            return by_slots(lambda y: y, self.visual, self.text(x), visual_slots)
-        return by_slots(self.text, self.visual, x, visual_slots)
+    def __call__(self, parts: Parts) -> Parts:
+        """[B, N, heads, D] -> [B, N, H] of each part; one part alone meets the text's weights."""
+        if len(parts) == 1 or self.visual is None:
+            return tuple(map(self.text, parts))
+        visual, text = parts
+        return self.visual(self.text(visual) if self.serial else visual), self.text(text)
 
 
 class FeedForward(nnx.Module):
@@ -111,22 +112,22 @@ class DecoderLayer(nnx.Module):
         self.ffn = Experts(lambda rngs: FeedForward(config, rngs), decoder.ffn_experts, rngs)
         self.backend = config.attention
 
-    def __call__(self, x: jax.Array, layout: Layout) -> tuple[jax.Array, LayerOutputs]:
-        """x: [B, L, H] in slot order. Queries, keys and values alone go to reading order, and the result back."""
-        visual = layout.visual_slots
-        q, k, v = self.qkv(self.attention_norm(x), visual)
+    def __call__(self, parts: Parts, layout: Layout) -> tuple[Parts, LayerOutputs]:
+        """Runs the layer. Queries, keys and values alone go to reading order, and the result back.
+
+        Args:
+          parts: [B, V, H] and [B, T, H], visual and text slots; or [B, L, H] alone, which the text weights serve.
+        """
+        qkv = zip(*self.qkv(tuple(map(self.attention_norm, parts))), strict=True)
+        q, k, v = (to_reading_order(tuple(map(whole_rows, part)), layout) for part in qkv)
         q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
-        q, k, v = (whole_rows(part) for part in (q, k, v))
-        if visual:  # else slots stand in reading order
-            q, k, v = (permute(part, layout.sequence, layout.places) for part in (q, k, v))
         attended = attention(q, k, v, layout.segment_ids, causal=True, backend=self.backend)
-        if visual:
-            attended = permute(attended, layout.places, layout.sequence)
-        attended = whole_rows(attended)
-        out = self.out(constrain(attended, "batch", "slots", "heads", "head_dim"), visual)
-        x = x + out
-        x = x + self.ffn(self.ffn_norm(x), visual)
-        return constrain(x, "batch", "slots", "features"), LayerOutputs(k, v, out)
+        attended = map(whole_rows, to_slot_order(attended, len(parts), layout))
+        out = self.out(tuple(constrain(part, "batch", "slots", "heads", "head_dim") for part in attended))
+        parts = tuple(map(jnp.add, parts, out))
+        parts = tuple(map(jnp.add, parts, self.ffn(tuple(map(self.ffn_norm, parts)))))
+        parts = tuple(constrain(part, "batch", "slots", "features") for part in parts)
+        return parts, LayerOutputs(k, v, join_slots(out))
 
     def decode(
         self, x: jax.Array, keys: jax.Array, values: jax.Array, rotation: rope.Rotation, lengths: jax.Array
@@ -195,7 +196,11 @@ class Decoder(nnx.Module):
 
     def layout(self, batch: Batch) -> Layout:
         """What the layers need, computed once per step."""
-        rotation = rope.decoder_rotation(self.config, batch.positions, self._lengths(batch))
+        order = functools.partial(jnp.take_along_axis, indices=batch.sequence, axis=1)
+        lengths = self._lengths(batch)
+        rotation = rope.decoder_rotation(
+            self.config, order(batch.positions), lengths if lengths is None else order(lengths)
+        )
         rows = jnp.arange(batch.sequence.shape[0])[:, None]
         places = jnp.zeros_like(batch.sequence).at[rows, batch.sequence].set(jnp.arange(batch.sequence.shape[1]))
         segment_ids = jnp.take_along_axis(batch.segment_ids, batch.sequence, axis=1)
@@ -222,11 +227,14 @@ class Decoder(nnx.Module):
           [B, L, H] before the final norm, and what was kept, stacked over layers.
         """
 
-        def body(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, Any]:
-            x, outputs = layers.gathered(layer, self.compute_dtype)(x, layout)
-            return x, keep(x, outputs)
+        def body(layer: DecoderLayer, parts: Parts, _: None) -> tuple[Parts, Any]:
+            parts, outputs = layers.gathered(layer, self.compute_dtype)(parts, layout)
+            return parts, keep(join_slots(parts), outputs)
 
-        return layers.scan_layers(self.layers, body, x, None, self.remat)
+        two = layout.visual_slots and (self.config.attention_experts or self.config.ffn_experts)
+        parts = split_slots(x, layout.visual_slots) if two else (x,)
+        parts, kept = layers.scan_layers(self.layers, body, parts, None, self.remat)
+        return join_slots(parts), kept
 
     def decode(
         self, tokens: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array
@@ -261,26 +269,44 @@ class Decoder(nnx.Module):
         return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
 
 
-@jax.custom_vjp
-def permute(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
-    """Puts places in another order: out[b, i] = x[b, order[b, i]]; its gradient is a gather too, not a scatter.
+def to_reading_order(parts: Parts, layout: Layout) -> jax.Array:
+    """Slots [B, V, ...] and [B, T, ...] (or all of them) in the order in which they are read: [B, L, ...].
 
-    Args:
-      x: [B, L, ...].
-      order, inverse: [B, L] int32, permutations that undo each other.
-
-    Example: x = a b c, order = 2 0 1 -> c a b
+    Example: parts (a b, c d e), sequence 2 0 1 4 3 -> c a b e d
     """
-    return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+    return _to_reading_order(parts, *_orders(len(parts), layout)) if layout.visual_slots else parts[0]
 
 
-def _permute_forward(x: jax.Array, order: jax.Array, inverse: jax.Array):
-    return permute(x, order, inverse), (order, inverse)
+def to_slot_order(x: jax.Array, parts: int, layout: Layout) -> Parts:
+    """The inverse of `to_reading_order`."""
+    return _to_slot_order(x, *_orders(parts, layout)) if layout.visual_slots else (x,)
 
 
-def _permute_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
-    order, inverse = residuals
-    return permute(gradient, inverse, order), None, None
+def _orders(parts: int, layout: Layout) -> tuple[jax.Array, Parts]:
+    """The slot at each place, and the places of each part's slots."""
+    return layout.sequence, split_slots(layout.places, layout.visual_slots) if parts == 2 else (layout.places,)
 
 
-permute.defvjp(_permute_forward, _permute_backward)
+def _take(x: jax.Array, order: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1, mode="promise_in_bounds")
+
+
+@jax.custom_vjp
+def _to_reading_order(parts: Parts, sequence: jax.Array, places: Parts) -> jax.Array:
+    """Its gradient is a gather too, not a scatter."""
+    return _take(join_slots(parts), sequence)
+
+
+@jax.custom_vjp
+def _to_slot_order(x: jax.Array, sequence: jax.Array, places: Parts) -> Parts:
+    return tuple(_take(x, own) for own in places)
+
+
+_to_reading_order.defvjp(
+    lambda parts, *orders: (_to_reading_order(parts, *orders), orders),
+    lambda orders, gradient: (_to_slot_order(gradient, *orders), None, None),
+)
+_to_slot_order.defvjp(
+    lambda x, *orders: (_to_slot_order(x, *orders), orders),
+    lambda orders, gradient: (_to_reading_order(gradient, *orders), None, None),
+)

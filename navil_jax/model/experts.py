@@ -1,8 +1,8 @@
 """Modality-specific experts: two weight sets over the two blocks of slots (paper section 3.3).
 
 Which weights serve a token is known from its slot before the step runs, so that no weight set is ever applied to a
-token of the other kind: a row [V visual slots | T text slots] is cut at V, each part meets its own dense weights, and
-the results are joined. Nothing is computed twice and nothing is sorted.
+token of the other kind: a row [V visual slots | T text slots] is cut at V once, before the first layer, and each part
+meets its own dense weights in all of them. Nothing is computed twice and nothing is sorted.
 
 Where the mesh splits rows (context axis), every device must own visual and text slots, or cutting would move them
 between devices. So inside the decoder slots stand in device order: V/c visual and T/c text slots of the first of c
@@ -10,6 +10,7 @@ devices, then those of the second, and so on (`device_order`).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from navil_jax.sharding import partition_spec, shards
+
+Parts = tuple[jax.Array, ...]  # visual slots [B, V, ...] and text slots [B, T, ...], each in slot order; or all slots
 
 
 class Experts(nnx.Module):
@@ -32,29 +35,14 @@ class Experts(nnx.Module):
         self.text = make(rngs)
         self.visual = make(rngs) if visual else None
 
-    def __call__(self, x: jax.Array, visual_slots: int):
-        """Each block of slots through its own weights.
+    def __call__(self, parts: Parts) -> tuple[Any, ...]:
+        """Each part through its own weights, and what the modules return for each; one part alone meets the text's.
 
-        Args:
-          x: [B, L, ...]; places 0..V-1 are visual slots, the rest text slots.
-          visual_slots: V.
-
-        Returns:
-          What the modules return: an array or a pytree of arrays, each [B, L, ...].
-
-        Example: V = 2, rows [v v t t t] -> [visual(v v) | text(t t t)]
+        Example: (v v, t t t) -> (visual(v v), text(t t t))
         """
-        return by_slots(self.text, self.visual, x, visual_slots)
-
-
-def by_slots(
-    text: Callable[[jax.Array], jax.Array], visual: Callable | None, x: jax.Array, visual_slots: int
-) -> jax.Array:
-    """`visual` on the visual slots of axis 1, `text` on the others, joined. Without `visual`, `text` serves all."""
-    if visual is None or visual_slots == 0:
-        return text(x)
-    parts = split_slots(x, visual_slots)
-    return jax.tree.map(_join_slots, visual(parts[0]), text(parts[1]))
+        if len(parts) == 1 or self.visual is None:
+            return tuple(map(self.text, parts))
+        return self.visual(parts[0]), self.text(parts[1])
 
 
 def device_order(slots: int, visual_slots: int) -> np.ndarray:
@@ -77,7 +65,7 @@ def split_slots(x: jax.Array, visual_slots: int) -> tuple[jax.Array, jax.Array]:
     return tuple(_split(part.reshape(x.shape[0], -1, *x.shape[2:])) for part in (rows[:, :, :cut], rows[:, :, cut:]))
 
 
-def _join_slots(visual: jax.Array, text: jax.Array) -> jax.Array:
+def join_slots(visual: jax.Array, text: jax.Array) -> jax.Array:
     """The inverse of `split_slots`."""
     parts = shards("slots")
     if parts == 1:

@@ -148,7 +148,8 @@ def scan_layers(
 
     def step(x: jax.Array, layer_inputs: tuple[nnx.State, Any]) -> tuple[jax.Array, Any]:
         layer_state, layer_input = layer_inputs
-        return body(nnx.merge(graph, layer_state), checkpoint_name(x, "layer_input"), layer_input)
+        x = jax.tree.map(lambda part: checkpoint_name(part, "layer_input"), x)
+        return body(nnx.merge(graph, layer_state), x, layer_input)
 
     if remat != "none":
         step = jax.checkpoint(step, policy=_REMAT_POLICIES[remat], prevent_cse=False)
