@@ -1,6 +1,5 @@
 """Weighted cross-entropy over slots, and what is logged beside it (paper section 4; released behaviour)."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -19,13 +18,13 @@ class TokenScores(NamedTuple):
     predictions: jax.Array  # [B, N] int32
 
 
-class _Sums(NamedTuple):
-    """What is known of the logits of each slot after a part of the vocabulary; [B, N]."""
+class _Summary(NamedTuple):
+    """Of every slot, over a device's columns of the head; [B, N]."""
 
-    top: jax.Array  # float32, the largest
-    total: jax.Array  # float32, sum of exp(logit - top)
-    chosen: jax.Array  # float32, the target's
-    best: jax.Array  # int32, token of the largest
+    norm: jax.Array  # float32, log of the sum of exp(logit)
+    chosen: jax.Array  # float32, the target's logit; 0 where another device has it
+    top: jax.Array  # float32, the largest logit
+    best: jax.Array  # int32, its column
 
 
 def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> TokenScores:
@@ -55,51 +54,99 @@ def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> TokenSc
 
 def _scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool) -> TokenScores:
     """`token_scores` of a device's slots, with its columns of the head where it is `mapped` over a mesh."""
-    vocab, split = kernel.shape[1], mesh_axes("vocab") if mapped else ()
-    offset = jax.lax.axis_index(split) * vocab if split else 0
-    size = max(128, CHUNK_LOGITS // targets.size // 128 * 128)
-    zeros = jnp.zeros(targets.shape)
-    start = _Sums(zeros + LOWEST, zeros, zeros, zeros.astype(jnp.int32))
-    if vocab <= size:
-        sums = _add_part(x, start, kernel, targets - offset, 0, vocab)
-    else:
-        exact = x.astype(jnp.float32)  # so that the parts' gradients of x are summed in float32
-        padded = jnp.pad(kernel, ((0, 0), (0, -vocab % size)))
-
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def step(sums: _Sums, first: jax.Array) -> tuple[_Sums, None]:
-            part = jax.lax.dynamic_slice_in_dim(padded, first, size, axis=1)
-            return _add_part(exact.astype(x.dtype), sums, part, targets - offset, first, vocab), None
-
-        if axes := tuple(axis for name in ("batch", "slots", "embed", "vocab") if mapped for axis in mesh_axes(name)):
-            start = jax.lax.pcast(start, tuple(dict.fromkeys(axes)), to="varying")
-        sums, _ = jax.lax.scan(step, start, jnp.arange(0, vocab, size))
-    top, total, chosen, best = sums
+    split = mesh_axes("vocab") if mapped else ()
+    offset = jax.lax.axis_index(split) * kernel.shape[1] if split else 0
+    columns = targets - offset
+    if mapped:  # a custom gradient is of the device's own arrays; their sums over devices are taken outside
+        slot_axes, head_axes = mesh_axes("batch") + mesh_axes("slots"), mesh_axes("embed") + mesh_axes("vocab")
+        x, kernel = _varying(x, slot_axes, head_axes), _varying(kernel, head_axes, slot_axes)
+        columns = _varying(columns, slot_axes + split, head_axes)
+    norm, chosen, top, best = _summary(x, kernel, columns)
     if split:
-        local_top, best = top, best + offset
-        top = jax.lax.pmax(jax.lax.stop_gradient(local_top), split)
-        total = jax.lax.psum(total * jnp.exp(local_top - top), split)
+        top, largest = jax.lax.stop_gradient((top, jax.lax.pmax(jax.lax.stop_gradient(top), split)))
+        norm = largest + jnp.log(jax.lax.psum(jnp.exp(norm - largest), split))
         chosen = jax.lax.psum(chosen, split)
-        best = jax.lax.pmin(jnp.where(local_top == top, best, jnp.iinfo(jnp.int32).max), split)
-    return TokenScores(jnp.where(targets >= 0, jnp.log(total) + top - chosen, 0.0), best)
+        best = jax.lax.pmin(jnp.where(top == largest, best + offset, jnp.iinfo(jnp.int32).max), split)
+    return TokenScores(jnp.where(targets >= 0, norm - chosen, 0.0), best)
 
 
-def _add_part(
-    x: jax.Array, sums: _Sums, part: jax.Array, targets: jax.Array, first: jax.Array | int, vocab: int
-) -> _Sums:
-    """Takes in the logits of columns first, first + 1, ... of the head; those from `vocab` on are empty."""
-    columns = first + jnp.arange(part.shape[1])
-    real = columns < vocab
+def _varying(x: jax.Array, own: tuple[str, ...], others: tuple[str, ...]) -> jax.Array:
+    """`x`, which differs along its own mesh axes, as an array that may differ along others as well."""
+    missing = tuple(axis for axis in others if axis not in own)
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+@jax.custom_vjp
+def _summary(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> _Summary:
+    """Goes once over the columns of the head, and a second time for the gradient. Arguments as `token_scores` has."""
+    return _summarise(x, kernel, targets)[0]
+
+
+def _summarise(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> tuple[_Summary, tuple[jax.Array, ...]]:
+    size, firsts = _parts(kernel, targets)
+
+    def step(sums: tuple[jax.Array, ...], first: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+        top, total, chosen, best = sums
+        logits, start, is_target, _ = _logits(x, kernel, targets, first, size)
+        largest = logits.max(axis=-1)
+        new_top = jnp.maximum(top, largest)
+        total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top[..., None]).sum(axis=-1)
+        chosen += jnp.where(is_target, logits, 0.0).sum(axis=-1)
+        best = jnp.where(largest > top, start + jnp.argmax(logits, axis=-1), best).astype(jnp.int32)
+        return (new_top, total, chosen, best), None
+
+    zero = jnp.zeros_like(targets, jnp.float32)
+    (top, total, chosen, best), _ = jax.lax.scan(step, (zero + LOWEST, zero, zero, jnp.zeros_like(targets)), firsts)
+    norm = top + jnp.log(total)
+    return _Summary(norm, chosen, top, best), (x, kernel, targets, norm)
+
+
+def _summary_gradient(kept: tuple[jax.Array, ...], gradient: _Summary) -> tuple[jax.Array, jax.Array, None]:
+    """Of `x`, summed in float32 over the parts, and of `kernel`, each part of which is one product over all slots."""
+    x, kernel, targets, norm = kept
+    size, firsts = _parts(kernel, targets)
+
+    def step(sums: tuple[jax.Array, jax.Array], first: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        of_x, of_kernel = sums
+        logits, start, is_target, part = _logits(x, kernel, targets, first, size)
+        of_logits = jnp.exp(logits - norm[..., None]) * gradient.norm[..., None]
+        of_logits += jnp.where(is_target, gradient.chosen[..., None], 0.0)
+        of_logits = of_logits.astype(x.dtype)
+        of_x += jnp.einsum("bnv,hv->bnh", of_logits, part, preferred_element_type=jnp.float32)
+        of_part = jnp.einsum("bnh,bnv->hv", x, of_logits, preferred_element_type=jnp.float32)
+        known = jax.lax.dynamic_slice_in_dim(of_kernel, start, size, axis=1)
+        new = known + of_part.astype(kernel.dtype)
+        return (of_x, jax.lax.dynamic_update_slice_in_dim(of_kernel, new, start, axis=1)), None
+
+    (of_x, of_kernel), _ = jax.lax.scan(step, (jnp.zeros_like(x, jnp.float32), jnp.zeros_like(kernel)), firsts)
+    return of_x.astype(x.dtype), of_kernel, None
+
+
+_summary.defvjp(_summarise, _summary_gradient)
+
+
+def _parts(kernel: jax.Array, targets: jax.Array) -> tuple[int, jax.Array]:
+    """Columns of a part of the head, whole lanes of them, and the first new column of every part."""
+    vocab = kernel.shape[1]
+    size = min(vocab, max(128, CHUNK_LOGITS // targets.size // 128 * 128))
+    return size, jnp.arange(0, vocab, size)
+
+
+def _logits(
+    x: jax.Array, kernel: jax.Array, targets: jax.Array, first: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Logits of a part of the head, [B, N, size] float32.
+
+    Returns:
+      them, the part's first column, which of them are of targets, and the part's kernel [H, size]. The last part
+      reaches back over columns of the part before, and takes them for empty.
+    """
+    start = jnp.minimum(first, kernel.shape[1] - size)
+    columns = start + jnp.arange(size)
+    part = jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=1)
     logits = jnp.einsum("bnh,hv->bnv", x, part, preferred_element_type=jnp.float32)
-    logits = jnp.where(real, logits, LOWEST)
-    largest = jax.lax.stop_gradient(logits.max(axis=-1))
-    top = jnp.maximum(sums.top, largest)
-    return _Sums(
-        top,
-        sums.total * jnp.exp(sums.top - top) + jnp.exp(logits - top[..., None]).sum(axis=-1),
-        sums.chosen + jnp.where(real & (columns == targets[..., None]), logits, 0.0).sum(axis=-1),
-        jnp.where(largest > sums.top, first + jnp.argmax(logits, axis=-1), sums.best).astype(jnp.int32),
-    )
+    new = columns >= first
+    return jnp.where(new, logits, LOWEST), start, new & (columns == targets[..., None]), part
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
