@@ -65,13 +65,16 @@ def split_slots(x: jax.Array, visual_slots: int) -> tuple[jax.Array, jax.Array]:
     return tuple(_split(part.reshape(x.shape[0], -1, *x.shape[2:])) for part in (rows[:, :, :cut], rows[:, :, cut:]))
 
 
-def join_slots(visual: jax.Array, text: jax.Array) -> jax.Array:
-    """The inverse of `split_slots`."""
-    parts = shards("slots")
-    if parts == 1:
-        return jnp.concatenate([visual, text], axis=1)
-    rows = [x.reshape(x.shape[0], parts, -1, *x.shape[2:]) for x in (visual, text)]
-    return _split(jnp.concatenate(rows, axis=2).reshape(visual.shape[0], -1, *visual.shape[2:]))
+def join_slots(parts: Parts) -> jax.Array:
+    """The inverse of `split_slots`; one part alone is returned as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    shares = shards("slots")
+    if shares == 1:
+        return jnp.concatenate(parts, axis=1)
+    rows = [x.reshape(x.shape[0], shares, -1, *x.shape[2:]) for x in parts]
+    joined = jnp.concatenate(rows, axis=2)
+    return _split(joined.reshape(joined.shape[0], -1, *joined.shape[3:]))
 
 
 def _split(x: jax.Array) -> jax.Array:
