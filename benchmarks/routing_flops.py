@@ -16,28 +16,26 @@ more than with one set. That product belongs to the model, not to the routing: i
 is the ratio without it. A slot that holds no token costs what a full one does; `benchmarks.step_time` prints the share
 of such slots on a recipe's own data.
 
-`--time` runs the same three programs on small shapes and prints their wall times side by side.
+How long the three take on a device: `python -m benchmarks.layer_time`.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import statistics
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any, Literal
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from navil_jax.batch import Batch, BatchSpec
-from navil_jax.config import DecoderConfig, ModelConfig
+from navil_jax.config import ModelConfig
 from navil_jax.config_flags import load_config
 from navil_jax.errors import report_user_errors
 from navil_jax.model import params as model_params
+from navil_jax.model.attention import Backend
 from navil_jax.model.decoder import Output
 from navil_jax.model.experts import Experts, Parts
 from navil_jax.training.loss import token_scores, weighted_mean
@@ -45,8 +43,6 @@ from navil_jax.training.loss import token_scores, weighted_mean
 SHARES = (0.1, 0.5, 0.9)  # of the slots that are visual
 Form = Literal["routed", "one set", "both"]
 Head = Literal["none", "text slots", "all slots"]
-SMALL = DecoderConfig(width=512, mlp_dim=2048, num_heads=8, num_kv_heads=4, head_dim=64, vocab_size=8192)
-SMALL_SLOTS, TIMED_RUNS = 512, 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +54,7 @@ class Workload:
     visual_slots: int
     form: Form
     head: Head
+    attention: Backend = "xla"
 
     @property
     def model(self) -> ModelConfig:
@@ -65,32 +62,34 @@ class Workload:
         decoder = dataclasses.replace(self.config.decoder, depth=1)
         if self.form == "one set":
             decoder = dataclasses.replace(decoder, attention_experts=False, ffn_experts=False)
-        return dataclasses.replace(self.config, vision=None, decoder=decoder, remat="none", attention="xla")
+        return dataclasses.replace(self.config, vision=None, decoder=decoder, remat="none", attention=self.attention)
 
     def arguments(self) -> tuple[Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, Batch]:
-        """Abstract parameters, embedded tokens, gradient of the layer's output where there is no head, and batch."""
+        """Abstract parameters, embedded tokens, gradient of the layer's output besides the head's, and batch."""
         spec = BatchSpec(1, self.visual_slots, self.slots - self.visual_slots, 0, patch_dim=1)
         x = jax.ShapeDtypeStruct((1, self.slots, self.config.decoder.width), jnp.dtype(self.config.compute_dtype))
         return model_params.shapes(self.model), x, x, spec.abstract()
 
     def compile(self) -> jax.stages.Compiled:
         """The program (params, x, cotangent, batch) -> loss, and gradients of params and x."""
-        with _reference_form(self.visual_slots) if self.form == "both" else contextlib.nullcontext(), _no_chunks():
+        with _reference_form(self.visual_slots) if self.form == "both" else contextlib.nullcontext():
             return jax.jit(jax.value_and_grad(self._loss, argnums=(0, 1))).lower(*self.arguments()).compile()
 
     def _loss(self, params: Any, x: jax.Array, cotangent: jax.Array, batch: Batch) -> jax.Array:
         decoder = model_params.bind(self.model, params).decoder
         x, _ = decoder(x, decoder.layout(batch))
+        loss = jnp.sum(x * cotangent, dtype=jnp.float32)  # or visual slots of a single layer would serve nothing
         if self.head == "none":
-            return jnp.sum(x * cotangent, dtype=jnp.float32)
+            return loss
         start = self.visual_slots if self.head == "text slots" else 0
         scores = token_scores(decoder.final_norm(x[:, start:]), decoder.head_kernel(), batch.targets[:, start:])
-        return weighted_mean(scores.cross_entropy, batch.loss_weights[:, start:])
+        return loss + weighted_mean(scores.cross_entropy, batch.loss_weights[:, start:])
 
 
 def flops(workload: Workload) -> float:
     """Executed FLOPs of the compiled program."""
-    return workload.compile().cost_analysis()["flops"]
+    with _no_chunks():
+        return workload.compile().cost_analysis()["flops"]
 
 
 def serial_flops(config: ModelConfig, visual_slots: int) -> float:
@@ -164,44 +163,6 @@ def head_table(config: ModelConfig, slots: int) -> str:
     return "\n".join(lines)
 
 
-def time_table(config: ModelConfig) -> str:
-    """Median wall times of the layer alone on small shapes."""
-    small = dataclasses.replace(config, decoder=SMALL, compute_dtype="float32", special_token_ids=())
-    lines = [
-        "| visual slots | routed | one set | both | routed / one set | both / one set |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for share in SHARES:
-        visual = round(share * SMALL_SLOTS)
-        routed, one, both = seconds(
-            [Workload(small, SMALL_SLOTS, visual, form, "none") for form in ("routed", "one set", "both")]
-        )
-        times = " | ".join(f"{1e3 * value:.1f} ms" for value in (routed, one, both))
-        lines.append(f"| {share:.0%} | {times} | {routed / one:.2f} | {both / one:.2f} |")
-    return "\n".join(lines)
-
-
-def seconds(workloads: list[Workload]) -> list[float]:
-    """Median time of a run of each, after one that does not count; they take turns, so that all meet the same load."""
-    runs = [(workload.compile(), _real_arguments(workload)) for workload in workloads]
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(TIMED_RUNS + 1):
-        for (program, arguments), taken in zip(runs, times, strict=True):
-            began = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            taken.append(time.perf_counter() - began)
-    return [statistics.median(taken[1:]) for taken in times]
-
-
-def _real_arguments(workload: Workload) -> tuple[Any, ...]:
-    """One sample that fills the row, with random features."""
-    _, x, _, batch = workload.arguments()
-    x = jax.random.normal(jax.random.key(0), x.shape, x.dtype)
-    batch = jax.tree.map(lambda array: np.ones(array.shape, array.dtype), batch)
-    batch = dataclasses.replace(batch, sequence=np.arange(workload.slots, dtype=np.int32)[None])
-    return model_params.initialise(workload.model, 0), x, x, batch
-
-
 @report_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -211,7 +172,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--config", default="configs/navil_2b.py", metavar="FILE", help="recipe whose decoder is taken")
     parser.add_argument("--slots", type=int, default=4096, help="slots of the row (default: 4096)")
-    parser.add_argument("--time", action="store_true", help="also run small shapes and print wall times")
     options = parser.parse_args(argv)
     config = load_config(options.config).model
     decoder = config.decoder
@@ -221,11 +181,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(f"One decoder layer:\n\n{layer_table(config, options.slots)}\n")
     print(f"One decoder layer, head and loss:\n\n{head_table(config, options.slots)}\n")
-    if options.time:
-        print(
-            f"Wall time of one decoder layer on {jax.devices()[0].device_kind}, width {SMALL.width}, mlp "
-            f"{SMALL.mlp_dim}, {SMALL_SLOTS} slots, float32:\n\n{time_table(config)}\n"
-        )
     return 0
 
 

@@ -12,7 +12,7 @@ from navil_jax.flops import Counts
 from navil_jax.model.attention import needed_blocks
 from navil_jax.planning.hlo import Collective, Kernel, Loop, Program
 from navil_jax.planning.statistics import BatchStatistics, executed_pairs
-from navil_jax.planning.timing import EMPTY_STEP_SECONDS, HOP_SECONDS, collective_seconds, model_time
+from navil_jax.planning.timing import EMPTY_STEP_SECONDS, HOP_SECONDS, collective_seconds, heaviest, model_time
 from navil_jax.planning.topology import Slice, parse_topology
 
 GB = 1e9
@@ -71,7 +71,7 @@ def test_overlap_goes_as_far_as_the_loop_has_work():
     row = (0, 1, 2, 3)
     apart, between = Collective("all-gather", GB, row, True, ""), Collective("all-gather", GB / 2, row, False, "")
     loop = Loop("body", 10, {"decoder": 1.75e6}, (apart, between), ())  # a millisecond of work
-    timing = model_time(Program((loop,)), place, places(place), None, 0.5)
+    timing = model_time(Program((loop,)), place, places(place), 1, None, 0.5)
     long, short = (collective_seconds(one, place, places(place)) for one in (apart, between))
     assert timing.compute == {"decoder": pytest.approx(0.01)}
     assert timing.exposed == pytest.approx(10 * (short + long - 0.001))
@@ -80,7 +80,7 @@ def test_overlap_goes_as_far_as_the_loop_has_work():
     assert timing.collective_counts == {"all-gather": 20}
     assert timing.collective_bytes == {"all-gather": pytest.approx(15 * GB)}
     busy = dataclasses.replace(loop, cycles={"decoder": 1.75e9})
-    assert model_time(Program((busy,)), place, places(place), None, 0.5).exposed == pytest.approx(10 * short)
+    assert model_time(Program((busy,)), place, places(place), 1, None, 0.5).exposed == pytest.approx(10 * short)
 
 
 def statistics(tokens: list[tuple[int, ...]], patches: list[tuple[int, ...]], slots: int) -> BatchStatistics:
@@ -106,6 +106,7 @@ def test_kernels_by_hand(name: str, products: int, tower: str):
         Program((Loop("body", 3, {}, (), (kernel,)),)),
         place,
         places(place),
+        4,
         statistics([(1024, 512)], [(1024, 512)], 2048),
         0.5,
     )
@@ -117,6 +118,7 @@ def test_kernels_by_hand(name: str, products: int, tower: str):
     }
     empty = (8 * 4 - blocks) * 16 * EMPTY_STEP_SECONDS
     assert found.kernels == {tower: pytest.approx(3 * (flops / (0.5 * 459e12) + empty))}
+    assert found.waiting == pytest.approx(0)  # all rows are alike
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
@@ -131,3 +133,24 @@ def test_executed_blocks_are_those_of_the_kernel(lengths: list[int], causal: boo
     ids[0, : sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     needed = np.asarray(needed_blocks(ids, block, causal))
     assert executed_pairs([lengths], slots, block, block, causal) == needed.sum() * block**2
+
+
+def test_devices_wait_for_the_heaviest_rows():
+    assert heaviest(np.array([1.0, 1, 1, 5]), 1, 64) == pytest.approx(5)
+    assert heaviest(np.array([1.0, 1, 1, 5]), 1, 1) == pytest.approx(2, abs=0.5)
+    assert heaviest(np.array([1.0, 1, 1, 5]), 16, 64) < 16 * 5
+    assert heaviest(np.array([3.0]), 2, 64) == 6
+
+
+def test_waiting_by_hand():
+    """A row of one long segment beside a row of two: with 64 devices some have the long one, at 4 : 2 blocks."""
+    place = parse_topology("v5p-128")
+    kernel = Kernel("splash_mha_fwd", ("s32[1,2,2]", "s32[1,2,2]", "bf16[16,1024,128]"), SETTINGS, "vision _splash")
+    rows = [(1024,), (512, 512)]
+    found = model_time(
+        Program((Loop("body", 1, {}, (), (kernel,)),)), place, places(place), 64, statistics(rows, rows, 1024), 0.5
+    )
+    block = 4 * 512**2 * 16 * 128 / (0.5 * 459e12)
+    assert found.kernels["vision"] == pytest.approx(3 * block + 16 * EMPTY_STEP_SECONDS)
+    assert found.waiting == pytest.approx(block - 16 * EMPTY_STEP_SECONDS)
+    assert found.step == pytest.approx(found.work + found.waiting)

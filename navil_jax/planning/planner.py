@@ -40,7 +40,7 @@ class Plan:
     @property
     def shards(self) -> int:
         """Groups of devices that each take rows of their own."""
-        return math.prod(self.compiled.mesh[axis] for axis in RULES["batch"])
+        return _groups(self.compiled)
 
     @property
     def mfu(self) -> float:
@@ -69,6 +69,10 @@ class Plan:
     @property
     def chip_hours(self) -> float:
         return self.days * 24 * self.place.chips
+
+
+def _groups(compiled: Compiled) -> int:
+    return math.prod(compiled.mesh[axis] for axis in RULES["batch"])
 
 
 def make_plan(
@@ -109,7 +113,7 @@ def make_plan(
         largest = largest_rows(config, place, shards)
     timing, share = None, efficiency or place.generation.kernel_efficiency
     if compiled.program and effort == "full" and compiled.total <= place.generation.hbm:
-        timing = model_time(compiled.program, place, compiled.devices, statistics, share)
+        timing = model_time(compiled.program, place, compiled.devices, _groups(compiled), statistics, share)
     trainable, _ = split_trainable(config.optimizer, model_params.shapes(config.model))
     trained = set(model_params.flatten(trainable))
     useful = useful_flops(config.model, statistics.counts.scaled(rows), trained)
@@ -139,9 +143,9 @@ def plan_inference(
     for task in ("prefill", "decode"):
         compiled = compile_for(config, place, rows, task)
         timing = None
-        if compiled.program:
+        if compiled.program and compiled.total <= place.generation.hbm:
             share = efficiency or place.generation.kernel_efficiency
-            timing = model_time(compiled.program, place, compiled.devices, statistics, share)
+            timing = model_time(compiled.program, place, compiled.devices, _groups(compiled), statistics, share)
         found.append(Inference(task, rows, compiled, timing))
     return found
 

@@ -105,6 +105,7 @@ def _time(plan: Plan, timing: Timing) -> str:
             f"step: {timing.step:.3f} s modelled ({timing.slowest:.3f} s if no collective were hidden)",
             f"  {compute:8.3f}  compute (compiler's cycles at {plan.place.generation.clock / 1e9:g} GHz)",
             f"  {kernels:8.3f}  attention kernels (model)",
+            f"  {timing.waiting:8.3f}  waiting for the device with the heaviest attention (model)",
             f"  {timing.exposed:8.3f}  collectives that nothing hides; {hidden:.3f} s more run beside work (model)",
             f"MFU: {plan.mfu:.1%} modelled (useful FLOPs on real tokens; peak {peak / 1e12:g} TFLOP/s a device, bf16)",
             f"{plan.tokens_per_second:,.0f} tokens/s ({plan.tokens_per_second / chips:,.0f} a chip), "
@@ -116,6 +117,7 @@ def _time(plan: Plan, timing: Timing) -> str:
 
 def _costs(plan: Plan, timing: Timing) -> str:
     costs = dict(timing.compute) | {f"{tower} attention kernels": time for tower, time in timing.kernels.items()}
+    costs["waiting for the heaviest rows"] = timing.waiting
     costs["collectives that nothing hides"] = timing.exposed
     largest = sorted(costs.items(), key=lambda item: -item[1])[:SHOWN_COSTS]
     return "\n".join(
@@ -237,6 +239,7 @@ def draw(path: str | Path, plans: Sequence[Plan]) -> None:
     shares = {
         "compute (compiler)": [sum(p.timing.compute.values()) if p.timing else 0.0 for p in plans],
         "attention kernels (model)": [sum(p.timing.kernels.values()) if p.timing else 0.0 for p in plans],
+        "waiting for the heaviest rows (model)": [p.timing.waiting if p.timing else 0.0 for p in plans],
         "collectives not hidden (model)": [p.timing.exposed if p.timing else 0.0 for p in plans],
     }
     left = [0.0] * len(plans)

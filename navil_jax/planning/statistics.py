@@ -174,8 +174,10 @@ def _window_squares(length: int, side: int) -> int:
     return whole * side**2 + rest**2
 
 
-def executed_pairs(lengths: Sequence[Sequence[int]], slots: int, block_q: int, block_kv: int, causal: bool) -> float:
-    """Pairs of attention that the kernel computes per row: whole blocks that a segment shares (`model.attention`).
+def executed_pairs(
+    lengths: Sequence[Sequence[int]], slots: int, block_q: int, block_kv: int, causal: bool
+) -> np.ndarray:
+    """Pairs of attention that the kernel computes in each row: whole blocks that a segment shares (`model.attention`).
 
     Args:
       lengths: of each row, the lengths of its segments, one after the other.
@@ -185,8 +187,8 @@ def executed_pairs(lengths: Sequence[Sequence[int]], slots: int, block_q: int, b
 
     Example: segments of 3 and 5 in 8 slots, blocks of 4, causal -> the blocks (0,0), (1,0), (1,1): 48 pairs
     """
-    rows = [_executed_blocks(row, slots, block_q, block_kv, causal) for row in lengths]
-    return float(np.mean(rows)) * block_q * block_kv
+    blocks = [_executed_blocks(row, slots, block_q, block_kv, causal) for row in lengths]
+    return np.array(blocks, np.float64) * (block_q * block_kv)
 
 
 def _executed_blocks(lengths: Sequence[int], slots: int, block_q: int, block_kv: int, causal: bool) -> int:

@@ -6,6 +6,8 @@ Three sources, told apart in every report:
             says nothing of their inside
   model     collectives: bytes over the links between the devices of a group, rings and lines of the slice's torus
 Collectives that the compiler runs beside other work are taken to be hidden as far as the work of their own loop goes.
+Devices meet in collectives in every layer, so that in each tower all of them wait for the one whose rows hold the most
+attention; how much heavier than the mean that is follows from the simulated rows.
 Left out: the host, contention with other jobs on the network between slices, and slow chips.
 """
 
@@ -17,12 +19,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from navil_jax.planning.hlo import Collective, Kernel, Loop, Program
 from navil_jax.planning.statistics import BatchStatistics, executed_pairs
 from navil_jax.planning.topology import Slice
 
 HOP_SECONDS = 1e-6  # of a message from chip to chip
 EMPTY_STEP_SECONDS = 0.35e-6  # of a grid step of a kernel that computes nothing
+DRAWS = 200  # of rows for all devices, to find the heaviest one
 LANES = 128  # a smaller head fills the matrix unit only in part
 
 # A splash kernel -> products of its inside, each 2 FLOPs per pair, head and feature.
@@ -34,7 +39,8 @@ class Timing:
     """Seconds of one step on a device."""
 
     compute: dict[str, float]  # by label, from the compiler's cycles
-    kernels: dict[str, float]  # by tower
+    kernels: dict[str, float]  # by tower, of a device with mean rows
+    waiting: float  # for the attention kernels of the device with the heaviest rows
     collectives: dict[str, float]  # by kind, were nothing hidden
     exposed: float  # of the collectives, what no work hides
     kernel_flops: dict[str, float]  # executed by the attention kernels of a device, by tower
@@ -50,18 +56,19 @@ class Timing:
     @property
     def step(self) -> float:
         """With collectives hidden as far as their loops' work goes."""
-        return self.work + self.exposed
+        return self.work + self.waiting + self.exposed
 
     @property
     def slowest(self) -> float:
         """Were no collective hidden."""
-        return self.work + sum(self.collectives.values())
+        return self.work + self.waiting + sum(self.collectives.values())
 
 
 def model_time(
     program: Program,
     place: Slice,
     devices: Sequence[Sequence[int]],
+    groups: int,
     statistics: BatchStatistics | None,
     efficiency: float,
 ) -> Timing:
@@ -70,6 +77,7 @@ def model_time(
     Args:
       program: compiled for `place`.
       devices: of every place in the mesh: the device's x, y, z, core and slice.
+      groups: of devices that each have rows of their own.
       statistics: what the rows hold; None: kernels take every block.
       efficiency: share of the peak that attention kernels reach with heads of 128.
     """
@@ -80,6 +88,8 @@ def model_time(
     sizes: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     pairs: Counter[str] = Counter()
+    by_row: dict[str, np.ndarray] = {}
+    rows: dict[str, int] = {}
     exposed = 0.0
     for loop in program.loops:
         for label, cycles in loop.cycles.items():
@@ -89,7 +99,9 @@ def model_time(
             tower = kernel.label.split(" ")[0]
             cost = _kernel_cost(kernel, place, statistics, efficiency)
             flops[tower] += loop.runs * cost.flops
+            by_row[tower] = by_row.get(tower, 0.0) + loop.runs * cost.by_row
             kernels[tower] += loop.runs * cost.seconds
+            rows[tower] = cost.rows
             pairs[tower] = max(pairs[tower], cost.pairs)
             inside += cost.seconds
         exposed += loop.runs * _exposed(loop, place, devices, inside)
@@ -100,6 +112,7 @@ def model_time(
     return Timing(
         compute=dict(compute),
         kernels=dict(kernels),
+        waiting=sum(heaviest(costs, rows[tower], groups) - kernels[tower] for tower, costs in by_row.items()),
         collectives=dict(waits),
         exposed=exposed,
         kernel_flops=dict(flops),
@@ -107,6 +120,19 @@ def model_time(
         collective_bytes=dict(sizes),
         collective_counts=dict(counts),
     )
+
+
+def heaviest(costs: np.ndarray, rows: int, groups: int) -> float:
+    """What the heaviest of some groups of devices has to do: the mean over draws of rows with replacement.
+
+    Args:
+      costs: of simulated rows.
+      rows: of a group.
+
+    Example: costs 1 1 1 5, one row for each of 64 groups -> 5; one row for a single group -> about 2
+    """
+    drawn = np.random.default_rng(0).choice(costs, (DRAWS, groups, rows))
+    return float(drawn.sum(axis=2).max(axis=1).mean())
 
 
 def _exposed(loop: Loop, place: Slice, devices: Sequence[Sequence[int]], kernels: float) -> float:
@@ -166,9 +192,15 @@ def _bandwidth(group: Sequence[Sequence[int]], place: Slice) -> tuple[float, flo
 
 
 class _KernelCost(NamedTuple):
-    flops: float
-    seconds: float
+    flops: float  # of a device whose rows are the mean
+    by_row: np.ndarray  # seconds of each simulated row
+    rows: int  # of a device
     pairs: float  # computed for each that is needed
+
+    @property
+    def seconds(self) -> float:
+        """Of a device whose rows are the mean."""
+        return self.rows * float(self.by_row.mean())
 
 
 def _kernel_cost(kernel: Kernel, place: Slice, statistics: BatchStatistics | None, efficiency: float) -> _KernelCost:
@@ -178,17 +210,17 @@ def _kernel_cost(kernel: Kernel, place: Slice, statistics: BatchStatistics | Non
         [_sizes(shape) for shape in shapes if shape and (shape[1][0] == "s") == table] for table in (True, False)
     )
     if not products or not grids or not queries:
-        return _KernelCost(0.0, 0.0, 0.0)
+        return _KernelCost(0.0, np.zeros(1), 1, 0.0)
     heads, places, features = queries[0]
     settings = json.loads(kernel.settings) if kernel.settings else {}
     suffix = {"fwd": "", "dq": "_dq", "dkv": "_dkv"}[next(word for word in _PRODUCTS if f"_{word}" in kernel.name)]
     block_q, block_kv = settings.get(f"block_q{suffix}", 512), settings.get(f"block_kv{suffix}", 512)
-    pairs, needed = _pairs(kernel, statistics, places, block_q, block_kv)
+    rows, pairs, needed = _pairs(kernel, statistics, places, block_q, block_kv)
     work = 2.0 * products * pairs * heads * features
-    steps = math.prod(grids[0]) * heads - pairs * heads / (block_q * block_kv)
+    passed = math.prod(grids[0]) / rows - pairs / (block_q * block_kv)
     share = efficiency * min(1.0, features / LANES)
-    seconds = work / (place.generation.peak * share) + max(0.0, steps) * EMPTY_STEP_SECONDS
-    return _KernelCost(work, seconds, pairs / needed if needed else 0.0)
+    seconds = work / (place.generation.peak * share) + heads * np.maximum(passed, 0.0) * EMPTY_STEP_SECONDS
+    return _KernelCost(rows * float(work.mean()), seconds, rows, float(pairs.mean()) / needed if needed else 0.0)
 
 
 _ARRAY = re.compile(r"([a-z]\w*)\[(\d+,\d+,\d+)\]")  # with three dimensions
@@ -200,13 +232,13 @@ def _sizes(shape: re.Match[str]) -> tuple[int, ...]:
 
 def _pairs(
     kernel: Kernel, statistics: BatchStatistics | None, places: int, block_q: int, block_kv: int
-) -> tuple[float, float]:
-    """Pairs that the kernel computes for each head over all rows of a device, and those that are needed."""
+) -> tuple[int, np.ndarray, float]:
+    """Rows of a device, pairs that the kernel computes for each head in each simulated row, and the mean of needed."""
     if statistics is None:
-        return float(places) ** 2, 0.0
+        return 1, np.array([float(places) ** 2]), 0.0
     causal = not kernel.label.startswith("vision")
     lengths = statistics.token_lengths if causal else statistics.patch_lengths
     slots = statistics.token_slots if causal else statistics.patch_slots
     needed = statistics.counts.token_pairs if causal else statistics.counts.patch_pairs
-    rows = places / (-(-slots // block_q) * block_q)
-    return executed_pairs(lengths, slots, block_q, block_kv, causal) * rows, needed * rows
+    rows = places // (-(-slots // block_q) * block_q)
+    return rows, executed_pairs(lengths, slots, block_q, block_kv, causal), needed
