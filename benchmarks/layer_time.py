@@ -7,9 +7,9 @@ Times forward and backward pass, side by side in one run, of
     decoder, both      the plain form of routing: both weight sets on every token, then a choice
     encoder            the embedding of patches and one encoder layer
 
-in the shapes of the recipe (default: NaViL-2B) and its dtypes, over one packed row of its slots that is filled as the
-planner simulates rows (docs/tpu.md). Attention is that of the platform. MFU: useful FLOPs (navil_jax/flops.py) over the
-device's peak, where that is known.
+in the shapes and dtypes of the recipe (default: the first stage of NaViL-2B), over one packed row of its slots, filled
+as the planner simulates rows (docs/tpu.md). Attention is that of the platform. MFU is useful FLOPs (navil_jax/flops.py)
+over the device's peak, where that is known.
 
     python -m benchmarks.layer_time                                    # a GPU or TPU
     python -m benchmarks.layer_time --config configs/navil_9b.py
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from benchmarks.routing_flops import Form, Workload
 from navil_jax.config import Config, DataConfig
@@ -35,6 +36,7 @@ from navil_jax.errors import UserError, report_user_errors
 from navil_jax.flops import Counts, peak_flops, useful_flops
 from navil_jax.host_memory import keep_freed_memory
 from navil_jax.model import params as model_params
+from navil_jax.model.vision import VisionEncoder
 from navil_jax.planning.report import table
 from navil_jax.planning.statistics import BatchStatistics, simulate
 
@@ -103,21 +105,21 @@ def encoder_layer(config: Config, row: BatchStatistics) -> Timed:
     vision = dataclasses.replace(config.model.vision, depth=1, full_attention_layers=None)
     decoder = dataclasses.replace(config.model.decoder, depth=1)
     model = dataclasses.replace(config.model, vision=vision, decoder=decoder, remat="none")
-    params = {"vision": model_params.initialise(model, 0)["vision"]}
+    form, params = nnx.split(VisionEncoder(model, nnx.Rngs(0)))
     blocks = _segments(np.array(row.patch_lengths[0]), row.patch_slots)[None].astype(np.int32)
     places = np.arange(row.patch_slots, dtype=np.int32) % 64
     patches = np.random.default_rng(0).integers(0, 256, (1, row.patch_slots, vision.patch_dim), np.uint8)
     longest = max(row.patch_lengths[0], default=1)
 
     def loss(params: Any, patches: jax.Array, coords: jax.Array, blocks: jax.Array) -> jax.Array:
-        out = model_params.bind(model, params).vision(patches, coords, blocks, longest)
+        out = nnx.merge(form, params)(patches, coords, blocks, longest)
         return jnp.sum(jnp.square(out.astype(jnp.float32)))
 
     arguments = params, patches, np.stack([places, places], axis=-1)[None], blocks
     sizes = np.bincount(blocks[blocks > 0]).astype(np.float64)
     pairs = float(np.square(sizes).sum())
     counts = Counts(sizes.sum(), pairs, pairs, 0, 0, 0, 0)
-    useful = useful_flops(model, counts, set(model_params.flatten(params)))
+    useful = useful_flops(model, counts, set(model_params.flatten(model_params.shapes(model))))
     flops = sum(sum(useful[part]) for part in ("vision linear", "vision attention"))
     program = jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile()
     return Timed("encoder", program, arguments, float(sizes.sum()), flops)
@@ -163,7 +165,9 @@ def report(found: Sequence[Timed], times: Sequence[float], peak: float | None) -
 def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/navil_2b.py", metavar="FILE", help="recipe whose shapes are taken")
+    parser.add_argument(
+        "--config", default="configs/navil_2b_s1_1.py", metavar="FILE", help="recipe whose shapes are taken"
+    )
     parser.add_argument("--slots", type=int, help="token slots of the row (default: the recipe's)")
     parser.add_argument("--runs", type=int, default=9, help="timed runs of each program (default: 9)")
     options = parser.parse_args(argv)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model
 
-from benchmarks import dense_text, step_time
+from benchmarks import dense_text, layer_time, step_time
 from benchmarks.routing_flops import Workload, flops, serial_flops
 from navil_jax.config import ModelConfig
 from navil_jax.data.pipeline import batch_spec
@@ -49,6 +49,25 @@ def test_head_on_text_slots_saves_the_visual_share_of_it():
     text, everywhere = (flops(Workload(model, SLOTS, visual, "routed", head)) for head in ("text slots", "all slots"))
     saved = 6 * visual * model.decoder.width * model.decoder.vocab_size
     assert saved <= everywhere - text <= 1.1 * saved
+
+
+@pytest.mark.slow
+def test_layer_time_prints_a_line_for_each_form(capsys: pytest.CaptureFixture):
+    recipe = Path(__file__).parent / "plan_recipe.py"
+    assert layer_time.main(["--config", str(recipe), "--runs", "1"]) == 0
+    lines = [line.strip("| ").split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [cells[0].strip() for cells in lines[1:]] == [
+        "decoder, routed",
+        "decoder, one set",
+        "decoder, both",
+        "encoder",
+    ]
+    assert all(float(cells[1].replace(",", "")) > 0 and float(cells[2].replace(",", "")) > 0 for cells in lines[1:])
+
+
+def test_layer_time_refuses_rows_without_room_for_a_picture(capsys: pytest.CaptureFixture):
+    assert layer_time.main(["--slots", "100"]) == 2
+    assert "take at least 256" in capsys.readouterr().err
 
 
 @pytest.mark.slow
