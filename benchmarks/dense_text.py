@@ -100,7 +100,7 @@ def full_row() -> BatchStatistics:
     """One sample that fills a row."""
     counts = Counts(0, 0, 0, 0, SLOTS, SLOTS * (SLOTS + 1) / 2, SLOTS)
     advice = SlotAdvice(0, SLOTS, 0)
-    return BatchStatistics(counts, 1, 0, {}, advice, SLOTS, 0, ((SLOTS,),), ((),), "one sample fills a row")
+    return BatchStatistics(counts, 1, 0, {}, advice, SLOTS, 0, ((SLOTS,),), ((),), (1,), 1, "one sample fills a row")
 
 
 def measure(case: Case) -> dict[str, Any]:

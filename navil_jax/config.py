@@ -157,6 +157,7 @@ class DataConfig:
     text_slots: int = 8192
     patch_slots: int = 24576
     packing_bins: int = 32  # rows' worth of samples of which a row takes what fills it; more waste less
+    grouped_steps: int = 1  # steps among which rows are grouped by the cost of their attention; 1: as they are packed
     overlong: Literal["drop", "shrink", "error"] = "drop"  # samples longer than a row; shrink: their pictures
     tokenizer: str = ""  # folder with tokenizer.model or tokenizer.json; empty: one is trained on the text
     tokenizer_size: int = 1024  # pieces of a tokenizer that is trained
@@ -264,7 +265,11 @@ def validate(config: Config) -> None:
         ("", config, ("steps", "log_every", "checkpoint_every", "keep_checkpoints")),
         ("model.decoder.", decoder, (*positive, "num_kv_heads", "head_dim", "vocab_size")),
         ("model.vision.", vision, (*positive, "patch_size", "merge_size", "window_size")),
-        ("data.", data, ("rows", "visual_slots", "text_slots", "patch_slots", "packing_bins", "threads")),
+        (
+            "data.",
+            data,
+            ("rows", "visual_slots", "text_slots", "patch_slots", "packing_bins", "grouped_steps", "threads"),
+        ),
         (
             "optimizer.",
             optimizer,

@@ -12,7 +12,7 @@ from navil_jax.flops import Counts
 from navil_jax.model.attention import needed_blocks
 from navil_jax.planning.hlo import Collective, Kernel, Loop, Program
 from navil_jax.planning.statistics import BatchStatistics, executed_pairs
-from navil_jax.planning.timing import EMPTY_STEP_SECONDS, HOP_SECONDS, collective_seconds, heaviest, model_time
+from navil_jax.planning.timing import EMPTY_STEP_SECONDS, HOP_SECONDS, Timing, collective_seconds, heaviest, model_time
 from navil_jax.planning.topology import Slice, parse_topology
 
 GB = 1e9
@@ -83,9 +83,11 @@ def test_overlap_goes_as_far_as_the_loop_has_work():
     assert model_time(Program((busy,)), place, places(place), 1, None, 0.5).exposed == pytest.approx(10 * short)
 
 
-def statistics(tokens: list[tuple[int, ...]], patches: list[tuple[int, ...]], slots: int) -> BatchStatistics:
+def statistics(
+    tokens: list[tuple[int, ...]], patches: list[tuple[int, ...]], slots: int, costs: tuple[int, ...], steps: int = 1
+) -> BatchStatistics:
     counts = Counts(0, 1024**2 + 512**2, 0, 0, 0, 1024**2 / 2 + 512**2 / 2, 0)
-    return BatchStatistics(counts, 1, 1, {}, None, slots, slots, tuple(tokens), tuple(patches), "")
+    return BatchStatistics(counts, 1, 1, {}, None, slots, slots, tuple(tokens), tuple(patches), costs, steps, "")
 
 
 SETTINGS = json.dumps({f"block_{axis}{pass_}": 512 for axis in ("q", "kv") for pass_ in ("", "_dq", "_dkv")})
@@ -107,7 +109,7 @@ def test_kernels_by_hand(name: str, products: int, tower: str):
         place,
         places(place),
         4,
-        statistics([(1024, 512)], [(1024, 512)], 2048),
+        statistics([(1024, 512)], [(1024, 512)], 2048, (1,)),
         0.5,
     )
     blocks = 2 * (5 if tower == "decoder" else 6)  # 3 or 4, 1, and the empty one with itself, in both rows
@@ -136,10 +138,25 @@ def test_executed_blocks_are_those_of_the_kernel(lengths: list[int], causal: boo
 
 
 def test_devices_wait_for_the_heaviest_rows():
-    assert heaviest(np.array([1.0, 1, 1, 5]), 1, 64) == pytest.approx(5)
-    assert heaviest(np.array([1.0, 1, 1, 5]), 1, 1) == pytest.approx(2, abs=0.5)
-    assert heaviest(np.array([1.0, 1, 1, 5]), 16, 64) < 16 * 5
-    assert heaviest(np.array([3.0]), 2, 64) == 6
+    costs = (1, 1, 1, 5)
+    drawn = statistics([], [], 0, costs)
+    assert heaviest(np.array(costs), 1, 64, 16, drawn) == pytest.approx(5)
+    assert heaviest(np.array(costs), 1, 1, 1, drawn) == pytest.approx(2, abs=0.5)
+    assert heaviest(np.array(costs), 16, 64, 16, drawn) < 16 * 5
+    assert heaviest(np.array([3.0]), 2, 64, 16, statistics([], [], 0, (1,))) == 6
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(
+    costs=st.lists(st.integers(1, 100), min_size=2, max_size=20), rows=st.integers(1, 3), hosts=st.sampled_from([1, 4])
+)
+def test_grouping_never_makes_devices_wait_longer(costs: list[int], rows: int, hosts: int):
+    mean = rows * np.mean(costs)
+    apart, grouped = (
+        heaviest(np.array(costs, np.float64), rows, 8, hosts, statistics([], [], 0, tuple(costs), steps))
+        for steps in (1, 16)
+    )
+    assert 0.8 * mean <= grouped <= 1.1 * apart
 
 
 def test_waiting_by_hand():
@@ -147,10 +164,14 @@ def test_waiting_by_hand():
     place = parse_topology("v5p-128")
     kernel = Kernel("splash_mha_fwd", ("s32[1,2,2]", "s32[1,2,2]", "bf16[16,1024,128]"), SETTINGS, "vision _splash")
     rows = [(1024,), (512, 512)]
-    found = model_time(
-        Program((Loop("body", 1, {}, (), (kernel,)),)), place, places(place), 64, statistics(rows, rows, 1024), 0.5
-    )
+    program = Program((Loop("body", 1, {}, (), (kernel,)),))
+
+    def model(steps: int) -> Timing:
+        return model_time(program, place, places(place), 64, statistics(rows, rows, 1024, (4, 2), steps), 0.5)
+
+    found = model(1)
     block = 4 * 512**2 * 16 * 128 / (0.5 * 459e12)
     assert found.kernels["vision"] == pytest.approx(3 * block + 16 * EMPTY_STEP_SECONDS)
     assert found.waiting == pytest.approx(block - 16 * EMPTY_STEP_SECONDS)
     assert found.step == pytest.approx(found.work + found.waiting)
+    assert model(16).waiting < found.waiting / 2

@@ -2,7 +2,8 @@
 
 The order of samples follows from config.data.seed alone, whatever the number of threads and worker processes. The state
 of an iterator is small: the place in the stream of samples, the places of those that wait to be packed, and counts.
-Restoring reads the waiting ones again, which takes as long at step 10,000 as at step 10.
+Restoring reads the waiting ones again (and packs the rows again that wait for their step), which takes as long at step
+10,000 as at step 10.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import grain
 from navil_jax.batch import Batch, BatchSpec
 from navil_jax.config import Config
 from navil_jax.data.features import FeatureSource, Skipped, Usable
+from navil_jax.data.grouping import GroupedRows, row_cost
 from navil_jax.data.images import largest_scale
 from navil_jax.data.mixture import mix
 from navil_jax.data.packing import PackedRows, counts_of
@@ -85,7 +87,9 @@ def make_dataset(
     samples = sample_stream(config, sources, tokenizer, process_index, process_count, quarantine)
     watch = SampleWatch(quarantine, data.max_bad_share, data.overlong == "error")
     rows = PackedRows(samples, spec, data.packing_bins, max(data.threads, 2 * data.workers), watch)
-    batches = rows.batch(
+    cost = functools.partial(row_cost, config.model)
+    grouped = GroupedRows(rows, spec.rows, data.grouped_steps, data.seed, cost)
+    batches = grouped.batch(
         spec.rows, drop_remainder=True, batch_fn=functools.partial(spec.build, context_id=_context_id(config))
     )
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)

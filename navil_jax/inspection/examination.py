@@ -26,7 +26,7 @@ from navil_jax.inspection.checkup import NOTE, UNREAD, Checkup
 CHUNK = 32  # samples that a process reads at a time
 CONFIG_FILE, TABLES = "config.json", "notes"
 _MATTERS = re.compile(r"(images|model\.vision|data)(\..*)?")  # keys of a config that change what is noted
-_FREE = ("threads", "workers", "quarantine", "max_bad_share", "seed", "rows", "packing_bins")
+_FREE = ("threads", "workers", "quarantine", "max_bad_share", "seed", "rows", "packing_bins", "grouped_steps")
 
 _checkups: Sequence[Checkup] = ()  # in a worker process: those of its pool
 

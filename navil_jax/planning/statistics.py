@@ -6,6 +6,7 @@ A recipe without data has no batch to count. So samples are drawn (only their si
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from navil_jax.config import Config
 from navil_jax.data.features import smaller_pictures
+from navil_jax.data.grouping import attention_cost
 from navil_jax.data.images import plan_scales
 from navil_jax.data.packing import SlotAdvice, advise_slots, choose_row
 from navil_jax.data.prompt import picture_length
@@ -48,6 +50,8 @@ class BatchStatistics:
     patch_slots: int
     token_lengths: tuple[tuple[int, ...], ...]  # of each simulated row: tokens of its samples, in reading order
     patch_lengths: tuple[tuple[int, ...], ...]  # of each simulated row: patches of its scales
+    costs: tuple[int, ...]  # of each simulated row: its attention (data.grouping)
+    grouped_steps: int  # config.data
     origin: str  # where the figures come from, for the report
 
 
@@ -164,6 +168,8 @@ def _statistics(
         patch_slots=data.patch_slots,
         token_lengths=token_lengths,
         patch_lengths=patch_lengths,
+        costs=tuple(map(functools.partial(attention_cost, config.model), patch_lengths, token_lengths)),
+        grouped_steps=data.grouped_steps,
         origin=origin,
     )
 

@@ -112,7 +112,11 @@ def model_time(
     return Timing(
         compute=dict(compute),
         kernels=dict(kernels),
-        waiting=sum(heaviest(costs, rows[tower], groups) - kernels[tower] for tower, costs in by_row.items()),
+        waiting=sum(
+            heaviest(costs, rows[tower], groups, place.hosts, statistics) - kernels[tower]
+            for tower, costs in by_row.items()
+            if statistics
+        ),
         collectives=dict(waits),
         exposed=exposed,
         kernel_flops=dict(flops),
@@ -122,17 +126,25 @@ def model_time(
     )
 
 
-def heaviest(costs: np.ndarray, rows: int, groups: int) -> float:
-    """What the heaviest of some groups of devices has to do: the mean over draws of rows with replacement.
+def heaviest(costs: np.ndarray, rows: int, groups: int, hosts: int, statistics: BatchStatistics) -> float:
+    """What the heaviest of the groups of devices has to do in a step: the mean over steps of drawn rows.
+
+    Every host draws the rows of `statistics.grouped_steps` steps and groups them as `data.grouping` does.
 
     Args:
-      costs: of simulated rows.
-      rows: of a group.
+      costs: of each simulated row, in any unit.
+      rows: of a group in a step.
 
     Example: costs 1 1 1 5, one row for each of 64 groups -> 5; one row for a single group -> about 2
     """
-    drawn = np.random.default_rng(0).choice(costs, (DRAWS, groups, rows))
-    return float(drawn.sum(axis=2).max(axis=1).mean())
+    hosts = math.gcd(hosts, groups)
+    own, steps = rows * groups // hosts, statistics.grouped_steps
+    drawn = np.random.default_rng(0).integers(len(costs), size=(DRAWS, hosts, steps * own))
+    order = np.argsort(np.array(statistics.costs)[drawn], axis=2).reshape(DRAWS, hosts, steps, own)
+    order.sort(axis=3)  # rows of a step as they came
+    drawn = np.take_along_axis(drawn, order.reshape(drawn.shape), axis=2).reshape(order.shape)
+    by_group = costs[drawn].swapaxes(1, 2).reshape(DRAWS * steps, groups, rows)
+    return float(by_group.sum(axis=2).max(axis=1).mean())
 
 
 def _exposed(loop: Loop, place: Slice, devices: Sequence[Sequence[int]], kernels: float) -> float:
