@@ -1,7 +1,7 @@
 """The table of docs/tpu.md: every stage of NaViL-2B and 9B, planned on several slices.
 
     python -m benchmarks.tpu_table                       # what is missing is compiled, minutes each
-    python -m benchmarks.tpu_table --only 9b_s2 --write  # those whose name holds 9b_s2; puts the table into the page
+    python -m benchmarks.tpu_table --only 9b_s2 --write  # those whose name holds 9b_s2; puts the tables into the page
 
 Figures of each plan are kept in benchmarks/tpu_plans/, one JSON file each; those whose program has changed since are
 compiled anew when the file is deleted. Nothing runs on a TPU: see docs/tpu.md for what the figures are.
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "tpu_plans"
 PAGE = ROOT / "docs" / "tpu.md"
 BEGIN, END = "<!-- table: python -m benchmarks.tpu_table --write -->", "<!-- end of the table -->"
+COSTS = "<!-- table of costs: python -m benchmarks.tpu_table --write -->", "<!-- end of costs -->"
 
 STAGES = ("s1_1", "s1_2", "s2")
 SLICES = ("v5e-256", "v5p-128", "v6e-64", "v6e-256", "tpu7x-128")
@@ -93,7 +94,7 @@ def measure(case: Case) -> dict[str, Any]:
 def line(case: Case, figures: dict[str, Any]) -> dict[str, str]:
     """A line of the table."""
     cells = {
-        "recipe": case.recipe.removeprefix("navil_").replace("_", " ", 1),
+        "recipe": _recipe(case),
         "slice": case.topology,
         "mesh": case.mesh.replace("fsdp=-1", "fsdp").replace(",", ", "),
         "remat": case.remat,
@@ -118,12 +119,30 @@ def line(case: Case, figures: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def costs(case: Case, figures: dict[str, Any]) -> dict[str, str]:
+    """What the three largest parts of a step are, and how much of the kernels and products is useful."""
+    timing, ratios = figures["timing"], figures["executed_over_useful"]
+    parts = dict(timing["compute"]) | {f"{tower} attention": time for tower, time in timing["kernels"].items()}
+    parts |= {"waiting for the heaviest rows": timing["waiting"], "collectives": timing["exposed"]}
+    largest = sorted(parts.items(), key=lambda part: -part[1])[:3]
+    names = ("vision linear", "vision attention", "decoder linear", "decoder attention", "head")
+    return {
+        "recipe": _recipe(case),
+        "slice": case.topology,
+        "largest costs": ", ".join(f"{name} {seconds / figures['step_seconds']:.0%}" for name, seconds in largest),
+    } | {name: f"{ratios[name]:.2f}" for name in names}
+
+
+def _recipe(case: Case) -> str:
+    return case.recipe.removeprefix("navil_").replace("_", " ", 1)
+
+
 def kept(case: Case) -> dict[str, Any] | None:
     file = FOLDER / f"{case.name}.json"
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def write(text: str, begin: str = BEGIN, end: str = END) -> None:
+def write(text: str, begin: str, end: str) -> None:
     """Puts a table between two marks of the page."""
     before, _, rest = PAGE.read_text().partition(begin)
     _, found, after = rest.partition(end)
@@ -137,18 +156,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="plans cases whose name holds this; others are taken as kept")
     parser.add_argument("--kept", action="store_true", help="compiles nothing")
-    parser.add_argument("--write", action="store_true", help=f"puts the table into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help=f"puts the tables into {PAGE.relative_to(ROOT)}")
     options = parser.parse_args(argv)
-    lines = []
+    lines, largest = [], []
     for case in cases():
         wanted = not options.kept and options.only in case.name
         figures = measure(case) if wanted else kept(case)
         if figures:
             lines.append(line(case, figures))
-    text = table(lines) if lines else "Nothing is planned yet."
-    print(text)
-    if options.write:
-        write(text)
+        if figures and "timing" in figures:
+            largest.append(costs(case, figures))
+    for found, marks in ((lines, (BEGIN, END)), (largest, COSTS)):
+        text = table(found) if found else "Nothing is planned yet."
+        print(text, end="\n\n")
+        if options.write:
+            write(text, *marks)
     return 0
 
 

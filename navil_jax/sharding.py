@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -118,14 +119,27 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     auto = (jax.sharding.AxisType.Auto,) * len(sizes)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=auto, devices=devices)
+        return jax.sharding.Mesh(_grid(tuple(sizes.values()), devices), tuple(sizes), axis_types=auto)
     if sizes["data"] % slices:
         raise UserError(
             f"config.mesh.data: {sizes['data']} does not divide by the {slices} slices; only this axis may cross them"
         )
     within = sizes | {"data": sizes["data"] // slices}
-    grid = mesh_utils.create_hybrid_device_mesh(tuple(within.values()), (slices, 1, 1, 1), devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        tuple(within.values()), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
     return jax.sharding.Mesh(grid, tuple(sizes), axis_types=auto)
+
+
+def _grid(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices so that neighbours along an axis of the mesh are neighbours in the torus of one slice.
+
+    An axis of the mesh takes whole axes of the torus if it can, else parts of them: 4 x 64 of 16 x 16 chips.
+    """
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def mesh_axes(axis: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ CASES = {
     "tiny on v5e-8": ("tests/plan_recipe.py", "v5e-8", "fsdp=-1", 8),
     "tiny on v5p-16, tensor": ("tests/plan_recipe.py", "v5p-16", "fsdp=-1,tensor=2", 8),
     "2B S1.1 on v5p-128": ("configs/navil_2b_s1_1.py", "v5p-128", "fsdp=-1", 64),
-    "2B S2 on v5e-256": ("configs/navil_2b_s2.py", "v5e-256", "fsdp=-1", 256),
+    "2B S2 on v6e-64": ("configs/navil_2b_s2.py", "v6e-64", "fsdp=-1", 64),
     "9B S2 on v5p-128": ("configs/navil_9b_s2.py", "v5p-128", "fsdp=-1", 64),
 }
 QUICK = ("tiny on v5e-8",)

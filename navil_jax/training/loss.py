@@ -1,5 +1,6 @@
 """Weighted cross-entropy over slots, and what is logged beside it (paper section 4; released behaviour)."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -43,10 +44,7 @@ def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> TokenSc
     slots, hidden = partition_spec(("batch", "slots")), partition_spec(("batch", "slots", "features"))
 
     def local(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> TokenScores:
-        kernel = kernel.astype(x.dtype)
-        if mesh_axes("embed"):
-            kernel = jax.lax.all_gather(kernel, mesh_axes("embed"), axis=0, tiled=True)
-        return _scores(x, kernel, targets, mapped=True)
+        return _scores(x, kernel.astype(x.dtype), targets, mapped=True)
 
     specs = hidden, partition_spec(("embed", "vocab")), slots
     return jax.shard_map(local, in_specs=specs, out_specs=TokenScores(slots, slots))(x, kernel, targets)
@@ -56,12 +54,7 @@ def _scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool) -
     """`token_scores` of a device's slots, with its columns of the head where it is `mapped` over a mesh."""
     split = mesh_axes("vocab") if mapped else ()
     offset = jax.lax.axis_index(split) * kernel.shape[1] if split else 0
-    columns = targets - offset
-    if mapped:  # a custom gradient is of the device's own arrays; their sums over devices are taken outside
-        slot_axes, head_axes = mesh_axes("batch") + mesh_axes("slots"), mesh_axes("embed") + mesh_axes("vocab")
-        x, kernel = _varying(x, slot_axes, head_axes), _varying(kernel, head_axes, slot_axes)
-        columns = _varying(columns, slot_axes + split, head_axes)
-    norm, chosen, top, best = _summary(x, kernel, columns)
+    norm, chosen, top, best = _summary(x, kernel, targets - offset, mapped)
     if split:
         top, largest = jax.lax.stop_gradient((top, jax.lax.pmax(jax.lax.stop_gradient(top), split)))
         norm = largest + jnp.log(jax.lax.psum(jnp.exp(norm - largest), split))
@@ -70,19 +63,17 @@ def _scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool) -
     return TokenScores(jnp.where(targets >= 0, norm - chosen, 0.0), best)
 
 
-def _varying(x: jax.Array, own: tuple[str, ...], others: tuple[str, ...]) -> jax.Array:
-    """`x`, which differs along its own mesh axes, as an array that may differ along others as well."""
-    missing = tuple(axis for axis in others if axis not in own)
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _summary(x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool) -> _Summary:
+    """Goes once over the columns of the head, and a second time for the gradient. Arguments as `_scores` has."""
+    return _summarise(x, kernel, targets, mapped)[0]
 
 
-@jax.custom_vjp
-def _summary(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> _Summary:
-    """Goes once over the columns of the head, and a second time for the gradient. Arguments as `token_scores` has."""
-    return _summarise(x, kernel, targets)[0]
-
-
-def _summarise(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> tuple[_Summary, tuple[jax.Array, ...]]:
+def _summarise(
+    x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool
+) -> tuple[_Summary, tuple[jax.Array, ...]]:
+    if mapped:
+        x, kernel, targets = _spread(x, kernel, targets)
     size, firsts = _parts(kernel, targets)
 
     def step(sums: tuple[jax.Array, ...], first: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
@@ -101,7 +92,9 @@ def _summarise(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> tuple[_Su
     return _Summary(norm, chosen, top, best), (x, kernel, targets, norm)
 
 
-def _summary_gradient(kept: tuple[jax.Array, ...], gradient: _Summary) -> tuple[jax.Array, jax.Array, None]:
+def _summary_gradient(
+    mapped: bool, kept: tuple[jax.Array, ...], gradient: _Summary
+) -> tuple[jax.Array, jax.Array, None]:
     """Of `x`, summed in float32 over the parts, and of `kernel`, each part of which is one product over all slots."""
     x, kernel, targets, norm = kept
     size, firsts = _parts(kernel, targets)
@@ -119,10 +112,42 @@ def _summary_gradient(kept: tuple[jax.Array, ...], gradient: _Summary) -> tuple[
         return (of_x, jax.lax.dynamic_update_slice_in_dim(of_kernel, new, start, axis=1)), None
 
     (of_x, of_kernel), _ = jax.lax.scan(step, (jnp.zeros_like(x, jnp.float32), jnp.zeros_like(kernel)), firsts)
-    return of_x.astype(x.dtype), of_kernel, None
+    of_x = of_x.astype(x.dtype)
+    return *(_collect(of_x, of_kernel) if mapped else (of_x, of_kernel)), None
 
 
 _summary.defvjp(_summarise, _summary_gradient)
+
+
+def _axes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Mesh axes along which slots differ and the head does not, and the reverse."""
+    slots, head = (mesh_axes(a) + mesh_axes(b) for a, b in (("batch", "slots"), ("embed", "vocab")))
+    return tuple(a for a in slots if a not in head), tuple(a for a in head if a not in slots)
+
+
+def _spread(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The head's rows of all devices; and all arrays as ones that may differ along all axes."""
+    of_slots, of_head = _axes()
+    if mesh_axes("embed"):
+        kernel = jax.lax.all_gather(kernel, mesh_axes("embed"), axis=0, tiled=True)
+    vary = lambda x, axes: jax.lax.pcast(x, axes, to="varying") if axes else x  # noqa: E731
+    own = tuple(axis for axis in of_head if axis not in mesh_axes("vocab"))  # targets count from the first column
+    return vary(x, of_head), vary(kernel, of_slots), vary(targets, own)
+
+
+def _collect(of_x: jax.Array, of_kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums of both gradients over the devices that share the array; each device keeps its own rows of the head.
+
+    That happens before anything else: a gradient of the whole head would stay until those of all layers are known.
+    """
+    of_slots, of_head = _axes()
+    if mesh_axes("embed"):
+        of_kernel = jax.lax.psum_scatter(of_kernel, mesh_axes("embed"), scatter_dimension=0, tiled=True)
+    of_x, of_kernel = jax.lax.optimization_barrier((of_x, of_kernel))
+    return (
+        jax.lax.psum(of_x, of_head) if of_head else of_x,
+        jax.lax.psum(of_kernel, of_slots) if of_slots else of_kernel,
+    )
 
 
 def _parts(kernel: jax.Array, targets: jax.Array) -> tuple[int, jax.Array]:
