@@ -1,11 +1,13 @@
 """Names of TPU slices."""
 
+import dataclasses
 import math
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from navil_jax import sharding
 from navil_jax.errors import UserError
 from navil_jax.flops import peak_flops
 from navil_jax.planning.topology import GENERATIONS, Slice, _shapes, parse_topology
@@ -89,3 +91,27 @@ def test_rings():
 def test_planner_and_training_log_use_the_same_peaks(generation: str, kind: str):
     (found,) = (one for one in GENERATIONS if one.name == generation)
     assert peak_flops(kind) == found.peak
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device as far as its place in the torus goes."""
+
+    id: int
+    coords: tuple[int, int, int]
+    device_kind: str
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
+@pytest.mark.parametrize(("shape", "spans"), [((4, 64, 1, 1), (16, 4)), ((1, 256, 1, 1), (16, 16))])
+def test_an_axis_of_the_mesh_may_take_a_part_of_one_of_the_torus(
+    kind: str, shape: tuple[int, ...], spans: tuple[int, int]
+):
+    chips = [Chip(16 * x + y, (x, y, 0), kind) for x in range(16) for y in range(16)]
+    grid = sharding._grid(shape, chips)
+    assert grid.shape == shape
+    for group in grid.reshape(shape[0], -1):
+        assert sorted(len({chip.coords[axis] for chip in group}) for axis in (0, 1)) == sorted(spans)
