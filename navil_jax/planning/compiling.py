@@ -77,7 +77,7 @@ def compile_for(
 
     Args:
       rows: of the global batch.
-      effort: fast takes a fifth of the time; memory is right to about a tenth and its cycles mean nothing.
+      effort: fast takes a fifth to a half of the time; memory is right to about a tenth and its cycles mean nothing.
       hlo: file for the program's text (then it is always compiled).
 
     Raises:
