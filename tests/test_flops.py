@@ -214,8 +214,10 @@ def test_the_compiler_counts_the_same(family: str, optimizer: OptimizerConfig | 
 
     def loss(trainable: dict, frozen: dict, batch: Batch) -> jax.Array:
         model = model_params.bind(config, merge(trainable, frozen))
-        logits = model.logits(model(batch)[0][:, spec.visual_slots :])
-        return weighted_mean(logits[..., 0], batch.loss_weights[:, spec.visual_slots :]) + logits.mean()
+        x = model(batch)[0]
+        logits = model.logits(x[:, spec.visual_slots :])
+        everything = logits.mean() + x.mean()  # visual slots of a single layer would serve nothing else
+        return weighted_mean(logits[..., 0], batch.loss_weights[:, spec.visual_slots :]) + everything
 
     trainable, frozen = split_trainable(optimizer or EVERYTHING, shapes)
     compiled = jax.jit(jax.grad(loss) if optimizer else loss).lower(trainable, frozen, batch).compile()
