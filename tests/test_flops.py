@@ -220,7 +220,7 @@ def test_the_compiler_counts_the_same(family: str, optimizer: OptimizerConfig | 
         return weighted_mean(logits[..., 0], batch.loss_weights[:, spec.visual_slots :]) + everything
 
     trainable, frozen = split_trainable(optimizer or EVERYTHING, shapes)
-    compiled = jax.jit(jax.grad(loss) if optimizer else loss).lower(trainable, frozen, batch).compile()
+    compiled = jax.jit(jax.value_and_grad(loss) if optimizer else loss).lower(trainable, frozen, batch).compile()
     trained = set(model_params.flatten(trainable)) if optimizer else ()
     useful = total(useful_flops(config, counts, trained))
     assert useful < compiled.cost_analysis()["flops"] < 1.15 * useful
