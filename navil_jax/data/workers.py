@@ -32,6 +32,7 @@ class Workers:
         self._pool = concurrent.futures.ProcessPoolExecutor(processes, context, _start, (tuple(sources),))
         self._names = [source.name for source in sources]
         self._reading: set[tuple[int, int]] = set()
+        self._lost: set[tuple[int, int]] = set()  # that were being read when a process died
 
     def read(self, number: int, index: int) -> Usable | Skipped:
         """Sample `index` of source `number`.
@@ -43,7 +44,8 @@ class Workers:
         try:
             return self._pool.submit(_read, number, index).result()
         except BrokenProcessPool as error:
-            samples = ", ".join(f"{self._names[n]}/{i}" for n, i in sorted(self._reading))
+            self._lost.add((number, index))  # stays, as threads beside this one say the same of theirs
+            samples = ", ".join(f"{self._names[n]}/{i}" for n, i in sorted(self._reading | self._lost))
             raise RuntimeError(
                 f"a worker process died (killed, out of memory, or a crash in a decoder) with one of: {samples}"
             ) from error
