@@ -19,8 +19,7 @@ import numpy as np
 from PIL import Image
 
 from navil_jax.config import ImageConfig, VisionConfig
-from navil_jax.data.images import image_patches, load_image, plan_scales
-from navil_jax.data.resampling import resize
+from navil_jax.data.images import image_patches, load_image, plan_scales, resize
 from navil_jax.errors import UserError, report_user_errors
 
 SIZES = ((500, 375), (640, 480), (1024, 768), (1920, 1080))  # width, height

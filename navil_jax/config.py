@@ -99,14 +99,21 @@ class ModelConfig:
     vision: VisionConfig | None = VisionConfig()
     decoder: DecoderConfig = DecoderConfig()
     special_token_ids: tuple[int, ...] = tuple(range(92544, 92556))  # in the order of SPECIAL_TOKENS
-    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"  # of frozen parameters; what trains is float32
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # Gradients of matrices are summed over devices in it. Sums over the tokens of a device are always float32.
+    gradient_sums: Literal["compute", "float32"] = "compute"
     # What the backward pass recomputes of a layer: nothing; all; all but attention; all but matmuls; or all, from
     # inputs that wait in the host's memory.
     remat: Literal["none", "full", "attention", "dots", "offload"] = "attention"
     attention: Literal["auto", "xla", "splash"] = "auto"  # auto: splash on TPU, XLA elsewhere
     lora_rank: int = 0  # of the updates (lora_a, lora_b) that every matrix of the layers gets, to fine-tune; 0: none
     lora_scale: float = 2.0  # factor of these updates (alpha / rank)
+
+    @property
+    def sum_dtype(self) -> str:
+        """The dtype in which gradients of matrices are summed over devices."""
+        return self.compute_dtype if self.gradient_sums == "compute" else "float32"
 
     def special_id(self, token: str) -> int:
         """The id of one of SPECIAL_TOKENS."""
@@ -197,8 +204,10 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     accumulation: int = 1  # turns in which a batch's rows are computed; the same step with less memory
     ema_decay: float = 0.0  # of a running average of the trained parameters, kept beside them; 0: none
-    not_finite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does; skip: no update
-    spikes: Literal["note", "skip", "stop"] = "note"  # what a loss far above the last ones does
+    # What a loss or gradient that is not finite does. Skip: no update, but the step counts, and so do its samples: the
+    # schedule goes on and they are not read again.
+    not_finite: Literal["stop", "skip"] = "stop"
+    spikes: Literal["note", "skip", "stop"] = "note"  # what a loss far above the last ones does; skip: as above
     spike_deviations: float = 8.0  # standard deviations of the last losses above their mean that make a spike
     max_skipped: int = 10  # steps skipped one after the other; more stop the run
     rules: tuple[RuleConfig, ...] = (
@@ -280,11 +289,7 @@ def validate(config: Config) -> None:
         for key in keys if group else ():
             require(getattr(group, key) > 0, prefix + key, "must be positive")
     require(data.workers >= 0, "data.workers", "must not be negative")
-    require(
-        0 <= config.batch_samples * config.steps < 2**31,
-        "batch_samples",
-        f"{config.steps:,} steps of {config.batch_samples:,} samples are not countable; at most 2^31 - 1 samples",
-    )
+    require(config.batch_samples >= 0, "batch_samples", "must not be negative")
     require(0 <= optimizer.ema_decay < 1, "optimizer.ema_decay", "must be at least 0 and below 1")
     require(
         data.rows % optimizer.accumulation == 0,

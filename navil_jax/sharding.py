@@ -107,8 +107,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Of several slices each holds whole parts of the data axis, so that only the sum of gradients crosses between them.
 
     Raises:
-      UserError: the axis sizes do not multiply to the number of devices, or data does not divide by the slices.
+      UserError: the axis sizes do not multiply to the number of devices, data does not divide by the slices, or JAX has
+        64-bit types switched on, with which the attention kernels do not compile.
     """
+    if jax.config.jax_enable_x64:
+        raise UserError("JAX_ENABLE_X64: 64-bit types are switched on, but attention needs 32-bit ones; unset it")
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
     known = math.prod(size for size in sizes.values() if size != -1)

@@ -33,7 +33,7 @@ from navil_jax.config_flags import parse
 from navil_jax.data.pipeline import make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.run_tokenizer import complete, new_tokenizer
-from navil_jax.data.sources import expand_sources, open_source
+from navil_jax.data.sources import expand_sources, fingerprints, open_source
 from navil_jax.data.stall import StallWatch
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
@@ -77,6 +77,7 @@ class Run:
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     origin: dict[str, Any]  # what the first parameters were converted from
+    fingerprints: dict[str, str]  # of the training data
     files: RunFiles
     checkpoints: Checkpoints
     iterator: grain.DatasetIterator
@@ -107,7 +108,7 @@ def run(config: Config) -> int:
         quarantine = Quarantine(files.local, config.data.quarantine, jax.process_index())
         iterator = iter(make_dataset(config, sources, tokenizer, *place, quarantine))
         origin = earlier.origin if earlier else {}
-        this = Run(config, mesh, tokenizer, origin, files, checkpoints, iterator)
+        this = Run(config, mesh, tokenizer, origin, fingerprints(sources), files, checkpoints, iterator)
         status = _train(this, *_start(this), stopped, stall_watch)
     multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
     return status
@@ -145,7 +146,7 @@ def _train(
         if received or ended or step % config.checkpoint_every == 0:
             recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
             run.files.upload()
-            record = Record(config, run.tokenizer.files(), recorder.last, run.origin)
+            record = Record(config, run.tokenizer.files(), recorder.last, run.origin, run.fingerprints)
             run.checkpoints.save(step, state.params, record, state.optimizer, run.iterator, state.ema)
         if received:
             run.checkpoints.wait()
@@ -210,7 +211,8 @@ def _start(run: Run) -> tuple[TrainState, dict[str, float]]:
     if checkpoints.latest_step is None:
         return initial_state(config, run.mesh, first_params(config, run.mesh, _say)), {}
     record = checkpoints.record()
-    for key, (before, now) in check_continues(record.config, config, checkpoints.folder).items():
+    data = record.fingerprints, run.fingerprints
+    for key, (before, now) in check_continues(record.config, config, checkpoints.folder, data).items():
         _say(f"from here on, as config.resume_with says: {key} was {before} and is {now}")
     params, optimizer, ema = checkpoints.restore(wanted.params, wanted.optimizer, wanted.ema, run.iterator)
     if checkpoints.latest_step > config.steps and not config.batch_samples:

@@ -15,7 +15,7 @@ from navil_jax.errors import UserError
 from navil_jax.training.checkpoint import Checkpoints, Record, check_continues, check_same_model, with_model_of
 from navil_jax.training.optimizer import make_optimizer, split_trainable
 
-RECORD = Record(Config(steps=9), {"tokenizer.model": bytes(range(256))}, {"loss": 1.5})
+RECORD = Record(Config(steps=9), {"tokenizer.model": bytes(range(256))}, {"loss": 1.5}, {}, {"data.sources.0": "0a"})
 
 
 def make_state(seed=0, width=6):
@@ -162,6 +162,16 @@ def test_only_a_continuation_may_use_the_folder():
         check_continues(saved, dataclasses.replace(saved, model=model), "folder")
     with pytest.raises(UserError, match=r"seed was 0 and is 1; set config\.workdir to a new folder, or change it in"):
         check_continues(saved, dataclasses.replace(saved, seed=1), "folder")
+
+
+def test_only_the_same_data_continue():
+    saved, key = Config(), "data.sources.0.fingerprint"
+    assert check_continues(saved, saved, "folder", ({key: "0a"}, {key: "0a"})) == {}
+    for before, shown in (({key: "0a"}, "0a"), ({}, "None")):
+        with pytest.raises(UserError, match=f"another config: {key} was {shown} and is 0b; set"):
+            check_continues(saved, saved, "folder", (before, {key: "0b"}))
+        asked = dataclasses.replace(saved, resume_with="data.sources")
+        assert check_continues(saved, asked, "folder", (before, {key: "0b"})) == {key: (before.get(key), "0b")}
 
 
 def with_optimizer(config, **fields):

@@ -9,16 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin, features
 
 from navil_jax.config import Config, DataConfig, ImageConfig, SourceConfig, VisionConfig
-from navil_jax.data import images, resampling
+from navil_jax.data import images
 from navil_jax.data.augment import augment
 from navil_jax.data.features import FeatureSource, sample_features
 from navil_jax.data.images import image_patches, load_image
-from navil_jax.data.resampling import resize
 from navil_jax.data.sources import Sample
 from navil_jax.errors import UserError
 
@@ -215,41 +212,6 @@ def test_messages_name_the_sample() -> None:
         sample_features(sample, Config(), None)
 
 
-def bicubic(picture: Image.Image, height: int, width: int) -> np.ndarray:
-    source = np.frombuffer(picture.tobytes("raw", "RGBX"), np.uint32).reshape(picture.height, picture.width)
-    canvas = np.zeros((height + 2, width + 1), np.uint32)
-    resize(source, height, width, canvas)
-    assert not canvas[height:].any()
-    assert not canvas[:, width:].any()
-    return canvas[:height, :width].copy().view(np.uint8).reshape(height, width, 4)[..., :3]
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    before=st.tuples(st.integers(1, 90), st.integers(1, 90)),
-    after=st.tuples(st.integers(1, 90), st.integers(1, 90)),
-    extremes=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_resize_is_pillow_s_in_every_byte(
-    before: tuple[int, int], after: tuple[int, int], extremes: bool, seed: int
-) -> None:
-    random = np.random.default_rng(seed)
-    values = random.integers(0, 2, (*before, 3)) * 255 if extremes else random.integers(0, 256, (*before, 3))
-    picture = Image.fromarray(values.astype(np.uint8))
-    expected = picture.resize((after[1], after[0]), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(bicubic(picture, *after), np.asarray(expected))
-
-
-@pytest.mark.parametrize(
-    ("size", "smaller"), [((640, 480), (452, 339)), ((300, 1900), (120, 760)), ((700, 99), (900, 127))]
-)
-def test_resize_of_photo_sizes(size: tuple[int, int], smaller: tuple[int, int]) -> None:
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8))
-    expected = picture.resize(smaller, Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(bicubic(picture, smaller[1], smaller[0]), np.asarray(expected))
-
-
 def test_jpeg_augmentation_is_a_jpeg_of_the_drawn_quality() -> None:
     copies = [encoded(COLOURS, "JPEG", quality=quality) for quality in range(75, 101)]
     seen = set()
@@ -313,21 +275,11 @@ def test_only_training_samples_of_sources_with_data_augment_change(
     budgets = {"visual_tokens": 100, "text_tokens": 100, "patches": 100}
     source = FeatureSource(OnePicture(), "one", 0, config, Letters(), budgets, training=training)
     plain = image_patches(COLOURS, config.images, config.model.vision).patches
-    changed = image_patches(augment(COLOURS, "jpeg", (3, 0, 7, 0)), config.images, config.model.vision).patches
+    changed = image_patches(augment(COLOURS, "jpeg", (3, 0, 7, 12, 0)), config.images, config.model.vision).patches
     assert (plain != changed).any()
-    np.testing.assert_array_equal(source[7].features["patches"], changed if switch and training else plain)
-
-
-def test_compiles_where_compiled_code_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_really = resampling.numba.njit
-
-    def njit(cache: bool = False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return compile_really(**options)
-
-    monkeypatch.setattr(resampling.numba, "njit", njit)
-    assert resampling._compiled(lambda x: x + 1)(2) == 3
+    np.testing.assert_array_equal(
+        source.read(7, place=12).features["patches"], changed if switch and training else plain
+    )
 
 
 def test_threads_resize_at_the_same_time_alike() -> None:

@@ -203,3 +203,20 @@ def test_muon_updates_are_orthogonal_matrices(family):
         matrices += len(stack)
     depths = 2 * 2 * 3  # layers, experts, feed-forward matrices
     assert matrices == depths + 2 * 2 * 4 + 2 * (3 + 1 + 2) + 1 + 2  # attention, vision layers, patches, connector
+
+
+def test_muon_s_rest_is_plain_adam_with_the_config_s_epsilon():
+    params = {"a": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}}
+    random = np.random.default_rng(0)
+    gradients = [jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), params) for _ in range(4)]
+    for eps in (1e-8, 1.0):
+        config = OptimizerConfig(
+            algorithm="muon", peak_learning_rate=0.1, warmup_steps=0, eps=eps, clip_norm=1e9, weight_decay=0.0
+        )
+        moved, optimizer = params, make_optimizer(config, 10, params)
+        state = optimizer.init(params)
+        for clock, gradient in enumerate(gradients):
+            updates, state = optimizer.update(gradient, state, moved, clock=jnp.int32(clock))
+            moved = jax.tree.map(jnp.add, moved, updates)
+        right = adamw_reference(params["a"]["bias"], [g["a"]["bias"] for g in gradients], config, 1.0, 0.0)
+        np.testing.assert_allclose(moved["a"]["bias"], right, rtol=1e-5)

@@ -145,7 +145,7 @@ def stream_of(settings_: Config, sources: list[MadeSource], process: int = 0, pr
         FeatureSource(source, entry.name, i, settings_, TOKENIZER, batch_spec(settings_).budgets)
         for i, (source, entry) in enumerate(zip(sources, settings_.data.sources, strict=True))
     ]
-    return mix(settings_.data, features, [f.__getitem__ for f in features], Quarantine(), process, processes)
+    return mix(settings_.data, features, [f.read for f in features], Quarantine(), process, processes)
 
 
 def names_of(stream, places: list[int]) -> Counter:
@@ -210,7 +210,7 @@ def test_an_epoch_holds_every_sample_as_often_as_it_repeats(
     sources = [
         FeatureSource(MadeSource(((0, 0, 1),) * n), f"s{i}", i, config(), None, {}) for i, (n, _) in enumerate(lengths)
     ]
-    readers = [lambda index, i=i: (i, index) for i in range(len(sources))]
+    readers = [lambda index, place, i=i: (i, index) for i in range(len(sources))]
     data = DataConfig(entries, seed=seed)
     epochs = [max(1, round(length * repeat)) for length, repeat in lengths]
     read = [[[] for _ in range(processes)] for _ in sources]  # by source and process

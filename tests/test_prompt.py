@@ -1,6 +1,7 @@
 """Prompts against the released chat function's strings and ids; training spans by hand and by properties."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from navil_jax.data.prompt import (
 )
 from navil_jax.data.tokenizer import Tokenizer
 from navil_jax.errors import UserError
+from navil_jax.inference.assistant import stream_text
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZERS = {
@@ -28,6 +30,9 @@ TOKENIZERS = {
     "golden_dummy_prefix.json": Tokenizer.load(GOLDEN / "prompts" / "tokenizer_dummy_prefix"),
 }
 TOKENIZER = TOKENIZERS["golden.json"]
+QWEN3 = Tokenizer.load(GOLDEN / "prompts" / "tokenizer_qwen3")  # <think> and </think> are added tokens, but not special
+THINK = [QWEN3.token_id(token) for token in ("<think>", "</think>")]
+THINK_CASES = json.loads((GOLDEN / "prompts" / "golden_qwen3_think.json").read_text())["conversations"]
 CONVERSATIONS = [
     pytest.param(file, case, id=f"{case['name']}-{file}")
     for file in TOKENIZERS
@@ -77,6 +82,44 @@ def test_released_conversations(file: str, case: dict) -> None:
         ids, learnt = merged(encode_prompt(tokenizer, *arguments))
         assert ids == expected["input_ids"]
         assert not learnt
+
+
+@pytest.mark.parametrize("case", THINK_CASES, ids=lambda case: case["name"])
+def test_released_conversations_of_qwen3_s_tokenizer(case: dict) -> None:
+    """The think block of the template is made of single ids, also in front of old answers."""
+    once = [
+        [1, rows, cols] for _, rows, cols in case["grids"]
+    ]  # unlike golden.json, this file writes one moment of two
+    grids = grids_of_pictures(once, case["num_scales"])
+    arguments = ("qwen3-chat", case["system_message"], case["history"], case["question"], grids)
+    prompt, expected = chat_prompt(*arguments), case["input_ids"]
+    assert prompt == case["prompt"]
+    assert prompt_ids(QWEN3, "qwen3-chat", prompt) == expected
+    if case["name"] not in ("markup_in_question", "literal_chat_markers"):
+        assert merged(encode_prompt(QWEN3, *arguments)) == (expected, {})
+        turns = [*(case["history"] or ()), (case["question"], "Yes.")]
+        if all(answer for _, answer in turns):
+            ids, learnt = merged(encode_conversation(QWEN3, "qwen3-chat", arguments[1], turns, grids, "token"))
+            assert ids[: len(expected)] == expected
+            assert not {target for target, _ in learnt.values()} & set(THINK)
+            assert QWEN3.decode(ids[len(expected) :]) == "Yes.<|im_end|>"
+
+
+@pytest.mark.parametrize("text", ["<think>", "</think>", "<tool_call>"])
+def test_typed_think_blocks_stay_text(text: str) -> None:
+    typed = merged(encode_conversation(QWEN3, "qwen3-chat", text, [(text, text)], [], "token"))[0]
+    clean = merged(encode_conversation(QWEN3, "qwen3-chat", "S", [("Q", "A")], [], "token"))[0]
+    added = [i for i in typed if i >= QWEN3.token_id("<|endoftext|>")]
+    assert added == [i for i in clean if i >= QWEN3.token_id("<|endoftext|>")]
+    assert [i for i in added if i in THINK] == THINK
+
+
+def test_produced_think_blocks_stay_in_the_answer() -> None:
+    """They are not special, so decoding keeps them, as the released code does."""
+    text = "<think>\nA cat?\n</think>\n\nA cat.<|im_end|>"
+    ids = QWEN3.encode(text, allow_special=True)
+    assert set(THINK) < set(ids)
+    assert response_text(QWEN3, ids) == "".join(stream_text(QWEN3, ids)) == text.removesuffix("<|im_end|>")
 
 
 def test_released_responses() -> None:
@@ -133,6 +176,26 @@ def test_training_ids_are_the_prompt_s(template: str, system: str, turns: list[t
     assert sum(target == end for target, _ in learnt.values()) == len(turns)
     expected = TOKENIZER.decode([i for _, a in turns for i in TOKENIZER.encode(a, allow_special=False)])
     assert answers == expected
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@given(system=plain, turns=turn_lists, pictures=st.integers(0, 2))
+@example(system="\n", turns=[("", "\n\n  x"), ("\na\n", "é😀")], pictures=1)
+def test_training_ids_are_the_prompt_s_with_qwen3_s_tokenizer(
+    template: str, system: str, turns: list[tuple[str, str]], pictures: int
+) -> None:
+    grids = [[(2, 2), (2, 4)]] * pictures
+    ids, learnt = merged(encode_conversation(QWEN3, template, system, turns, grids, "token"))
+    *history, (question, answer) = turns
+    prompt = chat_prompt(template, system, history, question, grids)
+    assert ids == QWEN3.encode(f"{prompt}{answer}<|im_end|>", allow_special=True)
+    assert ids.count(THINK[0]) == ids.count(THINK[1]) == (len(turns) if template == "qwen3-chat" else 0)
+    assert merged(encode_prompt(QWEN3, template, system, history, question, grids))[0] == QWEN3.encode(prompt, True)
+    targets = [target for target, _ in learnt.values()]
+    assert targets.count(QWEN3.token_id("<|im_end|>")) == len(turns)
+    assert not set(THINK) & set(targets)
+    answers = QWEN3.decode([learnt[place][0] for place in sorted(learnt)])  # a token may begin in front of its answer
+    assert all(unicodedata.normalize("NFC", text) in answers for _, text in turns)
 
 
 def test_spans_by_hand() -> None:

@@ -12,7 +12,7 @@ from navil_jax.data.pipeline import batch_spec
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 from navil_jax.training.metrics import MetricsLog, read_log
-from navil_jax.training.recorder import Recorder
+from navil_jax.training.recorder import Recorder, most_samples
 
 CONFIG = Config(
     steps=4,
@@ -21,13 +21,14 @@ CONFIG = Config(
     log_every=1,
 )
 BATCH = batch_spec(CONFIG).fake(CONFIG.model)
-METRICS = {"tokens": 50, "text_tokens": 30, "images": 2, "patches": 16, "samples": 6, "learning_rate": 0.1}
+METRICS = {"tokens": 50, "text_tokens": 30, "images": 2, "patches": 16, "learning_rate": 0.1}
+METRICS |= {"samples": int(BATCH.segment_ids.max(axis=1).sum())}
 METRICS |= {"gradient_norm": 1.0, "spike": 0, "skipped": 0, "loss_mean": 2.0, "loss_variance": 0.01}
 
 
 def step(loss=2.0, number=1, **changed):
     """What a step returns."""
-    values = METRICS | {"loss": loss, "samples_seen": number * METRICS["samples"]} | changed
+    values = METRICS | {"loss": loss} | changed
     arrays = {name: np.float32(value) for name, value in values.items()}
     return arrays | {"source_loss": np.float32([loss]), "source_weight": np.float32([1.0])}
 
@@ -60,8 +61,39 @@ def test_a_run_counted_in_samples_ends_in_the_step_that_reaches_them(tmp_path, l
     while not watched.ended(number):
         number += 1
         watched.add(number, step(number=number), BATCH, 0.0, {})
-    assert number == 50
-    assert watched.samples_seen == 300
+    assert number == -(-300 // METRICS["samples"])
+    assert watched.samples_seen == number * METRICS["samples"]
+
+
+@pytest.mark.parametrize("late", [0, 3, 7])
+@pytest.mark.parametrize("planned", [400, 1063, 3000])
+def test_uneven_steps_end_where_a_resumed_run_ends(tmp_path, late, planned):
+    """One step in eight holds many samples: the run ends with the first step that reaches them all, however resumed."""
+    samples = lambda number: 200 if (number + late) % 8 == 3 else 5  # noqa: E731
+    sums = np.cumsum([samples(number) for number in range(1, 1000)])
+    right = int(np.searchsorted(sums, planned)) + 1
+
+    def run(start, before):
+        watched = recorder(tmp_path, before=before)
+        watched._config = dataclasses.replace(watched._config, steps=planned, batch_samples=1, log_every=10)
+        number = start
+        while not watched.ended(number):
+            number += 1
+            ids = np.zeros_like(BATCH.segment_ids)
+            ids[0, 0] = samples(number)
+            batch = dataclasses.replace(BATCH, segment_ids=ids)
+            watched.add(number, step(samples=samples(number)), batch, 0.0, {})
+        return number, watched
+
+    number, watched = run(0, {})
+    assert (number, watched.samples_seen) == (right, sums[right - 1])
+    for start in (right - 3, right):
+        assert run(start, {"samples_seen": int(sums[start - 1])})[0] == right
+
+
+def test_other_processes_rows_may_hold_a_sample_in_every_slot():
+    ids = np.array([[1, 1, 2, 0]])
+    assert most_samples(ids, CONFIG) == 2 + (CONFIG.data.rows - 1) * CONFIG.data.text_slots
 
 
 def test_a_spike_is_noted_with_its_samples(tmp_path, capsys):

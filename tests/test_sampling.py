@@ -81,3 +81,10 @@ def test_temperature_0_and_a_tiny_one_take_the_likeliest():
 def test_values_out_of_range(wrong: dict):
     with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
         Sampler(**wrong)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-44, 5e-324])
+def test_tiny_temperatures_take_the_likeliest(temperature: float):
+    logits = jax.random.normal(jax.random.key(1), (64, 50)) * 30
+    tokens = Sampler(temperature=temperature, seed=3)(logits, 0)
+    np.testing.assert_array_equal(tokens, jnp.argmax(logits, axis=-1))

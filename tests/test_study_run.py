@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from navil_jax.data.documentation import PIECE, pieces
+from navil_jax.data.book import PIECE, pieces
 from navil_jax.data.pages import is_for_pages
 from navil_jax.errors import UserError
 from navil_jax.scaling.grid import Run, check_study, encoder_config, grid, load_study, run_config, union
@@ -170,4 +170,16 @@ def test_the_text_is_real_and_its_parts_are_apart(tmp_path):
     shown = {piece for number, piece in enumerate(pieces(60_000)) if is_for_pages(number)}
     assert shown and not shown & (set(parts[0]) | set(parts[1]))
     assert max(map(len, parts[0])) <= 2 * PIECE + 1
-    assert "statement" in " ".join(parts[0])
+    assert "heaven" in " ".join(parts[0])
+
+
+def test_a_folder_with_another_text_is_not_gone_on_with(tmp_path):
+    write_corpus(tmp_path, 60_000)
+    before = (tmp_path / "train.jsonl").read_text()
+    write_corpus(tmp_path, 60_000)
+    assert (tmp_path / "train.jsonl").read_text() == before
+    with pytest.raises(UserError, match=r"held_out\.jsonl: is not the text of this study"):
+        write_corpus(tmp_path, 50_000)
+    (tmp_path / "train.jsonl").write_text('{"text": "docstrings"}\n')
+    with pytest.raises(UserError, match=r"train\.jsonl: is not the text of this study"):
+        write_corpus(tmp_path, 60_000)

@@ -176,6 +176,24 @@ def test_another_config_does_not_touch_the_run(finished, capsys, flag, message):
 
 
 @pytest.mark.slow
+def test_a_run_does_not_go_on_with_other_data_unless_asked(tmp_path, capsys, monkeypatch):
+    flags = ["--config.steps=2", "--config.eval_every=0"]
+    monkeypatch.setattr("navil_jax.train.fingerprints", lambda _: {"data.sources.0.fingerprint": "0a"})
+    assert train(tmp_path, *flags) == 0
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.record().fingerprints == {"data.sources.0.fingerprint": "0a"}
+    assert train(tmp_path, *flags) == 0
+    monkeypatch.setattr("navil_jax.train.fingerprints", lambda _: {"data.sources.0.fingerprint": "0b"})
+    capsys.readouterr()
+    assert train(tmp_path, *flags) == 2
+    error = capsys.readouterr().err
+    assert "holds a run with another config: data.sources.0.fingerprint was 0a and is 0b" in error
+    assert error.count("\n") == 1
+    assert train(tmp_path, *flags, "--config.resume_with=data.sources") == 0
+    assert "data.sources.0.fingerprint was 0a and is 0b" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert train(tmp_path, "--config.optimizer.peak_learning_rate=1e36", "--config.checkpoint_every=2") == 2
     message = capsys.readouterr().err

@@ -1,7 +1,7 @@
 """The five findings at a size for two CPU cores: about 90 minutes with --jobs 2.
 
-Language models of three sizes learn Python's own documentation. Then they learn to describe generated scenes of shapes,
-words and numbers, and to read pages of documentation that they have not seen. All weights are trained; the learning
+Language models of three sizes learn from a book. Then they learn to describe generated scenes of shapes, words and
+numbers, and to read pages of the book that they have not seen. All weights are trained; the learning
 rate stays constant, so that every evaluation of a run is a run of that many samples.
 
   (1) initialised against scratch      (2) no experts, FFN experts, attention + FFN experts

@@ -54,14 +54,15 @@ def sample_features(
     tokenizer: Tokenizer,
     source_id: int = 0,
     sample_id: int = 0,
-    augmented: bool = False,
+    place: int | None = None,
 ) -> SampleFeatures:
     """One sample's tokens and patches, however many.
 
     Args:
       source_id: place of the source in config.data.sources.
       sample_id: place of the sample in its source.
-      augmented: whether its pictures are changed at random as config.images.augment says.
+      place: in the endless stream of its source: its pictures are changed at random as config.images.augment says, at
+        every place otherwise. None: they stay as they are.
 
     Returns:
       All features that `batch.SampleFeatures` lists. A sample without pictures has patches of shape [0, D].
@@ -69,7 +70,7 @@ def sample_features(
     Raises:
       UserError: a picture cannot be read, or the conversation does not fit its pictures.
     """
-    return fitting_features(sample, config, tokenizer, None, source_id, sample_id, augmented)[0]
+    return fitting_features(sample, config, tokenizer, None, source_id, sample_id, place)[0]
 
 
 def fitting_features(
@@ -79,7 +80,7 @@ def fitting_features(
     budgets: Mapping[str, int] | None,
     source_id: int = 0,
     sample_id: int = 0,
-    augmented: bool = False,
+    place: int | None = None,
 ) -> tuple[SampleFeatures, bool]:
     """`sample_features` of a sample that fits a row, and whether its pictures had to shrink for that.
 
@@ -93,7 +94,7 @@ def fitting_features(
       UserError: as `sample_features`.
       TooLong: fits no row.
     """
-    pictures = _pictures(sample, config, (config.data.seed, source_id, sample_id) if augmented else None)
+    pictures = _pictures(sample, config, None if place is None else (config.data.seed, source_id, sample_id, place))
     sizes = [(picture.height, picture.width) for picture in pictures]
     grids = _grids(sizes, config)
     features = _tokens(sample, config, tokenizer, grids)
@@ -233,6 +234,10 @@ class FeatureSource:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Usable | Skipped:
+        return self.read(index, 0)
+
+    def read(self, index: int, place: int) -> Usable | Skipped:
+        """Sample `index`, which stands at `place` of the source's endless stream (see `mixture`)."""
         key = f"{self.name}/{index}"
         skipped = functools.partial(Skipped, self.name, len(self.source), index)
         try:
@@ -240,7 +245,7 @@ class FeatureSource:
             key = sample.key
             augmented = self.training and self.config.data.sources[self.source_id].data_augment
             features, shrunk = fitting_features(
-                sample, self.config, self.tokenizer, self.budgets, self.source_id, index, augmented
+                sample, self.config, self.tokenizer, self.budgets, self.source_id, index, place if augmented else None
             )
         except BadSample as error:
             return skipped(error.key, error.reason)

@@ -19,8 +19,12 @@ import numpy as np
 from PIL import Image
 
 from navil_jax.config import ImageConfig, VisionConfig
-from navil_jax.data.resampling import cut, resize
 from navil_jax.errors import UserError
+
+try:
+    from navil_jax.data.resampling import cut, resize
+except ImportError:  # no Numba, or one that does not fit the other packages
+    from navil_jax.data.pillow_resampling import cut, resize
 
 MAX_ASPECT_RATIO = 200  # long side against short side (released preprocessing)
 MAX_PIXELS = 89_478_485  # of a picture before it is resized, seen in the file's header; from here Pillow warns of bombs

@@ -1,7 +1,9 @@
 """Sources -> one endless shuffled stream of samples with random access.
 
 The sample at a place of the stream follows from config.data.seed, the sources' sizes, weights and repeats, and the
-share of this process; nothing else. What is bad or too long keeps its place, as `Skipped`.
+share of this process; nothing else. So do the random changes of its pictures: each source has an endless stream of its
+own, which all processes share, and they follow from the place in there. What is bad or too long keeps its place, as
+`Skipped`.
 """
 
 import dataclasses
@@ -14,34 +16,45 @@ from navil_jax.config import DataConfig
 from navil_jax.data.features import FeatureSource, Skipped, Usable
 from navil_jax.data.quarantine import Quarantine
 
+Reader = Callable[[int, int], Usable | Skipped]  # (index in the source, place in its endless stream) -> features
+
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """One epoch of a source: `repeat` passes over its samples, below 1 the first part of one. Known bad are not read.
+    """One epoch of a source as numbers of samples: `repeat` passes over all, below 1 the first part of one.
 
-    Example: 3 samples, repeat 2.4 -> samples 0 1 2 0 1 2 0
+    Example: 3 samples, repeat 2.4 -> 0 1 2 0 1 2 0
     """
 
-    source: FeatureSource
+    samples: int
     repeat: float
-    known: Set[int]
-    read: Callable[[int], Usable | Skipped]
 
     def __len__(self) -> int:
-        return max(1, round(len(self.source) * self.repeat))
+        return max(1, round(self.samples * self.repeat))
 
-    def __getitem__(self, place: int) -> Usable | Skipped:
-        samples = len(self.source)
-        index = place % samples
+    def __getitem__(self, place: int) -> int:
+        return place % self.samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Makes the features of a sample, by its place in its source's endless stream. Known bad ones are not read."""
+
+    source: FeatureSource
+    known: Set[int]
+    read: Reader
+
+    def __call__(self, place: int, index: int) -> Usable | Skipped:
         if index in self.known:
-            return Skipped(self.source.name, samples, index, f"{self.source.name}/{index}", "known", known=True)
-        return self.read(index)
+            name = self.source.name
+            return Skipped(name, len(self.source), index, f"{name}/{index}", "known", known=True)
+        return self.read(index, place)
 
 
 def mix(
     data: DataConfig,
     sources: Sequence[FeatureSource],
-    readers: Sequence[Callable[[int], Usable | Skipped]],
+    readers: Sequence[Reader],
     quarantine: Quarantine,
     process_index: int = 0,
     process_count: int = 1,
@@ -54,15 +67,12 @@ def mix(
 
     Args:
       sources: one per entry of data.sources.
-      readers: as many; make the features of a sample.
+      readers: as many; make the features of a sample from its index and its place.
     """
     seeds = np.random.SeedSequence(data.seed).generate_state(len(sources) + 1).tolist()
-    epochs = [
-        Epoch(source, entry.repeat, quarantine.known(source.name, len(source)), read)
-        for source, entry, read in zip(sources, data.sources, readers, strict=True)
-    ]
-    shares = [
-        grain.MapDataset.source(epoch).shuffle(seed=seed).repeat()[process_index::process_count]
-        for epoch, seed in zip(epochs, seeds[1:], strict=True)
-    ]
+    shares = []
+    for source, entry, read, seed in zip(sources, data.sources, readers, seeds[1:], strict=True):
+        indices = grain.MapDataset.source(Epoch(len(source), entry.repeat)).shuffle(seed=seed).repeat()
+        reading = Reading(source, quarantine.known(source.name, len(source)), read)
+        shares.append(indices.map_with_index(reading)[process_index::process_count])  # counted over all processes
     return grain.MapDataset.mix(shares, [entry.weight for entry in data.sources])

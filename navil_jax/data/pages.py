@@ -1,4 +1,4 @@
-"""Pictures of text with the text as the answer: pieces of Python's documentation on small white pages.
+"""Pictures of text with the text as the answer: pieces of a book (`data.book`) on small white pages.
 
 Letters stand in a grid, `CELL` pixels each, so that a merged unit of patches shows two letters of one line. Reading and
 knowing the language both help: a model that cannot see the letters still guesses the likelier words.
@@ -6,6 +6,7 @@ knowing the language both help: a model that cannot see the letters still guesse
 
 import dataclasses
 import functools
+import hashlib
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from navil_jax.data.documentation import HELD_OUT_EVERY, pieces
-from navil_jax.data.sources import Sample, Split, check_index
+from navil_jax.data.book import HELD_OUT_EVERY, pieces
+from navil_jax.data.sources import SPLITS, Sample, Split, check_index
 
 PROMPT = "What is written?"
 CELL = (16, 32)  # pixels of a letter: width, height
@@ -26,13 +27,13 @@ TOKENIZER_PAGES = 4000
 
 
 def is_for_pages(number: int) -> bool:
-    """Whether a piece of the documentation is shown as pages, so that no language model should have read it."""
+    """Whether a piece of the book is shown as pages, so that no language model should have read it."""
     return number % HELD_OUT_EVERY in FOR_PAGES
 
 
 @functools.cache
 def page_texts(split: Split) -> tuple[str, ...]:
-    """Every page once, and none in both splits; lines are separated by a line break. Example: "The try\\nstatement" """
+    """Every page once, and none in both splits; lines are separated by a line break. Example: "In the\\nbeginning" """
     found: dict[str, None] = {}
     for number, piece in enumerate(pieces(TEXT_BYTES)):
         if is_for_pages(number) if split == "train" else number % HELD_OUT_EVERY == 0:
@@ -78,6 +79,11 @@ class Pages:
         text = page_texts(self.split)[index]
         turn = (PROMPT, text.replace("\n", " "))
         return Sample(f"pages/{self.split}/{index}", (render(text),), (turn,), kind="page")
+
+    def fingerprint(self) -> str:
+        """The start of a checksum of the texts of all pages, of both splits."""
+        texts = [text for split in SPLITS for text in page_texts(split)]
+        return hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:16]
 
     def texts(self) -> Iterator[str]:
         yield PROMPT

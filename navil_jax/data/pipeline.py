@@ -17,7 +17,7 @@ from navil_jax.config import Config
 from navil_jax.data.features import FeatureSource, Skipped, Usable
 from navil_jax.data.grouping import GroupedRows, row_cost
 from navil_jax.data.images import largest_scale
-from navil_jax.data.mixture import mix
+from navil_jax.data.mixture import Reader, mix
 from navil_jax.data.packing import PackedRows, counts_of
 from navil_jax.data.quarantine import Quarantine, SampleWatch
 from navil_jax.data.sources import Source, for_source
@@ -111,7 +111,7 @@ def sample_stream(
         FeatureSource(source, entry.name, number, for_source(config, number), tokenizer, spec.budgets, training=True)
         for number, (source, entry) in enumerate(zip(sources, data.sources, strict=True))
     ]
-    readers = [source.__getitem__ for source in features]
+    readers: list[Reader] = [source.read for source in features]
     if data.workers:
         workers = Workers(features, data.workers)
         readers = [functools.partial(workers.read, number) for number in range(len(features))]

@@ -4,11 +4,14 @@
 
 A picture's `<image>` in a question becomes `<img>`, for each scale (smallest first) rows of `<IMG_CONTEXT>` that end in
 `<IMG_LINE_BREAK>` and one `<IMG_FRAME_BREAK>`, then `</img>`. `<image>` counts in questions only.
+
+In all that the template writes, every added token of the tokenizer is parsed, special or not (Qwen3's `<think>`, which
+is plain text to a tokenizer without it). System message, questions and answers are plain text.
 """
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -42,15 +45,15 @@ TEMPLATES = {
 
 
 def role_texts(template: TemplateName) -> tuple[str, ...]:
-    """The plain texts that stand around every turn; a tokenizer trained with them makes short prompts."""
+    """The texts that stand around every turn; a tokenizer trained with them makes short prompts."""
     return "system\n", "user\n", TEMPLATES[template].assistant
 
 
 class Part(NamedTuple):
-    """A stretch of the prompt: markers, or plain text in which nothing is parsed."""
+    """A stretch of the prompt: what the template writes (parsed for added tokens), or plain text."""
 
     text: str
-    marker: bool = False
+    parsed: bool = False
     learnt: bool = False
 
 
@@ -217,25 +220,38 @@ def _parts(
     pictures = [picture_text(grids, merge_size) for grids in grids_per_image]
     questions = with_placeholders([question for question, _ in turns], len(pictures))
     remaining = iter(pictures)
-    yield from (_START, Part("system\n"), Part(DEFAULT_SYSTEM_MESSAGE if system is None else system), _END)
+    yield from (_START, _SYSTEM, Part(DEFAULT_SYSTEM_MESSAGE if system is None else system), _END)
     for question, (_, answer) in zip(questions, turns, strict=True):
-        yield from (_START, Part("user\n"))
+        yield from (_START, _USER)
         for number, text in enumerate(question.split(PLACEHOLDER)):
             if number:
-                yield Part(next(remaining), marker=True)
+                yield Part(next(remaining), parsed=True)
             yield Part(text)
         if question:
             yield _END
-        yield from (_START, Part(TEMPLATES[template].assistant))
+        yield from (_START, Part(TEMPLATES[template].assistant, parsed=True))
         if answer:
             yield from (Part(answer, learnt=True), _END._replace(learnt=True))
 
 
-_START, _END = Part("<|im_start|>", marker=True), Part(END, marker=True)
+_START, _END, _SYSTEM, _USER = (Part(text, parsed=True) for text in ("<|im_start|>", END, "system\n", "user\n"))
 
 
 def _bos(tokenizer: Tokenizer, template: TemplateName) -> list[int]:
     return [tokenizer.bos_id] if TEMPLATES[template].bos and tokenizer.bos_id is not None else []
+
+
+def _runs(tokenizer: Tokenizer, part: Part) -> Iterable[Part]:
+    """A part as added tokens (parsed) and plain text; nothing if it is empty."""
+    if not part.parsed:
+        return (part,) if part.text else ()
+    return (part._replace(text=text, parsed=added) for text, added in _template_runs(tokenizer, part.text))
+
+
+@functools.lru_cache(maxsize=256)
+def _template_runs(tokenizer: Tokenizer, text: str) -> tuple[tuple[str, bool], ...]:
+    stretches = itertools.groupby(tokenizer.split(text), key=lambda stretch: stretch[1])
+    return tuple(("".join(text for text, _ in group), added) for added, group in stretches)
 
 
 @functools.lru_cache(maxsize=256)
@@ -258,9 +274,10 @@ def _encode(tokenizer: Tokenizer, template: TemplateName, parts: Iterator[Part])
     """Ids and whether each is learnt. Text between markers is encoded in one go, as the released tokenizer does."""
     ids = _bos(tokenizer, template)
     learnt = [False] * len(ids)
-    for marker, run in itertools.groupby((part for part in parts if part.text), key=lambda part: part.marker):
-        run = list(run)
-        if marker:
+    runs = (run for part in parts for run in _runs(tokenizer, part))
+    for markers, group in itertools.groupby(runs, key=lambda run: run.parsed):
+        run = list(group)
+        if markers:
             for part in run:
                 found = _marker_ids(tokenizer, part.text)
                 ids += found

@@ -1,8 +1,8 @@
 """Pillow's bicubic resize, bit for bit and several times as fast, and the cutting of patches; compiled by Numba.
 
 Pixels are 4 bytes, red, green, blue and one that does not count, in the first to the fourth byte of a uint32; so they
-are moved as one number and weighed as bytes. As in Pillow, one side is resized first and rounded to whole bytes, and
-then the other; the weights are whole numbers, so the order of additions does not matter. Nothing here holds Python's
+are moved as one number and weighed as bytes. As in Pillow, the width is resized first and rounded to whole bytes, and
+then the height; the weights are whole numbers, so the order of additions does not matter. Nothing here holds Python's
 lock, so threads run side by side.
 """
 
@@ -29,21 +29,16 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def resize(pixels: np.ndarray, height: int, width: int, canvas: np.ndarray) -> None:
     """Writes a bicubic copy, with antialias, of height x width pixels into the upper left of `canvas`.
 
-    Equal to `PIL.Image.resize((width, height), BICUBIC)` in every byte that counts.
+    Equal to `pillow_resampling.resize` in every byte that counts.
 
     Args:
       pixels: [h, w] uint32, contiguous.
       canvas: [H, W] uint32, contiguous, at least height x width; what lies beyond stays as it is.
     """
-    before, wide = pixels.shape
-    if before - height > max(0, 2 * (wide - width)):  # Pillow 13 makes columns shorter first if they lose most
-        shorter = np.empty((height, wide), np.uint32)
-        _weigh_rows(pixels.view(np.uint8), *_weights(before, height), shorter.view(np.uint8))
-        pixels = shorter
-    if width != wide:
+    if width != pixels.shape[1]:
         pixels = _resample_columns(pixels, width)
     if height != len(pixels):
-        _weigh_rows(pixels.view(np.uint8), *_weights(before, height), canvas.view(np.uint8))
+        _weigh_rows(pixels.view(np.uint8), *_weights(len(pixels), height), canvas.view(np.uint8))
     else:
         canvas[:height, :width] = pixels
 

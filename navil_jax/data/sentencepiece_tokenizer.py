@@ -16,6 +16,7 @@ from navil_jax.data.tokenizer import (
     PLAIN_TOKEN,
     Token,
     Tokenizer,
+    any_of,
     content,
     json_bytes,
 )
@@ -78,8 +79,8 @@ class SentencePieceTokenizer(Tokenizer):
         if not allow_special:
             return [i for part in self._plain_parts(text) for i in self._pieces.encode(part)]
         ids = []
-        for part in filter(None, self._added_pattern.split(text)):
-            ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part)
+        for part, added in self.split(text):
+            ids += [self._ids[part]] if added else self._pieces.encode(part)
         return ids
 
     def encode_with_spans(self, text: str) -> list[Token]:
@@ -140,15 +141,11 @@ class SentencePieceTokenizer(Tokenizer):
         return (set(self._ids) - self._special) | beyond
 
     @functools.cached_property
-    def _added_pattern(self) -> re.Pattern[str]:
-        return _any_of(self._ids)
-
-    @functools.cached_property
     def _alias_pattern(self) -> re.Pattern[str]:
         """Pieces that SentencePiece itself would parse into a marker."""
         table = self._pieces
         inside = (i for i in self._tokens if i < table.get_piece_size())
-        return _any_of(table.id_to_piece(i) for i in inside if not (table.is_control(i) or table.is_unknown(i)))
+        return any_of(table.id_to_piece(i) for i in inside if not (table.is_control(i) or table.is_unknown(i)))
 
     def _plain_parts(self, text: str) -> Iterator[str]:
         """Cuts every marker's alias after its first character, so that it stays text."""
@@ -157,11 +154,6 @@ class SentencePieceTokenizer(Tokenizer):
             yield text[start : match.start() + 1]
             start = match.start() + 1
         yield text[start:]
-
-
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the tokens, longest first; matches nothing if there are none."""
-    return re.compile("(" + ("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)) or r"(?!)") + ")")
 
 
 def train_tokenizer(corpus: Iterable[str], size: int, folder: str | Path | None) -> SentencePieceTokenizer:

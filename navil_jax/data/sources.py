@@ -7,7 +7,7 @@ A source is any random-access collection of `Sample`s. To add one, put a functio
 import contextlib
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -61,6 +61,18 @@ class Source(Protocol):
     def texts(self) -> Iterable[str]:
         """Questions and answers to train a tokenizer on: enough to show every word, without decoding pictures."""
         ...
+
+
+def fingerprints(sources: Sequence[Source]) -> dict[str, str]:
+    """What the samples of sources are known by, where a source tells with a method `fingerprint() -> str`.
+
+    A run does not go on with other ones, see `training.checkpoint.check_continues`.
+
+    Returns:
+      Place in config.data.sources as a key -> fingerprint. Example: {"data.sources.1.fingerprint": "5c0fe6..."}
+    """
+    telling = {number: source for number, source in enumerate(sources) if hasattr(source, "fingerprint")}
+    return {f"data.sources.{number}.fingerprint": source.fingerprint() for number, source in telling.items()}
 
 
 def check_index(index: int, length: int) -> None:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from navil_jax.config import Config, VisionConfig
 from navil_jax.data.images import Scale, plan_scales, window_order
+from navil_jax.data.pillow_resampling import resize_picture
 from navil_jax.data.prompt import picture_length
 from navil_jax.errors import UserError
 
@@ -99,7 +100,7 @@ def _panel(picture: Image.Image, scale: Scale, vision: VisionConfig, zoom: int, 
     side, merge = vision.patch_size * zoom, vision.merge_size
     width, height = scale.cols * side, scale.rows * side
     panel = Image.new("RGBA", (width + 1, height + 1), "black")
-    resized = picture.resize((scale.width, scale.height), Image.Resampling.BICUBIC)
+    resized = resize_picture(picture, scale.width, scale.height)
     panel.paste(resized.resize((scale.width * zoom, scale.height * zoom), Image.Resampling.NEAREST))
     for step, colour, line in ((1, _PATCH, 1), (merge, _UNIT, 1), (vision.window_size, _WINDOW, 3)):
         layer = Image.new("RGBA", panel.size)

@@ -3,6 +3,7 @@
 import abc
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -113,6 +114,19 @@ class Tokenizer(abc.ABC):
         """The id that the table keeps free for a marker of the chat template."""
         return None
 
+    def split(self, text: str) -> list[tuple[str, bool]]:
+        """Text -> stretches and whether each is an added token, which `encode` with allow_special parses, or text.
+
+        Added tokens count whether the files call them special (`<img>`) or not (`<think>` of Qwen3).
+
+        Example: "a<think>\\n\\n" -> [("a", False), ("<think>", True), ("\\n\\n", False)], if <think> is added
+        """
+        return [(part, part in self._ids) for part in self._added_pattern.split(text) if part]
+
+    @functools.cached_property
+    def _added_pattern(self) -> re.Pattern[str]:
+        return any_of(self._ids)
+
     @abc.abstractmethod
     def encode(self, text: str, allow_special: bool) -> list[int]:
         """Text -> ids, without `<s>`.
@@ -192,6 +206,11 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str | Path) ->
             f"{name}: the tokenizer in {tokenizer._name} has {tokenizer.vocab_size} ids, the model {vocab_size}; "
             "they do not belong together"
         )
+
+
+def any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the tokens, longest first; matches nothing if there are none."""
+    return re.compile("(" + ("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)) or r"(?!)") + ")")
 
 
 def content(token: str | Mapping[str, Any] | None) -> str | None:

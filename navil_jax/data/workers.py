@@ -34,15 +34,15 @@ class Workers:
         self._reading: set[tuple[int, int]] = set()
         self._lost: set[tuple[int, int]] = set()  # that were being read when a process died
 
-    def read(self, number: int, index: int) -> Usable | Skipped:
-        """Sample `index` of source `number`.
+    def read(self, number: int, index: int, place: int) -> Usable | Skipped:
+        """Sample `index` of source `number`, at `place` of that source's endless stream.
 
         Raises:
           RuntimeError: a process died, or what `FeatureSource` raises.
         """
         self._reading.add((number, index))
         try:
-            return self._pool.submit(_read, number, index).result()
+            return self._pool.submit(_read, number, index, place).result()
         except BrokenProcessPool as error:
             self._lost.add((number, index))  # stays, as threads beside this one say the same of theirs
             samples = ", ".join(f"{self._names[n]}/{i}" for n, i in sorted(self._reading | self._lost))
@@ -72,5 +72,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _read(number: int, index: int) -> Usable | Skipped:
-    return _sources[number][index]
+def _read(number: int, index: int, place: int) -> Usable | Skipped:
+    return _sources[number].read(index, place)

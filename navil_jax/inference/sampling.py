@@ -54,7 +54,9 @@ def _likeliest(logits: jax.Array) -> jax.Array:
 def _draw(
     logits: jax.Array, seed: jax.Array, step: jax.Array, temperature: float, top_k: int, top_p: float
 ) -> jax.Array:
-    logits = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
+    below = logits - jnp.max(logits, axis=-1, keepdims=True)  # a tiny temperature makes these -inf, and none nan or inf
+    below = below / max(temperature, float(jnp.finfo(jnp.float32).tiny))
+    logits = keep_top_p(keep_top_k(below, top_k), top_p)
     key = jax.random.fold_in(jax.random.key(seed), step)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(logits)))
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

@@ -156,7 +156,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         decoder = config.decoder
-        self.config, self.remat = decoder, config.remat
+        self.config, self.model_config, self.remat = decoder, config, config.remat
         self.compute_dtype = jnp.dtype(config.compute_dtype)
         self.special_token_ids = config.special_token_ids
         embed = functools.partial(
@@ -178,9 +178,7 @@ class Decoder(nnx.Module):
 
     def embed_new(self, tokens: jax.Array) -> jax.Array:
         """[B, N] -> [B, N, H] from the ordinary table alone: the rule for produced tokens (released behaviour)."""
-        table = self.embed.embedding[...]
-        table = layers.gather(table, ("vocab", "embed"), table.dtype)
-        x = jnp.take(table, tokens, axis=0).astype(self.compute_dtype)
+        x = self._rows(self.embed, "vocab", tokens)
         if self.config.pad_token_id is not None:
             x = jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         return x
@@ -191,8 +189,14 @@ class Decoder(nnx.Module):
         if self.special_embed is None:
             return x
         matches = tokens[..., None] == jnp.array(self.special_token_ids)
-        special = self.special_embed(jnp.argmax(matches, axis=-1))
+        special = self._rows(self.special_embed, "special", jnp.argmax(matches, axis=-1))
         return jnp.where(matches.any(axis=-1)[..., None], special, x)
+
+    def _rows(self, embed: nnx.Embed, axis: str, places: jax.Array) -> jax.Array:
+        """Rows of a table, rounded after they are taken: the gradient of a row is the float32 sum over its tokens."""
+        table = embed.embedding[...]
+        table = layers.gather(table, (axis, "embed"), table.dtype, table.dtype)
+        return jnp.take(table, places, axis=0).astype(self.compute_dtype)
 
     def layout(self, batch: Batch) -> Layout:
         """What the layers need, computed once per step."""
@@ -228,7 +232,7 @@ class Decoder(nnx.Module):
         """
 
         def body(layer: DecoderLayer, parts: Parts, _: None) -> tuple[Parts, Any]:
-            parts, outputs = layers.gathered(layer, self.compute_dtype)(parts, layout)
+            parts, outputs = layers.gathered(layer, self.model_config)(parts, layout)
             return parts, keep(join_slots(parts), outputs)
 
         two = layout.visual_slots and (self.config.attention_experts or self.config.ffn_experts)

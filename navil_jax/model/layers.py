@@ -11,6 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from navil_jax.config import ModelConfig
+from navil_jax.model.linear import Linear
 from navil_jax.model.lora import LoraLinear
 from navil_jax.sharding import constrain
 
@@ -29,11 +30,11 @@ def linear(
     use_bias: bool = False,
     kernel_init: nnx.Initializer | None = None,
 ) -> nnx.LinearGeneral:
-    """A dense layer over the last `len(inputs)` dimensions; kernel [*inputs, *outputs] with logical axes `names`.
+    """A `Linear` over the last `len(inputs)` dimensions; kernel [*inputs, *outputs] with logical axes `names`.
 
     With `config.lora_rank`, all but the vocabulary head have an update of that rank.
     """
-    make = nnx.LinearGeneral
+    make = Linear
     if config.lora_rank and "vocab" not in names:
         a_metadata, b_metadata = axes(*names[: len(inputs)], None), axes(None, *names[len(inputs) :])
         make = functools.partial(LoraLinear, rank=config.lora_rank, scale=config.lora_scale)
@@ -52,6 +53,11 @@ def linear(
     )
 
 
+def _statistics_dtype(arrays: tuple[jax.Array | None, ...], dtype: jnp.dtype) -> tuple[jax.Array | None, ...]:
+    """Activations in the compute dtype; scale and bias as they are, so that their gradients are float32 sums."""
+    return (arrays[0].astype(dtype), *arrays[1:])
+
+
 def rms_norm(size: int, eps: float, config: ModelConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
     """RMSNorm over the last dimension, statistics in float32."""
     return nnx.RMSNorm(
@@ -59,6 +65,7 @@ def rms_norm(size: int, eps: float, config: ModelConfig, rngs: nnx.Rngs) -> nnx.
         epsilon=eps,
         dtype=jnp.dtype(config.compute_dtype),
         param_dtype=jnp.dtype(config.param_dtype),
+        promote_dtype=_statistics_dtype,
         scale_metadata=axes("norm"),
         rngs=rngs,
     )
@@ -72,6 +79,7 @@ def layer_norm(size: int, eps: float, config: ModelConfig, rngs: nnx.Rngs) -> nn
         dtype=jnp.dtype(config.compute_dtype),
         param_dtype=jnp.dtype(config.param_dtype),
         use_fast_variance=False,
+        promote_dtype=_statistics_dtype,
         scale_metadata=axes("norm"),
         bias_metadata=axes("norm"),
         rngs=rngs,
@@ -90,8 +98,8 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
     return nnx.split_rngs(splits=depth)(create)(rngs)
 
 
-def gathered(module: nnx.Module, dtype: jnp.dtype) -> nnx.Module:
-    """The module with its matrices in `dtype` and whole along the axis that FSDP splits, see `gather`.
+def gathered(module: nnx.Module, config: ModelConfig) -> nnx.Module:
+    """The module with its matrices in the compute dtype and whole along the axis that FSDP splits, see `gather`.
 
     Said inside a scan over layers, so that one layer's matrices at a time are whole. Left to itself, XLA gathers
     float32, or turns each product into a chain of partial ones (three times slower by the TPU compiler's estimate).
@@ -99,15 +107,32 @@ def gathered(module: nnx.Module, dtype: jnp.dtype) -> nnx.Module:
 
     def whole(variable: nnx.Variable) -> nnx.Variable:
         names = variable.get_metadata()["out_sharding"][-variable.ndim :]
-        return variable.replace(gather(variable[...], names, dtype)) if "embed" in names else variable
+        if variable.ndim == 1 or "embed" not in names:  # biases and norms are small, and added up in float32
+            return variable
+        return variable.replace(gather(variable[...], names, config.compute_dtype, config.sum_dtype))
 
     graph, state = nnx.split(module)
     return nnx.merge(graph, jax.tree.map(whole, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
 
 
-def gather(x: jax.Array, names: tuple[str, ...], dtype: jnp.dtype) -> jax.Array:
-    """A parameter with logical axes `names` in `dtype`, on every device the whole of its `embed` axis."""
-    return constrain(x.astype(dtype), *(None if name == "embed" else name for name in names))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gather(x: jax.Array, names: tuple[str, ...], dtype: str, sum_dtype: str) -> jax.Array:
+    """A parameter with logical axes `names`, rounded to `dtype`, on every device the whole of its `embed` axis.
+
+    The result has `sum_dtype`, and so has the gradient, which is summed over the devices in it; each then keeps its own
+    part. What travels on the way forward is of `dtype`.
+    """
+    whole = constrain(x.astype(dtype), *(None if name == "embed" else name for name in names))
+    return whole.astype(sum_dtype)
+
+
+def _gather_gradient(
+    names: tuple[str, ...], dtype: str, sum_dtype: str, like: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (constrain(gradient, *names).astype(like.dtype),)
+
+
+gather.defvjp(lambda x, *static: (gather(x, *static), jnp.zeros(0, x.dtype)), _gather_gradient)
 
 
 _policies = jax.checkpoint_policies

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
+from navil_jax.model.linear import Linear, product
+
 A, B = "lora_a", "lora_b"  # names of the two factors beside `kernel`
 
 
-class LoraLinear(nnx.LinearGeneral):
+class LoraLinear(Linear):
     """A dense layer with an update: x kernel + scale * (x a) b. Starts as the layer alone, as b starts at zero.
 
     The factors are float32, whatever the kernel's dtype: a [*inputs, rank], b [rank, *outputs].
@@ -37,8 +39,8 @@ class LoraLinear(nnx.LinearGeneral):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *inputs] -> [..., *outputs]."""
         y = super().__call__(x)
-        low = jnp.tensordot(x.astype(y.dtype), self.lora_a[...].astype(y.dtype), axes=self.inputs)
-        return y + self.scale * jnp.tensordot(low, self.lora_b[...].astype(y.dtype), axes=1)
+        low = product(x.astype(y.dtype), self.lora_a[...], self.inputs)
+        return y + self.scale * product(low, self.lora_b[...], 1)
 
 
 def update_of(kernel: Any, a: Any, b: Any, scale: float, stacked: bool) -> Any:

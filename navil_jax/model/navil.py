@@ -28,7 +28,7 @@ class NaViL(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        has_vision = config.vision is not None
+        self.config, has_vision = config, config.vision is not None
         self.vision = VisionEncoder(config, rngs) if has_vision else None
         self.connector = Connector(config, rngs) if has_vision else None
         self.decoder = Decoder(config, rngs)
@@ -38,7 +38,7 @@ class NaViL(nnx.Module):
         x = self.decoder.embed_prompt(batch.tokens)
         if self.vision is not None:
             features = self.vision(batch.patches, batch.patch_coords, batch.patch_blocks, batch.block_patches)
-            features = gathered(self.connector, x.dtype)(features)
+            features = gathered(self.connector, self.config)(features)
             place = jax.vmap(lambda x, slots, new: x.at[slots].set(new, mode="drop"))
             features = constrain(features.astype(x.dtype), "batch", "places", "features")
             x = place(constrain(x, "batch", "places", "features"), batch.unit_slots, features)

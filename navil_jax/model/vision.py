@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from navil_jax.config import ModelConfig
+from navil_jax.config import ModelConfig, VisionConfig
 from navil_jax.model import layers, rope
 from navil_jax.model.attention import attention
 from navil_jax.sharding import constrain
@@ -50,9 +50,14 @@ class VisionLayer(nnx.Module):
         segment_ids = jnp.where(windowed, layout.windows, layout.blocks)
         out = attention(q, k, v, segment_ids, causal=False, backend=self.backend, longest=layout.longest)
         out = self.proj(constrain(out, "batch", "patches", "vision_heads", "head_dim"))
-        x = x + out * self.ls1.astype(x.dtype)
-        x = x + self.fc2(layers.gelu(self.fc1(self.norm2(x)))) * self.ls2.astype(x.dtype)
+        x = x + _scaled(out, self.ls1[...])
+        x = x + _scaled(self.fc2(layers.gelu(self.fc1(self.norm2(x)))), self.ls2[...])
         return constrain(x, "batch", "patches", "features")
+
+
+def _scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x * scale in x's dtype, multiplied in float32: the gradient of the scale is a sum over all patches."""
+    return (x.astype(jnp.float32) * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 class VisionEncoder(nnx.Module):
@@ -60,7 +65,7 @@ class VisionEncoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         vision = config.vision
-        self.config = vision
+        self.config, self.model_config = vision, config
         self.compute_dtype, self.remat = jnp.dtype(config.compute_dtype), config.remat
         self.patch_embed = layers.linear(
             (vision.patch_dim,), (vision.width,), ("patch", "embed"), config, rngs, use_bias=True
@@ -69,9 +74,8 @@ class VisionEncoder(nnx.Module):
 
     def embed(self, patches: jax.Array) -> jax.Array:
         """Pixels [B, P, D] uint8, scaled to [-1, 1] -> [B, P, W]."""
-        pixels = (patches.astype(jnp.float32) * jnp.float32(1 / 255) - 0.5) / 0.5
-        pixels = constrain(pixels.astype(self.compute_dtype), "batch", "patches", "patch")
-        return constrain(layers.gathered(self.patch_embed, self.compute_dtype)(pixels), "batch", "patches", "features")
+        pixels = constrain(pixel_values(patches).astype(self.compute_dtype), "batch", "patches", "patch")
+        return constrain(layers.gathered(self.patch_embed, self.model_config)(pixels), "batch", "patches", "features")
 
     def layout(self, coords: jax.Array, blocks: jax.Array, longest: int | None = None) -> VisionLayout:
         """Rotation and attention segments of the patches; coords [B, P, 2], blocks [B, P]."""
@@ -102,7 +106,7 @@ class VisionEncoder(nnx.Module):
         layout = self.layout(coords, blocks, longest)
 
         def body(layer: VisionLayer, x: jax.Array, windowed: jax.Array) -> tuple[jax.Array, None]:
-            return layers.gathered(layer, self.compute_dtype)(x, layout, windowed), None
+            return layers.gathered(layer, self.model_config)(x, layout, windowed), None
 
         x, _ = layers.scan_layers(self.layers, body, self.embed(patches), self.windowed_layers(), self.remat)
         rows, count, width = x.shape
@@ -110,15 +114,36 @@ class VisionEncoder(nnx.Module):
         return x.reshape(rows, count // unit, unit * width)
 
 
-def window_ids(coords: jax.Array, blocks: jax.Array, config) -> jax.Array:
-    """A number for the window of each patch, unique in its row, 0 where empty. [B, P] int32
+def pixel_values(levels: jax.Array) -> jax.Array:
+    """Levels [...] uint8 -> [...] float32 in [-1, 1], bit for bit the released preprocessing's.
+
+    That divides by 255 in double precision and rounds. Here 1/255 is two numbers: the product with 257/65536 is exact,
+    and so the sum of both products is rounded as the quotient is, whether or not a compiler fuses them.
+
+    Example: 0, 127, 255 -> -1, -0.0039215684, 1
+    """
+    level, large = levels.astype(jnp.float32), 257 / 65536
+    return (level * jnp.float32(large) + level * jnp.float32(1 / 255 - large) - 0.5) / 0.5
+
+
+def window_ids(coords: jax.Array, blocks: jax.Array, config: VisionConfig) -> jax.Array:
+    """A number for the window of each patch, unique in its row and below P + 1; 0 where empty. [B, P] int32
 
     Windows of window_size x window_size patches tile every scale from its top left; those at its edges are smaller.
+    A scale's windows are counted row by row from its first patch on: it has no more windows than patches. The patches
+    of a scale stand side by side.
+
+    Example: one scale of 2 x 4 patches, window_size 2, in window order -> 1 1 1 1 2 2 2 2
     """
     window = coords // config.window_size
-    bits = 9  # a scale has at most 2217 patches on a side (24576 patches at the aspect ratio limit of 200)
-    numbers = (blocks << 2 * bits) + (window[..., 0] << bits) + window[..., 1]
-    return jnp.where(blocks > 0, numbers, 0)
+    scales = blocks.shape[1] // config.unit_patches + 2
+
+    def numbers(window: jax.Array, blocks: jax.Array) -> jax.Array:
+        first = jax.ops.segment_min(jnp.arange(len(blocks)), blocks, scales)
+        columns = jax.ops.segment_max(window[:, 1], blocks, scales) + 1
+        return jnp.where(blocks > 0, 1 + first[blocks] + window[:, 0] * columns[blocks] + window[:, 1], 0)
+
+    return jax.vmap(numbers)(window, blocks).astype(jnp.int32)
 
 
 class Connector(nnx.Module):

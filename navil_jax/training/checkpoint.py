@@ -29,7 +29,14 @@ FREE_KEYS += tuple(f"optimizer.{key}" for key in ("accumulation", "not_finite", 
 # What cannot change within a run, even if config.resume_with asks for it: what is saved would not fit.
 FIXED_KEYS = ("model.", "optimizer.algorithm", "optimizer.rules", "optimizer.ema_decay", "init_")
 # What may differ besides between the models of two runs, of which the second starts with the first one's parameters.
-FREE_MODEL_KEYS = ("model.remat", "model.attention", "model.param_dtype", "model.compute_dtype", "model.lora_")
+FREE_MODEL_KEYS = (
+    "model.remat",
+    "model.attention",
+    "model.param_dtype",
+    "model.compute_dtype",
+    "model.gradient_sums",
+    "model.lora_",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Record:
     tokenizer: dict[str, bytes]  # file name -> content
     metrics: dict[str, float]
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the first parameters were converted from
+    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)  # of the training data, by key
 
 
 class Checkpoints:
@@ -107,7 +115,7 @@ class Checkpoints:
             return
         tokenizer = {name: base64.b64encode(content).decode() for name, content in record.tokenizer.items()}
         said = {"config": to_json(record.config), "tokenizer": tokenizer}
-        said |= {"metrics": record.metrics, "origin": record.origin}
+        said |= {"metrics": record.metrics, "origin": record.origin, "fingerprints": record.fingerprints}
         items = {"record": ocp.args.JsonSave(said)}
         if params is not None:
             items["params"] = ocp.args.StandardSave(params)
@@ -137,7 +145,7 @@ class Checkpoints:
                 f"{self._newest()}: holds no tokenizer, so its tokens cannot be told; take another checkpoint"
             )
         files = {name: base64.b64decode(content) for name, content in tokenizer.items()}
-        return Record(from_json(config), files, metrics, said.get("origin", {}))
+        return Record(from_json(config), files, metrics, said.get("origin", {}), said.get("fingerprints", {}))
 
     def restore(
         self, params: Params, optimizer_state: Any, ema: Params, iterator: grain.DatasetIterator
@@ -290,8 +298,17 @@ def find_checkpoints(path: str | epath.Path) -> epath.Path:
     return folder
 
 
-def check_continues(saved: Config, config: Config, folder: str | epath.Path) -> dict[str, tuple[Any, Any]]:
+def check_continues(
+    saved: Config,
+    config: Config,
+    folder: str | epath.Path,
+    fingerprints: tuple[dict[str, str], dict[str, str]] = ({}, {}),
+) -> dict[str, tuple[Any, Any]]:
     """What is changed on purpose, by `config.resume_with`: key -> (value so far, value from here on).
+
+    Args:
+      fingerprints: of the data so far and of those from here on (`data.sources.fingerprints`); other data count as
+        another config. Missing so far: the data were read before there were fingerprints.
 
     Raises:
       UserError: `config` is otherwise not a continuation of the run that wrote the checkpoints in `folder`. Its length
@@ -300,6 +317,8 @@ def check_continues(saved: Config, config: Config, folder: str | epath.Path) -> 
     changed = {k: v for k, v in differences(saved, config).items() if not k.startswith(FREE_KEYS)}
     if config.optimizer.schedule == "cosine" and saved.steps != config.steps:
         changed["steps"] = saved.steps, config.steps
+    before, now = fingerprints
+    changed |= {k: (before.get(k), now.get(k)) for k in before | now if before.get(k) != now.get(k)}
     asked = tuple(key.strip() for key in config.resume_with.split(",") if key.strip())
     fixed = {k: v for k, v in changed.items() if k.startswith(FIXED_KEYS)}
     refused = fixed or {k: v for k, v in changed.items() if not k.startswith(asked)}

@@ -20,15 +20,18 @@ class TokenScores(NamedTuple):
 
 
 class _Summary(NamedTuple):
-    """Of every slot, over a device's columns of the head; [B, N]."""
+    """Of every slot, over a device's columns of the head; [B, N].
 
-    norm: jax.Array  # float32, log of the sum of exp(logit)
-    chosen: jax.Array  # float32, the target's logit; 0 where another device has it
-    top: jax.Array  # float32, the largest logit
-    best: jax.Array  # int32, its column
+    The largest logit and the logarithm stay apart: their sum would lose the digits of the loss where logits are large.
+    """
+
+    log_sum: jax.Array  # float32, log of the sum of exp(logit - max_logit)
+    target_logit: jax.Array  # float32; 0 where another device has it
+    max_logit: jax.Array  # float32, without a gradient
+    argmax: jax.Array  # int32, its column
 
 
-def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> TokenScores:
+def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, sum_dtype: str | None = None) -> TokenScores:
     """Scores every slot through the vocabulary head, a part of the vocabulary at a time.
 
     The logits of all slots never exist together, neither forward nor backward, and each part's gradient is one product
@@ -38,13 +41,15 @@ def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> TokenSc
       x: [B, N, H], the last layer's output after the final norm.
       kernel: [H, vocab], the head; products are in x's dtype, sums in float32.
       targets: [B, N] int32, -1 = none.
+      sum_dtype: in which the kernel's gradient is summed over devices; None: x's dtype.
     """
+    sums = x.dtype if sum_dtype is None else jnp.dtype(sum_dtype)
     if jax.sharding.get_abstract_mesh().empty:
-        return _scores(x, kernel.astype(x.dtype), targets, mapped=False)
+        return _scores(x, kernel.astype(sums), targets, mapped=False)
     slots, hidden = partition_spec(("batch", "slots")), partition_spec(("batch", "slots", "features"))
 
     def local(x: jax.Array, kernel: jax.Array, targets: jax.Array) -> TokenScores:
-        return _scores(x, kernel.astype(x.dtype), targets, mapped=True)
+        return _scores(x, kernel.astype(sums), targets, mapped=True)
 
     specs = hidden, partition_spec(("embed", "vocab")), slots
     return jax.shard_map(local, in_specs=specs, out_specs=TokenScores(slots, slots))(x, kernel, targets)
@@ -54,13 +59,14 @@ def _scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool) -
     """`token_scores` of a device's slots, with its columns of the head where it is `mapped` over a mesh."""
     split = mesh_axes("vocab") if mapped else ()
     offset = jax.lax.axis_index(split) * kernel.shape[1] if split else 0
-    norm, chosen, top, best = _summary(x, kernel, targets - offset, mapped)
+    log_sum, target_logit, max_logit, argmax = _summary(x, kernel, targets - offset, mapped)
+    max_logit = jax.lax.stop_gradient(max_logit)
     if split:
-        top, largest = jax.lax.stop_gradient((top, jax.lax.pmax(jax.lax.stop_gradient(top), split)))
-        norm = largest + jnp.log(jax.lax.psum(jnp.exp(norm - largest), split))
-        chosen = jax.lax.psum(chosen, split)
-        best = jax.lax.pmin(jnp.where(top == largest, best + offset, jnp.iinfo(jnp.int32).max), split)
-    return TokenScores(jnp.where(targets >= 0, norm - chosen, 0.0), best)
+        own, max_logit = max_logit, jax.lax.stop_gradient(jax.lax.pmax(max_logit, split))
+        log_sum = jnp.log(jax.lax.psum(jnp.exp(log_sum + (own - max_logit)), split))
+        target_logit = jax.lax.psum(target_logit, split)
+        argmax = jax.lax.pmin(jnp.where(own == max_logit, argmax + offset, jnp.iinfo(jnp.int32).max), split)
+    return TokenScores(jnp.where(targets >= 0, log_sum + (max_logit - target_logit), 0.0), argmax)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -72,46 +78,50 @@ def _summary(x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool) 
 def _summarise(
     x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool
 ) -> tuple[_Summary, tuple[jax.Array, ...]]:
+    like = kernel[:0]
+    kernel = kernel.astype(x.dtype)
     if mapped:
         x, kernel, targets = _spread(x, kernel, targets)
     size, firsts = _parts(kernel, targets)
 
     def step(sums: tuple[jax.Array, ...], first: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
-        top, total, chosen, best = sums
+        top, total, target_logit, argmax = sums
         logits, start, is_target, _ = _logits(x, kernel, targets, first, size)
         largest = logits.max(axis=-1)
         new_top = jnp.maximum(top, largest)
         total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top[..., None]).sum(axis=-1)
-        chosen += jnp.where(is_target, logits, 0.0).sum(axis=-1)
-        best = jnp.where(largest > top, start + jnp.argmax(logits, axis=-1), best).astype(jnp.int32)
-        return (new_top, total, chosen, best), None
+        target_logit += jnp.where(is_target, logits, 0.0).sum(axis=-1)
+        argmax = jnp.where(largest > top, start + jnp.argmax(logits, axis=-1), argmax).astype(jnp.int32)
+        return (new_top, total, target_logit, argmax), None
 
     zero = jnp.zeros_like(targets, jnp.float32)
-    (top, total, chosen, best), _ = jax.lax.scan(step, (zero + LOWEST, zero, zero, jnp.zeros_like(targets)), firsts)
-    norm = top + jnp.log(total)
-    return _Summary(norm, chosen, top, best), (x, kernel, targets, norm)
+    first = zero + LOWEST, zero, zero, jnp.zeros_like(targets)
+    (top, total, target_logit, argmax), _ = jax.lax.scan(step, first, firsts)
+    log_sum = jnp.log(total)
+    return _Summary(log_sum, target_logit, top, argmax), (x, kernel, targets, log_sum, top, like)
 
 
 def _summary_gradient(
     mapped: bool, kept: tuple[jax.Array, ...], gradient: _Summary
 ) -> tuple[jax.Array, jax.Array, None]:
     """Of `x`, summed in float32 over the parts, and of `kernel`, each part of which is one product over all slots."""
-    x, kernel, targets, norm = kept
+    x, kernel, targets, log_sum, top, like = kept
     size, firsts = _parts(kernel, targets)
 
     def step(sums: tuple[jax.Array, jax.Array], first: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         of_x, of_kernel = sums
         logits, start, is_target, part = _logits(x, kernel, targets, first, size)
-        of_logits = jnp.exp(logits - norm[..., None]) * gradient.norm[..., None]
-        of_logits += jnp.where(is_target, gradient.chosen[..., None], 0.0)
+        of_logits = jnp.exp(logits - top[..., None] - log_sum[..., None]) * gradient.log_sum[..., None]
+        of_logits += jnp.where(is_target, gradient.target_logit[..., None], 0.0)
         of_logits = of_logits.astype(x.dtype)
         of_x += jnp.einsum("bnv,hv->bnh", of_logits, part, preferred_element_type=jnp.float32)
         of_part = jnp.einsum("bnh,bnv->hv", x, of_logits, preferred_element_type=jnp.float32)
         known = jax.lax.dynamic_slice_in_dim(of_kernel, start, size, axis=1)
-        new = known + of_part.astype(kernel.dtype)
+        new = known + of_part.astype(of_kernel.dtype)
         return (of_x, jax.lax.dynamic_update_slice_in_dim(of_kernel, new, start, axis=1)), None
 
-    (of_x, of_kernel), _ = jax.lax.scan(step, (jnp.zeros_like(x, jnp.float32), jnp.zeros_like(kernel)), firsts)
+    zeros = jnp.zeros_like(x, jnp.float32), jnp.zeros_like(kernel, like.dtype)
+    (of_x, of_kernel), _ = jax.lax.scan(step, zeros, firsts)
     of_x = of_x.astype(x.dtype)
     return *(_collect(of_x, of_kernel) if mapped else (of_x, of_kernel)), None
 

@@ -58,6 +58,23 @@ def split_trainable(config: OptimizerConfig, params: Params) -> tuple[Params, Pa
     return unflatten(parts[True]), unflatten(parts[False])
 
 
+def with_trained_in_float32(config: OptimizerConfig, params: Params) -> Params:
+    """Parameters, or their shapes, with all that a rule trains in float32.
+
+    An update of bfloat16 is mostly lost: one that is under 1/256 of the parameter leaves it where it is.
+    """
+    trained = [re.compile(rule.pattern) for rule in config.rules if rule.trainable]
+
+    def leaf(name: str, x: jax.Array | jax.ShapeDtypeStruct) -> jax.Array | jax.ShapeDtypeStruct:
+        if x.dtype == jnp.float32 or not any(pattern.fullmatch(name) for pattern in trained):
+            return x
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding)
+        return x.astype(jnp.float32)
+
+    return unflatten({name: leaf(name, x) for name, x in flatten(params).items()})
+
+
 def merge(trainable: Params, frozen: Params) -> Params:
     """The inverse of `split_trainable`."""
     return unflatten(flatten(trainable) | flatten(frozen))
@@ -108,18 +125,19 @@ def _scale_by_learning_rate(schedule: optax.Schedule) -> optax.GradientTransform
 
 
 def _direction(config: OptimizerConfig, trainable: Params) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.algorithm == "adamw":
-        return optax.scale_by_adam(config.b1, config.b2, config.eps)
-    return optax.contrib.muon(
+        return adam
+    matrices = {name: matrix_axes(name, x.ndim) for name, x in flatten(trainable).items()}
+    labels = unflatten({name: "adam" if axes is None else "muon" for name, axes in matrices.items()})
+    numbers = unflatten({name: optax.MaskedNode() if axes is None else axes for name, axes in matrices.items()})
+    muon = optax.contrib.muon(
         learning_rate=-1.0,  # its last factor is minus this
         beta=MUON_BETA,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        muon_weight_dimension_numbers=unflatten(
-            {name: matrix_axes(name, x.ndim) for name, x in flatten(trainable).items()}
-        ),
+        muon_weight_dimension_numbers=lambda _: numbers,
         consistent_rms=MUON_RMS,
     )
+    return optax.partition({"muon": muon, "adam": adam}, labels)
 
 
 def matrix_axes(name: str, ndim: int) -> optax.contrib.MuonDimensionNumbers | None:

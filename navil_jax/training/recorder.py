@@ -18,7 +18,7 @@ from navil_jax.training.metrics import MetricsLog, Throughput, progress_line
 from navil_jax.training.profiling import peak_memory
 
 IN_FLIGHT = 2  # steps that the devices may be behind, so that they never wait for the host
-SUMMED = ("tokens", "text_tokens")  # metrics whose sums over the run are logged as <name>_seen
+SUMMED = ("tokens", "text_tokens", "samples")  # metrics whose sums over the run are logged as <name>_seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class _Step:
     ids: np.ndarray  # [3, B, L]: segment_ids, source_ids, sample_ids of this process's rows
     counts: Mapping[str, int]  # of samples read so far, to be logged with the step
     real: Counts  # what is no padding in this process's rows
+    most_samples: int  # that the step can hold
 
 
 class Recorder:
@@ -62,7 +63,8 @@ class Recorder:
         """
         ids = np.stack([batch.segment_ids, batch.source_ids, batch.sample_ids])
         shown = counts if step % self._config.log_every == 0 else {}
-        self._pending.append(_Step(step, metrics, ids, shown, count_batch(batch, self._config.model)))
+        most = most_samples(batch.segment_ids, self._config)
+        self._pending.append(_Step(step, metrics, ids, shown, count_batch(batch, self._config.model), most))
         self._waited += waited
         if self._clock is None:
             self.flush()
@@ -86,14 +88,16 @@ class Recorder:
             self._print()
 
     def ended(self, step: int) -> bool:
-        """Whether the run has its length after `step`. If it counts samples, the last steps are waited for, to know."""
+        """Whether the run has its length after `step`.
+
+        A run counted in samples ends with the first step at which it has them all. While steps in flight cannot hold as
+        many, nothing is waited for.
+        """
         planned = self._config.steps * self._config.batch_samples
         if not planned:
             return step >= self._config.steps
-        seen, known = self.samples_seen, step - len(self._pending)
-        if known and seen + 2 * (len(self._pending) + 1) * seen / known < planned:
-            return False
-        self._collect()
+        if self.samples_seen + sum(step.most_samples for step in self._pending) >= planned:
+            self._collect()
         return self.samples_seen >= planned
 
     @property
@@ -186,6 +190,16 @@ class Recorder:
         path.write_text(json.dumps({"step": step.number, "samples": samples}))
         shown = ", ".join(samples[:8]) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
         return f"{shown} (all in {path})"
+
+
+def most_samples(segment_ids: np.ndarray, config: Config) -> int:
+    """The most samples that a global batch can hold of which this process knows its own rows, [rows, L].
+
+    Other processes' rows may hold one in every text slot, so of several processes each knows another number; none is
+    below the true one.
+    """
+    own = int(segment_ids.max(axis=1, initial=0).sum())
+    return own + (config.data.rows - len(segment_ids)) * config.data.text_slots
 
 
 def _samples(ids: np.ndarray, config: Config) -> list[str]:

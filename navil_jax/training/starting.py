@@ -13,6 +13,7 @@ from navil_jax.model import params as model_params
 from navil_jax.model.params import Params, flatten, unflatten
 from navil_jax.paths import path_of
 from navil_jax.training.checkpoint import Checkpoints, Record, check_same_model, find_checkpoints, with_model_of
+from navil_jax.training.optimizer import with_trained_in_float32
 from navil_jax.training.step import initial_params
 
 
@@ -48,7 +49,7 @@ def first_params(config: Config, mesh: Mesh, say: Callable[[str], None] = print)
         say(f"{what} of step {other.latest_step} of {other.folder}{_unfinished(record, other.latest_step)}")
         saved = record.config.model
         theirs = dataclasses.replace(config.model, lora_rank=saved.lora_rank, lora_scale=saved.lora_scale)
-        params = other.restore_params(_abstract(theirs, mesh))
+        params = other.restore_params(with_trained_in_float32(config.optimizer, _abstract(theirs, mesh)))
     return params if theirs == config.model else _with_updates(config, mesh, params, theirs.lora_scale)
 
 

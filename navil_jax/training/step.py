@@ -18,10 +18,18 @@ from navil_jax.model import params as model_params
 from navil_jax.model.params import Params
 from navil_jax.sharding import constrain, named
 from navil_jax.training.loss import TokenScores, feature_scale, token_scores, weighted_mean
-from navil_jax.training.optimizer import make_optimizer, make_schedule, merge, split_trainable, state_shardings
+from navil_jax.training.optimizer import (
+    make_optimizer,
+    make_schedule,
+    merge,
+    split_trainable,
+    state_shardings,
+    with_trained_in_float32,
+)
 
 LOSS_MEMORY = 50  # steps over which the running mean and variance of the loss reach back
-SPIKES_FROM = 100  # the step from which on a loss can be a spike
+SPIKES_FROM = 100  # losses that must be known before one can be a spike
+COUNTED = 2**30  # samples are counted in two words, as 2^31 of them are not many
 
 
 @jax.tree_util.register_dataclass
@@ -29,15 +37,22 @@ SPIKES_FROM = 100  # the step from which on a loss can be a spike
 class Running:
     """Scalars that go from step to step. They are logged with every step, and a run goes on with those of its log."""
 
-    samples_seen: jax.Array  # int32, the samples of all steps so far
+    samples_high: jax.Array  # int32, the samples of all steps so far are high * COUNTED + low
+    samples_low: jax.Array  # int32, below COUNTED
+    losses: jax.Array  # int32, how many losses mean and variance are of
     loss_mean: jax.Array  # float32, of the last steps
     loss_variance: jax.Array  # float32
 
     @classmethod
     def after(cls, metrics: Mapping[str, float]) -> "Running":
-        """Those of a step whose metrics are given; of none: zeros."""
-        values = {field.name: metrics.get(field.name, 0) for field in dataclasses.fields(cls)}
-        return cls(jnp.int32(values.pop("samples_seen")), **{k: jnp.float32(v) for k, v in values.items()})
+        """Those of a step whose metrics, `samples_seen` among them, are given; of none: zeros."""
+        high, low = divmod(int(metrics.get("samples_seen", 0)), COUNTED)
+        scalars = (jnp.float32(metrics.get(name, 0)) for name in ("loss_mean", "loss_variance"))
+        return cls(jnp.int32(high), jnp.int32(low), jnp.int32(metrics.get("losses", 0)), *scalars)
+
+    def samples_in(self, batch: int) -> jax.Array:
+        """The samples so far in batches of so many, float32."""
+        return self.samples_high * (COUNTED / batch) + self.samples_low / batch
 
 
 @jax.tree_util.register_dataclass
@@ -79,8 +94,8 @@ class EvalScores:
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is computed."""
-    shapes, shardings = model_params.shapes(config.model), model_params.shardings(config.model, mesh)
-    trainable, frozen = split_trainable(config.optimizer, shapes)
+    shardings = model_params.shardings(config.model, mesh)
+    trainable, frozen = split_trainable(config.optimizer, _shapes(config))
     trainable_shardings, frozen_shardings = split_trainable(config.optimizer, shardings)
     optimizer = _optimizer(config)
     sharded = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
@@ -100,6 +115,11 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     )
 
 
+def _shapes(config: Config) -> Params:
+    """Shapes and dtypes of all parameters in training."""
+    return with_trained_in_float32(config.optimizer, model_params.shapes(config.model))
+
+
 def initial_params(config: Config, mesh: Mesh) -> Params:
     """Fresh parameters from `config.seed`, each made on the devices that hold it."""
     create = functools.partial(model_params.initialise, config.model, config.seed)
@@ -108,7 +128,7 @@ def initial_params(config: Config, mesh: Mesh) -> Params:
 
 def initial_state(config: Config, mesh: Mesh, params: Params) -> TrainState:
     """The state before the first step; `params` lie as `model_params.shardings` says and may be donated later."""
-    trainable, frozen = split_trainable(config.optimizer, params)
+    trainable, frozen = split_trainable(config.optimizer, with_trained_in_float32(config.optimizer, params))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     optimizer = jax.jit(_optimizer(config).init, out_shardings=shardings.optimizer)(trainable)
     ema = jax.jit(functools.partial(_first_ema, config), out_shardings=shardings.ema)(trainable)
@@ -123,7 +143,7 @@ def _first_ema(config: Config, trainable: Params) -> Params:
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
-    trainable, _ = split_trainable(config.optimizer, model_params.shapes(config.model))
+    trainable, _ = split_trainable(config.optimizer, _shapes(config))
     return make_optimizer(config.optimizer, config.steps, trainable)
 
 
@@ -142,8 +162,8 @@ def make_train_step(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch],
 
     Metrics, scalars on every device: loss, gradient_norm (before clipping), learning_rate, text_accuracy (share of
     weighted targets that are the likeliest token), image_scale and text_scale (see `feature_scale`), tokens,
-    text_tokens, images, patches, samples (real ones), spike and skipped (0 or 1), those of `Running`; and source_loss,
-    source_weight [number of sources].
+    text_tokens, images, patches, samples (real ones), spike and skipped (0 or 1), losses, loss_mean and loss_variance
+    of `Running`; and source_loss, source_weight [number of sources].
     """
     optimizer, schedule = _optimizer(config), make_schedule(config.optimizer, config.steps)
     sources, policy = max(1, len(config.data.sources)), config.optimizer
@@ -158,7 +178,7 @@ def make_train_step(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch],
             gradients, (scores, sizes) = _gradients(loss_of, policy.accumulation, state, batch)
         metrics = _observe(config, batch, scores, sizes, sources) | {"gradient_norm": optax.tree.norm(gradients)}
         running, verdict = _judge(policy, state, metrics)
-        clock = state.running.samples_seen / config.batch_samples if config.batch_samples else state.step
+        clock = state.running.samples_in(config.batch_samples) if config.batch_samples else state.step
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable, clock=clock)
         trainable = optax.apply_updates(state.trainable, updates)
         new = trainable, optimizer_state, _averaged(policy.ema_decay, state, trainable)
@@ -166,7 +186,8 @@ def make_train_step(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch],
             old = state.trainable, state.optimizer, state.ema
             new = jax.tree.map(lambda new, old: jnp.where(verdict["skipped"], old, new), new, old)
         trainable, optimizer_state, ema = new
-        metrics |= {"learning_rate": schedule(clock)} | verdict | dataclasses.asdict(running)
+        metrics |= {"learning_rate": schedule(clock), "losses": running.losses} | verdict
+        metrics |= {"loss_mean": running.loss_mean, "loss_variance": running.loss_variance}
         return TrainState(state.step + 1, trainable, state.frozen, optimizer_state, ema, running), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
@@ -203,15 +224,18 @@ def _judge(policy: OptimizerConfig, state: TrainState, metrics: dict) -> tuple[R
     deviation = loss - before.loss_mean
     finite = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
     spike = (
-        finite & (deviation > policy.spike_deviations * jnp.sqrt(before.loss_variance)) & (state.step >= SPIKES_FROM)
+        finite & (deviation > policy.spike_deviations * jnp.sqrt(before.loss_variance)) & (before.losses >= SPIKES_FROM)
     )
     skipped = (~finite & (policy.not_finite == "skip")) | (spike & (policy.spikes == "skip"))
-    share = jnp.where(state.step == 0, 1.0, 1 / LOSS_MEMORY)
+    share = jnp.maximum(1 / (1 + before.losses.astype(jnp.float32)), 1 / LOSS_MEMORY)
     mean = before.loss_mean + share * deviation
     variance = (1 - share) * (before.loss_variance + share * jnp.square(deviation))
     counts = finite & ~skipped
+    low = before.samples_low + metrics["samples"].astype(jnp.int32)
     running = Running(
-        samples_seen=before.samples_seen + metrics["samples"],
+        samples_high=before.samples_high + low // COUNTED,
+        samples_low=low % COUNTED,
+        losses=jnp.minimum(before.losses + counts, COUNTED),
         loss_mean=jnp.where(counts, mean, before.loss_mean),
         loss_variance=jnp.where(counts, variance, before.loss_variance),
     )
@@ -245,7 +269,8 @@ def _score_text(config: Config, params: Params, batch: Batch) -> tuple[TokenScor
     model = model_params.bind(config.model, params)
     x, _ = model(batch)
     text_slots = slice(batch.visual_slots, None)
-    return token_scores(*model.head_inputs(x[:, text_slots]), batch.targets[:, text_slots]), x
+    scores = token_scores(*model.head_inputs(x[:, text_slots]), batch.targets[:, text_slots], config.model.sum_dtype)
+    return scores, x
 
 
 def _text_slots(batch: Batch) -> Batch:

@@ -1,0 +1,50 @@
+"""Linear: a dense layer whose gradients over many tokens are float32 sums."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Linear(nnx.LinearGeneral):
+    """x kernel + bias over the last axes of x; see `product` for what is rounded where."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *inputs] -> [..., *outputs] in the layer's dtype."""
+        y = product(x.astype(self.dtype), self.kernel[...], len(self.in_features))
+        if self.bias is None:
+            return y
+        return (y.astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(y.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
+    """The product of the last `inputs` axes of x and the first ones of the kernel, in x's dtype.
+
+    The kernel's gradient is one product over all tokens, summed in float32 and rounded to the kernel's dtype: a float32
+    kernel gets it unrounded, also where x is bfloat16.
+
+    Args:
+      x: [..., *inputs].
+      kernel: [*inputs, *outputs], rounded to x's dtype first.
+
+    Example: x [B, N, heads, D], kernel [heads, D, H], inputs 2 -> [B, N, H]
+    """
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes=inputs)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, inputs: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    rounded = kernel.astype(x.dtype)
+    return product(x, rounded, inputs), (x, rounded, jnp.zeros(0, kernel.dtype))
+
+
+def _backward(inputs: int, kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel, like = kept
+    batch, outputs = tuple(range(x.ndim - inputs)), tuple(range(x.ndim - inputs, gradient.ndim))
+    of_x = jax.lax.dot_general(gradient, kernel, ((outputs, tuple(range(inputs, kernel.ndim))), ((), ())))
+    of_kernel = jax.lax.dot_general(x, gradient, ((batch, batch), ((), ())), preferred_element_type=like.dtype)
+    return of_x, of_kernel
+
+
+product.defvjp(_forward, _backward)
