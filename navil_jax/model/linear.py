@@ -18,7 +18,6 @@ class Linear(nnx.LinearGeneral):
         return (y.astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(y.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
     """The product of the last `inputs` axes of x and the first ones of the kernel, in x's dtype.
 
@@ -31,12 +30,19 @@ def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
 
     Example: x [B, N, heads, D], kernel [heads, D, H], inputs 2 -> [B, N, H]
     """
+    if kernel.dtype == x.dtype:
+        return jnp.tensordot(x, kernel, axes=inputs)
+    return _mixed_product(x, kernel, inputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _mixed_product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
     return jnp.tensordot(x, kernel.astype(x.dtype), axes=inputs)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, inputs: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     rounded = kernel.astype(x.dtype)
-    return product(x, rounded, inputs), (x, rounded, jnp.zeros(0, kernel.dtype))
+    return jnp.tensordot(x, rounded, axes=inputs), (x, rounded, jnp.zeros(0, kernel.dtype))
 
 
 def _backward(inputs: int, kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -47,4 +53,4 @@ def _backward(inputs: int, kept: tuple[jax.Array, ...], gradient: jax.Array) -> 
     return of_x, of_kernel
 
 
-product.defvjp(_forward, _backward)
+_mixed_product.defvjp(_forward, _backward)
