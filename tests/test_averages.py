@@ -97,6 +97,7 @@ def test_the_next_stage_starts_from_what_was_evaluated(run: Path, raw: Path):
     begun, said = started(run)
     assert said.startswith("running averages of the parameters of step 5")
     assert {value.dtype.name for value in begun.values()} == {"float32"}  # all of them train
+    assert_same(begun, params | ema)
     np.testing.assert_array_equal(begun[VISUAL], ema[VISUAL])
     assert not np.array_equal(begun[VISUAL], params[VISUAL])
     np.testing.assert_array_equal(begun[TEXT], params[TEXT])
