@@ -27,13 +27,13 @@ from benchmarks.tpu_table import PAGE, write
 from navil_jax.config import Config, DataConfig, DecoderConfig, MeshConfig, ModelConfig
 from navil_jax.data.packing import SlotAdvice
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.flops import Counts
-from navil_jax.planning.compiling import compile_for
-from navil_jax.planning.hlo import Program, summarise
-from navil_jax.planning.report import table
-from navil_jax.planning.statistics import BatchStatistics
-from navil_jax.planning.timing import model_time
-from navil_jax.planning.topology import GIB, parse_topology
+from navil_jax.model.flops import Counts
+from navil_jax.plan.compile import compile_for
+from navil_jax.plan.hlo import Program, summarise
+from navil_jax.plan.report import table
+from navil_jax.plan.statistics import BatchStatistics
+from navil_jax.plan.timing import model_time
+from navil_jax.plan.topology import GIB, parse_topology
 
 FILE = Path(__file__).parent / "dense_text.json"
 MARKS = {

@@ -1,4 +1,4 @@
-"""Decoding, resizing and cutting of pictures, side by side with others: `python -m benchmarks.images`.
+"""Decoding, resizing and cutting of images, side by side with others: `python -m benchmarks.images`.
 
 Made JPEGs of photo-like content go from bytes to multi-scale patches: here, and in the usual PyTorch way (Hugging
 Face's Qwen2-VL image processor once per scale, alone and in a DataLoader). Figures are CPU seconds, those of child
@@ -46,7 +46,7 @@ def jpegs(count: int) -> list[bytes]:
 
 
 def milliseconds(work: Callable[[bytes], Any], files: Sequence[bytes], repeats: int = 3) -> float:
-    """CPU time per picture, the best of some passes, after one to warm up."""
+    """CPU time per image, the best of some passes, after one to warm up."""
     for file in files[: len(SIZES)]:
         work(file)
     passes = []
@@ -112,21 +112,21 @@ def decoding_rows(files: Sequence[bytes]) -> Iterator[tuple[str, ...]]:
 
 
 def resizing_rows(files: Sequence[bytes]) -> Iterator[tuple[str, ...]]:
-    """All scales of a picture that are not of its own size."""
-    pictures = {file: load_image(file) for file in files}
+    """All scales of an image that are not of its own size."""
+    images = {file: load_image(file) for file in files}
 
-    def targets(picture: Image.Image) -> list[tuple[int, int]]:
-        plan = plan_scales(picture.height, picture.width, IMAGES, VISION)
-        return [(scale.width, scale.height) for scale in plan if (scale.width, scale.height) != picture.size]
+    def targets(image: Image.Image) -> list[tuple[int, int]]:
+        plan = plan_scales(image.height, image.width, IMAGES, VISION)
+        return [(scale.width, scale.height) for scale in plan if (scale.width, scale.height) != image.size]
 
     def pillow(file: bytes) -> list[np.ndarray]:
-        picture = pictures[file]
-        return [np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for size in targets(picture)]
+        image = images[file]
+        return [np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for size in targets(image)]
 
     def own(file: bytes) -> list[np.ndarray]:
-        picture, copies = pictures[file], []
-        source = np.frombuffer(picture.tobytes("raw", "RGBX"), np.uint32).reshape(picture.height, picture.width)
-        for width, height in targets(picture):
+        image, copies = images[file], []
+        source = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(image.height, image.width)
+        for width, height in targets(image):
             copies.append(np.empty((height, width), np.uint32))
             resize(source, height, width, copies[-1])
         return copies
@@ -152,11 +152,11 @@ def torch_way(processor: Any) -> Callable[[bytes], Any]:
     area = VISION.patch_size**2
 
     def patches(file: bytes) -> Any:
-        picture = Image.open(io.BytesIO(file)).convert("RGB")
+        image = Image.open(io.BytesIO(file)).convert("RGB")
         parts = []
-        for scale in plan_scales(picture.height, picture.width, IMAGES, VISION):
+        for scale in plan_scales(image.height, image.width, IMAGES, VISION):
             size = {"shortest_edge": IMAGES.min_patches * area, "longest_edge": scale.rows * scale.cols * area}
-            parts.append(processor(images=[picture], size=size, return_tensors="pt")["pixel_values"])
+            parts.append(processor(images=[image], size=size, return_tensors="pt")["pixel_values"])
         return torch.cat(parts)
 
     return patches
@@ -176,7 +176,7 @@ class Files:
 
 
 def in_data_loader(work: Callable[[bytes], Any], files: Sequence[bytes]) -> float:
-    """CPU milliseconds per picture with one worker process, the receiving process included."""
+    """CPU milliseconds per image with one worker process, the receiving process included."""
     from torch.utils.data import DataLoader
 
     start = sum(os.times()[:4])
@@ -214,11 +214,11 @@ def patch_rows(files: Sequence[bytes]) -> Iterator[tuple[str, ...]]:
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=40, help="made JPEGs, of four sizes in turn (default: 40)")
+    parser.add_argument("--images", type=int, default=40, help="made JPEGs, of four sizes in turn (default: 40)")
     options = parser.parse_args(argv)
-    if options.pictures < len(SIZES):
-        raise UserError(f"--pictures must be at least {len(SIZES)}")
-    files = jpegs(options.pictures)
+    if options.images < len(SIZES):
+        raise UserError(f"--images must be at least {len(SIZES)}")
+    files = jpegs(options.images)
     sizes = ", ".join(f"{width} x {height}" for width, height in SIZES)
     print(f"{len(files)} JPEGs of {sizes}; {np.mean([len(file) for file in files]) / 1000:.0f} kB each on average\n")
     for head, rows in (

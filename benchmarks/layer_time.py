@@ -8,7 +8,7 @@ Times forward and backward pass, side by side in one run, of
     encoder            the embedding of patches and one encoder layer
 
 in the shapes and dtypes of the recipe (default: the first stage of NaViL-2B), over one packed row of its slots, filled
-as the planner simulates rows (docs/tpu.md). Attention is that of the platform. MFU is useful FLOPs (navil_jax/flops.py)
+as the planner simulates rows (docs/tpu.md). Attention is that of the platform. MFU is useful FLOPs
 over the device's peak, where that is known.
 
     python -m benchmarks.layer_time                                    # a GPU or TPU
@@ -31,14 +31,14 @@ from flax import nnx
 
 from benchmarks.routing_flops import Form, Workload
 from navil_jax.config import Config, DataConfig
-from navil_jax.config_flags import load_config
+from navil_jax.config.flags import load_config
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.flops import Counts, peak_flops, useful_flops
-from navil_jax.host_memory import keep_freed_memory
 from navil_jax.model import params as model_params
+from navil_jax.model.flops import Counts, peak_flops, useful_flops
 from navil_jax.model.vision import VisionEncoder
-from navil_jax.planning.report import table
-from navil_jax.planning.statistics import BatchStatistics, simulate
+from navil_jax.plan.report import table
+from navil_jax.plan.statistics import BatchStatistics, simulate
+from navil_jax.train.host_memory import keep_freed_memory
 
 FORMS: tuple[Form, ...] = ("routed", "one set", "both")
 
@@ -57,12 +57,12 @@ def shortened(data: DataConfig, slots: int) -> DataConfig:
     """The same shares of visual, text and patch slots, in a row of `slots` token slots.
 
     Raises:
-      UserError: too few for a picture.
+      UserError: too few for an image.
     """
     share = slots / (data.visual_slots + data.text_slots)
     visual = int(data.visual_slots * share) // 128 * 128
     if visual < 128 or slots <= visual:
-        raise UserError(f"--slots: {slots} token slots hold no picture; take at least 256")
+        raise UserError(f"--slots: {slots} token slots hold no image; take at least 256")
     return dataclasses.replace(
         data, visual_slots=visual, text_slots=slots - visual, patch_slots=int(data.patch_slots * share) // 128 * 128
     )

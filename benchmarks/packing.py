@@ -1,6 +1,6 @@
 """How full rows get, and how fast: `python -m benchmarks.packing`.
 
-Three made mixtures (only sizes are made; pictures are planned by the real code, none is decoded) are packed into rows
+Three made mixtures (only sizes are made; images are planned by the real code, none is decoded) are packed into rows
 of 24,576 patches, first with 8,192 visual and 8,192 text slots, then with the slots that `advise_slots` proposes:
 
     captions    one photograph of the web and a caption, about 90% visual tokens
@@ -27,15 +27,15 @@ import numpy as np
 
 from navil_jax.batch import BatchSpec
 from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig, VisionConfig
-from navil_jax.config_flags import parse
-from navil_jax.data.features import Usable, smaller_pictures
+from navil_jax.config.flags import parse
+from navil_jax.data.features import Usable, smaller_images
 from navil_jax.data.images import plan_scales
 from navil_jax.data.packing import SIZES, SlotAdvice, advise_slots, best_fill, choose_row, sizes_of
 from navil_jax.data.pipeline import make_dataset, sample_stream
-from navil_jax.data.prompt import picture_length, role_texts
+from navil_jax.data.prompt import image_length, role_texts
 from navil_jax.data.run_tokenizer import complete, new_tokenizer
-from navil_jax.data.sentencepiece_tokenizer import train_tokenizer
 from navil_jax.data.sources import Sample, expand_sources, open_source
+from navil_jax.data.tokenizers.sentencepiece import train_tokenizer
 from navil_jax.errors import UserError, report_user_errors
 
 PATCHES, TOKENS = 24_576, 16_384  # of the paper's rows
@@ -43,19 +43,19 @@ PROMPT = 25  # text tokens around question and answer
 Row = tuple[str, ...]
 
 
-def picture_sizes(height: int, width: int, text: int, config: Config) -> tuple[int, int, int]:
-    """Visual tokens, text tokens and patches of one picture with `text` other tokens; shrunk to fit a row."""
+def image_sizes(height: int, width: int, text: int, config: Config) -> tuple[int, int, int]:
+    """Visual tokens, text tokens and patches of one image with `text` other tokens; shrunk to fit a row."""
     data = config.data
     budgets = {"visual_tokens": data.visual_slots, "text_tokens": data.text_slots, "patches": data.patch_slots}
 
     def measure(config: Config) -> tuple[int, int, int]:
         scales = plan_scales(height, width, config.images, config.model.vision)
-        visual, own = picture_length([(scale.rows, scale.cols) for scale in scales], config.model.vision.merge_size)
+        visual, own = image_length([(scale.rows, scale.cols) for scale in scales], config.model.vision.merge_size)
         return visual, own + text, sum(scale.rows * scale.cols for scale in scales)
 
     found = measure(config)
     if any(size > budgets[name] for name, size in zip(SIZES, found, strict=True)):
-        found = measure(smaller_pictures([(height, width)], config, found[1], budgets))
+        found = measure(smaller_images([(height, width)], config, found[1], budgets))
     return found
 
 
@@ -64,7 +64,7 @@ def captions(count: int, config: Config, rng: np.random.Generator) -> np.ndarray
     sides = rng.lognormal(np.log(900), 0.45, (count, 2)).clip(200, 3000).astype(int).tolist()
     texts = rng.lognormal(np.log(40), 0.5, count).astype(int).tolist()
     return np.array(
-        [picture_sizes(*side, PROMPT + text, config) for side, text in zip(sides, texts, strict=True)], np.int64
+        [image_sizes(*side, PROMPT + text, config) for side, text in zip(sides, texts, strict=True)], np.int64
     )
 
 
@@ -85,7 +85,7 @@ def documents(count: int, config: Config, rng: np.random.Generator) -> np.ndarra
     texts = rng.lognormal(np.log(600), 0.8, count).clip(0, config.data.text_slots // 2).astype(int)
     return np.array(
         [
-            picture_sizes(int(height), int(width), PROMPT + int(text), config)
+            image_sizes(int(height), int(width), PROMPT + int(text), config)
             for height, width, text in zip(side * aspect, side / aspect, texts, strict=True)
         ],
         np.int64,
@@ -198,7 +198,7 @@ def measure(name: str, config: Config, count: int, bins: int) -> list[str]:
 
 
 def made_config(visual_slots: int, text_slots: int) -> Config:
-    data = DataConfig(visual_slots=visual_slots, text_slots=text_slots, patch_slots=PATCHES, overlong="shrink")
+    data = DataConfig(visual_slots=visual_slots, text_slots=text_slots, patch_slots=PATCHES, oversize="resize")
     return Config(model=ModelConfig(vision=VisionConfig()), images=ImageConfig(), data=data)
 
 
@@ -264,7 +264,7 @@ def report_recipe(config: Config, samples: int) -> None:
     stream = sample_stream(config, [open_source(entry, "train") for entry in config.data.sources], tokenizer)
     found = [sample for sample in (stream[place] for place in range(samples)) if isinstance(sample, Usable)]
     if not found:
-        raise UserError(f"none of {samples} samples fits a row of this recipe; see config.data.overlong")
+        raise UserError(f"none of {samples} samples fits a row of this recipe; see config.data.oversize")
     sizes = np.array([sizes_of(sample.features) for sample in found])
     data = config.data
     print(
@@ -296,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=5000, help="per mixture (default: 5000)")
     parser.add_argument("--state", action="store_true", help="measure states instead")
-    parser.add_argument("--bins", type=int, default=DataConfig.packing_bins, help="rows' worth that wait")
+    parser.add_argument("--bins", type=int, default=DataConfig.packing_lookahead, help="rows' worth that wait")
     options = parser.parse_args(argv)
     if options.state:
         report_state((10, 1000, 10_000))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import jax
 
-from navil_jax.conversion.compare import TOLERANCES, Group, all_pairs, by_group
-from navil_jax.conversion.golden import is_golden, load_case
+from navil_jax.convert.verify.compare import TOLERANCES, Group, all_pairs, by_group
+from navil_jax.convert.verify.golden import is_golden, load_case
 
 CASES = Path(__file__).parents[1] / "tests" / "golden"
 INTRODUCTION = """# Parity with the released code

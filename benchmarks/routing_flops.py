@@ -32,13 +32,13 @@ import jax.numpy as jnp
 
 from navil_jax.batch import Batch, BatchSpec
 from navil_jax.config import ModelConfig
-from navil_jax.config_flags import load_config
+from navil_jax.config.flags import load_config
 from navil_jax.errors import report_user_errors
 from navil_jax.model import params as model_params
 from navil_jax.model.attention import Backend
 from navil_jax.model.decoder import Output
 from navil_jax.model.experts import Experts, Parts
-from navil_jax.training.loss import token_scores, weighted_mean
+from navil_jax.train.loss import token_scores, weighted_mean
 
 SHARES = (0.1, 0.5, 0.9)  # of the slots that are visual
 Form = Literal["routed", "one set", "both"]
@@ -126,7 +126,7 @@ def _reference_form(visual_slots: int) -> Iterator[None]:
 def _no_chunks() -> Iterator[None]:
     with (
         mock.patch("navil_jax.model.attention.QUERY_CHUNK", sys.maxsize),
-        mock.patch("navil_jax.training.loss.CHUNK_LOGITS", sys.maxsize),
+        mock.patch("navil_jax.train.loss.CHUNK_LOGITS", sys.maxsize),
     ):
         yield
 

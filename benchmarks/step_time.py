@@ -1,6 +1,6 @@
 """How fast a recipe runs here: `python -m benchmarks.step_time --config configs/x.py`.
 
-Trains some steps on the recipe's own data (from fresh parameters; nothing is saved), then reads prompts with pictures
+Trains some steps on the recipe's own data (from fresh parameters; nothing is saved), then reads prompts with images
 of ten sizes and decodes, all through the code that training and chat use. Prints one table:
 
     training   time of a step with and without waiting for data, throughput of real tokens and images, shares of
@@ -20,22 +20,22 @@ import jax
 from PIL import Image
 
 from navil_jax.config import Config
-from navil_jax.config_flags import parse
+from navil_jax.config.flags import parse
 from navil_jax.data.pipeline import make_dataset
 from navil_jax.data.run_tokenizer import complete, new_tokenizer
 from navil_jax.data.sources import expand_sources, open_source
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.host_memory import keep_freed_memory
-from navil_jax.inference.assistant import Assistant
-from navil_jax.inference.engine import Engine
-from navil_jax.inference.sampling import Sampler
+from navil_jax.generate.assistant import Assistant
+from navil_jax.generate.engine import Engine
+from navil_jax.generate.sampling import Sampler
 from navil_jax.model.params import Params, flatten
 from navil_jax.sharding import make_mesh
-from navil_jax.training.step import global_batch, initial_params, initial_state, make_train_step
+from navil_jax.train.host_memory import keep_freed_memory
+from navil_jax.train.step import global_batch, initial_params, initial_state, make_train_step
 
-ASPECTS = (1.0, 4 / 3, 3 / 4, 16 / 9, 9 / 16)  # width against height of the ten pictures, in turn
-MOST_PATCHES = 4096  # of a picture; fewer where config.images.max_patches is less
+ASPECTS = (1.0, 4 / 3, 3 / 4, 16 / 9, 9 / 16)  # width against height of the ten images, in turn
+MOST_PATCHES = 4096  # of an image; fewer where config.images.max_patches is less
 QUESTION = "What do you see?"
 NO_STOP = -1
 Row = tuple[str, str]  # what, and how much
@@ -82,7 +82,7 @@ def training_rows(
     return rows, state.params
 
 
-def pictures(config: Config) -> Iterator[Image.Image]:
+def example_images(config: Config) -> Iterator[Image.Image]:
     """Ten sizes, from the fewest to the most patches of the recipe in equal ratios."""
     images, side = config.images, config.model.vision.patch_size
     most = min(images.max_patches, MOST_PATCHES)
@@ -100,7 +100,7 @@ def inference_rows(
     if config.model.vision is None:
         prompts = [assistant.prompt((), QUESTION * n, ()) for n in range(1, 11)]
     else:
-        prompts = [assistant.prompt((), QUESTION, [assistant.read_picture(picture)]) for picture in pictures(config)]
+        prompts = [assistant.prompt((), QUESTION, [assistant.read_image(image)]) for image in example_images(config)]
     for prompt in prompts:
         engine.prefill([prompt], new_tokens)
     times = []

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from navil_jax.config_flags import load_config
+from navil_jax.config.flags import load_config
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.plan import parse_mesh
-from navil_jax.planning.planner import as_json, batch_shards, make_plan
-from navil_jax.planning.report import table
-from navil_jax.planning.statistics import simulate
-from navil_jax.planning.topology import GIB, parse_topology
+from navil_jax.plan.__main__ import parse_mesh
+from navil_jax.plan.planner import as_json, batch_shards, make_plan
+from navil_jax.plan.report import table
+from navil_jax.plan.statistics import simulate
+from navil_jax.plan.topology import GIB, parse_topology
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "tpu_plans"

@@ -21,15 +21,15 @@ import ml_dtypes
 import numpy as np
 
 from navil_jax.config import Config
-from navil_jax.config_flags import load_config
-from navil_jax.conversion.exporting import SHARD_BYTES, export_checkpoint
-from navil_jax.conversion.importing import import_checkpoint
+from navil_jax.config.flags import load_config
+from navil_jax.convert.exporting import SHARD_BYTES, export_checkpoint
+from navil_jax.convert.hf_config import released_config
+from navil_jax.convert.importing import import_checkpoint
+from navil_jax.convert.params import tensor_info
+from navil_jax.convert.reader import TensorFolder
+from navil_jax.convert.stored import TensorInfo
+from navil_jax.convert.writer import write_safetensors
 from navil_jax.model import params as model_params
-from navil_jax.weights.convert import tensor_info
-from navil_jax.weights.released_config import released_config
-from navil_jax.weights.stored import TensorInfo
-from navil_jax.weights.torch_files import TensorFolder
-from navil_jax.weights.torch_writer import write_safetensors
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "prompts" / "tokenizer"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

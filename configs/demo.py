@@ -1,6 +1,6 @@
 """The main job: a small NaViL that learns to see on two CPU cores.
 
-Real pictures with questions (easy-VQA) and generated scenes of shapes, words and numbers. No download beyond the
+Real images with questions (easy-VQA) and generated scenes of shapes, words and numbers. No download beyond the
 packages.
 """
 
@@ -44,7 +44,7 @@ def get_config() -> Config:
             visual_slots=47,
             text_slots=272,
             patch_slots=156,
-            packing_bins=64,
+            packing_lookahead=64,
             tokenizer_size=512,
         ),
         optimizer=OptimizerConfig(algorithm="muon", peak_learning_rate=1e-3, schedule="cosine", warmup_steps=100),

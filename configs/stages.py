@@ -15,10 +15,10 @@ S1_1 = r"vision/.*|connector/.*|decoder/layers/.*/visual/.*|decoder/special_embe
 S1_2 = rf"{S1_1}|decoder/layers/(qkv|out)/text/.*"
 S2 = r".*"
 
-# 16,384 slots. Of pictures with captions nearly all are visual; instructions have longer texts, and the largest picture
+# 16,384 slots. Of images with captions nearly all are visual; instructions have longer texts, and the largest image
 # of the paper with all its scales (24,576 patches, 48,768 with the smaller copies) takes 12,193 visual ones.
-# With large pictures some rows cost much more attention than others, and the devices of a step wait for the slowest.
-GROUPED_STEPS = 8
+# With large images some rows cost much more attention than others, and the devices of a step wait for the slowest.
+BALANCE_WINDOW = 8
 CAPTION_ROW = {"visual_slots": 14_336, "text_slots": 2_048, "patch_slots": 57_344}
 INSTRUCTION_ROW = {"visual_slots": 12_288, "text_slots": 4_096, "patch_slots": 49_152}
 
@@ -36,7 +36,7 @@ def s1_1(base: Config, model: str, steps: int, batch_samples: int, rows: int, mu
 def s1_2(base: Config, model: str, steps: int, batch_samples: int, rows: int) -> Config:
     """Better captions: the text's attention projections join."""
     return dataclasses.replace(
-        _settings(base, model, "s1_1", "s1_2", steps, batch_samples, rows, CAPTION_ROW, GROUPED_STEPS),
+        _settings(base, model, "s1_1", "s1_2", steps, batch_samples, rows, CAPTION_ROW, BALANCE_WINDOW),
         images=ImageConfig(max_patches=12_288),
         optimizer=OptimizerConfig(weight_decay=0.1, rules=rules(S1_2)),
     )
@@ -45,7 +45,7 @@ def s1_2(base: Config, model: str, steps: int, batch_samples: int, rows: int) ->
 def s2(base: Config, model: str, steps: int, batch_samples: int, rows: int) -> Config:
     """Instructions: everything is trained."""
     optimizer = OptimizerConfig(peak_learning_rate=2e-5, schedule="cosine", weight_decay=0.01, rules=rules(S2))
-    settings = _settings(base, model, "s1_2", "s2", steps, batch_samples, rows, INSTRUCTION_ROW, GROUPED_STEPS)
+    settings = _settings(base, model, "s1_2", "s2", steps, batch_samples, rows, INSTRUCTION_ROW, BALANCE_WINDOW)
     return dataclasses.replace(settings, images=ImageConfig(max_patches=24_576), optimizer=optimizer)
 
 
@@ -69,7 +69,7 @@ def _settings(
     batch_samples: int,
     rows: int,
     row: dict[str, int],
-    grouped_steps: int = 1,
+    balance_window: int = 1,
 ) -> Config:
     """Where the stage begins and is kept, the meta file of its data (docs/data.md), its length and its rows."""
     source = SourceConfig(stage, kind="meta", path=f"data/{model}_{stage}.json")
@@ -79,5 +79,5 @@ def _settings(
         init_from=f"runs/{model}_{before}",
         steps=steps,
         batch_samples=batch_samples,
-        data=dataclasses.replace(base.data, sources=(source,), rows=rows, grouped_steps=grouped_steps, **row),
+        data=dataclasses.replace(base.data, sources=(source,), rows=rows, balance_window=balance_window, **row),
     )

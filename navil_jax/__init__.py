@@ -9,7 +9,7 @@ if typing.TYPE_CHECKING:
 
     from jax.sharding import Mesh
 
-    from navil_jax.conversion.pretrained import Pretrained
+    from navil_jax.convert.loading import Pretrained
 
 
 def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str = "") -> Pretrained:
@@ -27,6 +27,8 @@ def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str =
       loaded = navil_jax.load_pretrained("NaViL-2B")
       x, _ = loaded.model(batch)  # [B, L, H]
     """
-    from navil_jax.conversion import pretrained  # JAX starts when a model is loaded, not when the package is imported
+    from navil_jax.convert.__main__ import (
+        loading as pretrained,  # JAX starts when a model is loaded, not when the package is imported
+    )
 
     return pretrained.load_pretrained(path, mesh, tokenizer)

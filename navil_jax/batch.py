@@ -105,7 +105,7 @@ class BatchSpec:
         )
 
     def fake(self, config: ModelConfig, seed: int = 0) -> Batch:
-        """Random valid samples with and without pictures, as many as fit every row, for tests and timing."""
+        """Random valid samples with and without images, as many as fit every row, for tests and timing."""
         rng = np.random.default_rng(seed)
         rows = []
         for _ in range(self.rows):
@@ -114,10 +114,12 @@ class BatchSpec:
                 sum(len(s[name]) for s in [*row, sample]) <= budget for name, budget in self.budgets.items()
             )
             while True:
-                pictured = _fake_sample(rng, config, pictured=True) if self.patch_slots and rng.random() < 0.8 else None
-                text = _fake_sample(rng, config, pictured=False)
-                if pictured is not None and fits(pictured):
-                    row.append(pictured)
+                with_image = (
+                    _fake_sample(rng, config, with_image=True) if self.patch_slots and rng.random() < 0.8 else None
+                )
+                text = _fake_sample(rng, config, with_image=False)
+                if with_image is not None and fits(with_image):
+                    row.append(with_image)
                 elif fits(text):
                     row.append(text)
                 else:
@@ -270,18 +272,18 @@ def _spec_of(batch: Batch, config: ModelConfig) -> BatchSpec:
     return BatchSpec(rows, batch.visual_slots, slots - batch.visual_slots, patches, dim, unit, batch.block_patches)
 
 
-def _fake_sample(rng: np.random.Generator, config: ModelConfig, pictured: bool) -> SampleFeatures:
-    """A text, around a picture of one scale if `pictured`: t <img> c c <break> c c <break> </img> t t t"""
+def _fake_sample(rng: np.random.Generator, config: ModelConfig, with_image: bool) -> SampleFeatures:
+    """A text, around an image of one scale if `with_image`: t <img> c c <break> c c <break> </img> t t t"""
     text = lambda n: [int(t) for t in rng.integers(0, min(config.special_token_ids, default=9), n)]  # noqa: E731
     tokens, grid, dim = text(rng.integers(1, 8)), (0, 0), config.vision.patch_dim if config.vision else 0
-    if pictured:
+    if with_image:
         side, grid = config.vision.merge_size, tuple(config.vision.merge_size * rng.integers(1, 5, 2))
         line = [config.special_id("<IMG_CONTEXT>")] * (grid[1] // side) + [config.special_id("<IMG_LINE_BREAK>")]
         tokens += [config.special_id("<img>"), *line * (grid[0] // side), config.special_id("</img>")]
     tokens = np.array(tokens + text(rng.integers(2, 12)), np.int32)
-    visual = np.isin(tokens, config.visual_token_ids) if pictured else np.zeros(len(tokens), bool)
+    visual = np.isin(tokens, config.visual_token_ids) if with_image else np.zeros(len(tokens), bool)
     coords = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1)
-    if pictured:
+    if with_image:
         coords = coords.reshape(grid[0] // side, side, grid[1] // side, side, 2).swapaxes(1, 2)
     texts = np.count_nonzero(~visual)
     return {

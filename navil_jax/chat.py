@@ -1,4 +1,4 @@
-"""Talks with a trained model about pictures: `python -m navil_jax.chat --checkpoint runs/x --image cat.png`."""
+"""Talks with a trained model about images: `python -m navil_jax.chat --checkpoint runs/x --image cat.png`."""
 
 import argparse
 import contextlib
@@ -13,15 +13,15 @@ from navil_jax.config import MeshConfig
 from navil_jax.data.images import ImagePatches, load_image
 from navil_jax.data.prompt import PLACEHOLDER
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.inference.assistant import Assistant, load
-from navil_jax.inference.sampling import Sampler
+from navil_jax.generate.assistant import Assistant, load
+from navil_jax.generate.sampling import Sampler
 from navil_jax.sharding import make_mesh
 
 EXAMPLES = """
 one question:
   python -m navil_jax.chat --checkpoint runs/x --image cat.png --prompt "What animal is this?"
 
-two pictures; <image> says where each of them stands (otherwise they stand in front of the question):
+two images; <image> says where each of them stands (otherwise they stand in front of the question):
   python -m navil_jax.chat --checkpoint runs/x --image a.png --image b.png \\
     --prompt "First <image> and then <image>: what changed?"
 
@@ -34,8 +34,8 @@ a conversation, if there is no --prompt:
 
 Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.
 """
-HELP = """/image FILE   adds a picture to the next question; <image> in the question says where (else in front of it)
-/reset        forgets the conversation and its pictures
+HELP = """/image FILE   adds an image to the next question; <image> in the question says where (else in front of it)
+/reset        forgets the conversation and its images
 /help         shows this
 /quit         leaves, as Ctrl-D does"""
 
@@ -46,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
     logging.set_verbosity(logging.ERROR)  # Orbax says at every reading that it only reads
     try:
-        pictures = [load_image(file) for file in options.image]
+        images = [load_image(file) for file in options.image]
         assistant = load(options.checkpoint, make_mesh(MeshConfig()))
         if assistant.averaged:
             print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
         conversation = Conversation(assistant, sampler, options.max_new_tokens)
-        for picture in pictures:
-            conversation.add_picture(picture)
+        for image in images:
+            conversation.add_image(image)
         if options.prompt is None:
             _talk(conversation)
         else:
@@ -66,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m navil_jax.chat",
-        description="Talks with a trained model about pictures.",
+        description="Talks with a trained model about images.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="workdir of a training run, or its checkpoint folder")
-    add("--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times")
+    add("--image", action="append", default=[], metavar="FILE", help="an image; may be given several times")
     add("--prompt", metavar="TEXT", help="one question; without it, a conversation starts")
     add("--temperature", type=float, default=0.0, help="0 (default): the likeliest token; higher: more varied answers")
     add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens with this probability together")
@@ -91,35 +91,35 @@ class Conversation:
     sampler: Sampler
     max_new_tokens: int
     turns: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # questions with their <image>, answers
-    pictures: list[ImagePatches] = dataclasses.field(default_factory=list)  # of these questions
+    images: list[ImagePatches] = dataclasses.field(default_factory=list)  # of these questions
     waiting: list[ImagePatches] = dataclasses.field(default_factory=list)  # for the next question
 
-    def add_picture(self, source: str | Image.Image) -> None:
+    def add_image(self, source: str | Image.Image) -> None:
         """Raises `UserError` if it cannot be read."""
-        self.waiting.append(self.assistant.read_picture(source))
+        self.waiting.append(self.assistant.read_image(source))
 
     def reset(self) -> None:
-        self.turns, self.pictures, self.waiting = [], [], []
+        self.turns, self.images, self.waiting = [], [], []
 
     def ask(self, question: str) -> str:
         """Prints the answer while it is made, and returns it. A question that fails leaves the conversation as it was.
 
         Raises:
-          UserError: another number of `<image>` than of waiting pictures, or a conversation that is too long.
+          UserError: another number of `<image>` than of waiting images, or a conversation that is too long.
         """
         places = question.count(PLACEHOLDER)
         if places not in (0, len(self.waiting)):
-            raise UserError(f"the question holds {PLACEHOLDER} {places} times for {len(self.waiting)} new pictures")
+            raise UserError(f"the question holds {PLACEHOLDER} {places} times for {len(self.waiting)} new images")
         if not places:
             question = f"{PLACEHOLDER}\n" * len(self.waiting) + question
-        pictures = self.pictures + self.waiting
+        images = self.images + self.waiting
         pieces = []
-        for piece in self.assistant.answer(self.turns, question, pictures, self.sampler, self.max_new_tokens):
+        for piece in self.assistant.answer(self.turns, question, images, self.sampler, self.max_new_tokens):
             print(piece, end="", flush=True)
             pieces.append(piece)
         print(flush=True)
         self.turns.append((question, "".join(pieces)))
-        self.pictures, self.waiting = pictures, []
+        self.images, self.waiting = images, []
         return self.turns[-1][1]
 
 
@@ -143,7 +143,7 @@ def _talk(conversation: Conversation) -> None:
             elif command == "/reset":
                 conversation.reset()
             elif command == "/image":
-                conversation.add_picture(argument.strip())
+                conversation.add_image(argument.strip())
                 print("goes with the next question")
             elif command.startswith("/"):
                 raise UserError(f"no command {command}; /help lists them")

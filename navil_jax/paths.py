@@ -54,7 +54,7 @@ def local_path(name: str | os.PathLike[str]) -> Path:
 
 
 class RunFiles:
-    """Logs, lists of bad samples and pictures of a run: what is appended to, or can be written to local disks alone.
+    """Logs, lists of bad samples and images of a run: what is appended to, or can be written to local disks alone.
 
     In a local folder they are written in place. A bucket takes whole files only: there `local` is a temporary folder,
     which starts with the run's *.jsonl, and `upload` sends what has changed. A process that is killed loses what came

@@ -6,7 +6,7 @@ import json
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from navil_jax.data.tokenizer import Tokenizer, with_special_tokens
+from navil_jax.data.tokenizers.base import Tokenizer, with_special_tokens
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -3,11 +3,11 @@
 import functools
 from pathlib import Path
 
-from navil_jax.conversion import golden
-from navil_jax.conversion.compare import Pair
+from navil_jax.convert.verify import golden
+from navil_jax.convert.verify.compare import Pair
 
 FOLDER = Path(__file__).parent / "golden"
-PICTURE_CASES = ("internlm2_small", "internlm2_windowed", "qwen3_small", "qwen3_small_tied")
+IMAGE_CASES = ("internlm2_small", "internlm2_windowed", "qwen3_small", "qwen3_small_tied")
 TEXT_CASES = ("text_only_internlm2", "text_only_internlm2_linear", "text_only_qwen3")
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from golden_cases import FOLDER
 from safetensors.numpy import save_file
 
-from navil_jax.conversion import compare, golden
-from navil_jax.conversion.golden import Case
+from navil_jax.convert.params import tensors_from_params
+from navil_jax.convert.verify import compare, golden
+from navil_jax.convert.verify.golden import Case
 from navil_jax.model import params as model_params
-from navil_jax.weights.convert import tensors_from_params
 
 SPECIAL_IDS = {token: 300 + i for i, token in enumerate(reversed(golden.SPECIAL_TOKENS))}
 VOCABULARY, STEPS = 320, 3
@@ -34,15 +34,15 @@ def make_golden(folder: Path, like: str, seed: int, **sizes: Any) -> Path:
     released.get("llm_config", released).update(vocab_size=VOCABULARY, **sizes)
     (folder / "config.json").write_text(json.dumps(released))
     rng = np.random.default_rng(seed)
-    pictures = "llm_config" in released
-    info = {"special_tokens": SPECIAL_IDS} if pictures else {}
+    images = "llm_config" in released
+    info = {"special_tokens": SPECIAL_IDS} if images else {}
     (folder / "golden.json").write_text(json.dumps(info))
     save_file({}, folder / "golden.safetensors")
     config = golden.golden_config(folder)
     params = model_params.initialise(config, seed)
     save_file(dict(tensors_from_params(config, params)), folder / "model.safetensors")
 
-    arrays = picture_inputs(rng) if pictures else text_inputs(rng)
+    arrays = image_inputs(rng) if images else text_inputs(rng)
     case = golden.load_case(folder)
     outputs, info = made_outputs(dataclasses.replace(case, arrays=arrays, info=info))
     (folder / "golden.json").write_text(json.dumps(info))
@@ -50,7 +50,7 @@ def make_golden(folder: Path, like: str, seed: int, **sizes: Any) -> Path:
     return folder
 
 
-def picture_inputs(rng: np.random.Generator) -> Arrays:
+def image_inputs(rng: np.random.Generator) -> Arrays:
     """Two scales of 4 x 2 and 6 x 10 patches within a short text."""
     grids, prompt = [(1, 4, 2), (1, 6, 10)], [1, 7, SPECIAL_IDS["<img>"]]
     for _, rows, cols in grids:
@@ -80,7 +80,7 @@ def text_inputs(rng: np.random.Generator) -> Arrays:
 def made_outputs(case: Case) -> tuple[Arrays, dict[str, Any]]:
     """What this project computes, under the golden names."""
     info, arrays = copy.deepcopy(case.info), dict(case.arrays)
-    if case.has_pictures:
+    if case.has_images:
         losses = ("plain", "weighted_all_labels_all")
         layers = [f"llm.layer_{i}" for i in range(case.config.decoder.depth)]
         names = ["vision.patch_embeds", "vision.mlp1", *layers, "logits", "other_text.logits"]
@@ -99,7 +99,7 @@ def made_outputs(case: Case) -> tuple[Arrays, dict[str, Any]]:
         if pair.tensor in arrays:
             outputs[pair.tensor] = np.ascontiguousarray(pair.ours)
     for name in losses:
-        if case.has_pictures:
+        if case.has_images:
             (loss, accuracy), gradients = compare.train(case, name)
             info["loss"][name] = {"loss": float(loss), "text_acc1": float(accuracy)}
         else:

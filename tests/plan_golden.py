@@ -27,10 +27,10 @@ QUICK = ("tiny on v5e-8",)
 
 def figures(name: str) -> dict[str, float]:
     """Bytes of a device by category."""
-    from navil_jax.config_flags import load_config
-    from navil_jax.plan import parse_mesh
-    from navil_jax.planning.compiling import compile_for
-    from navil_jax.planning.topology import parse_topology
+    from navil_jax.config.flags import load_config
+    from navil_jax.plan.__main__ import parse_mesh
+    from navil_jax.plan.compile import compile_for
+    from navil_jax.plan.topology import parse_topology
 
     recipe, topology, mesh, rows = CASES[name]
     config = load_config(ROOT / recipe)

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from navil_jax import study
-from navil_jax.scaling import running
+from navil_jax.study import __main__ as study
+from navil_jax.study import run as running
 
 TRAINER = """
 import json, pathlib, sys, time

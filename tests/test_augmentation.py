@@ -1,4 +1,4 @@
-"""Every epoch draws the random changes of its pictures anew, wherever and however often it is read."""
+"""Every epoch draws the random changes of its images anew, wherever and however often it is read."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ SAMPLES = 6
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Pictures on which every size and JPEG quality leaves its mark."""
+    """Images on which every size and JPEG quality leaves its mark."""
 
     def __len__(self) -> int:
         return SAMPLES
@@ -56,17 +56,17 @@ def looks(settings: Config, places: int, source: int = 1) -> dict[int, list[byte
     return found
 
 
-def test_every_epoch_changes_a_picture_in_another_way() -> None:
+def test_every_epoch_changes_a_image_in_another_way() -> None:
     for shown in looks(augmented(), 2 * 5 * SAMPLES).values():
         assert len(shown) == len(set(shown)) == 5
 
 
-def test_every_pass_within_an_epoch_changes_a_picture_in_another_way() -> None:
+def test_every_pass_within_an_epoch_changes_a_image_in_another_way() -> None:
     for shown in looks(augmented(repeat=3.0), 2 * 6 * SAMPLES).values():
         assert len(shown) == len(set(shown)) == 6
 
 
-def test_pictures_that_are_not_changed_are_the_same_in_every_epoch() -> None:
+def test_images_that_are_not_changed_are_the_same_in_every_epoch() -> None:
     for settings, source in ((augmented(), 0), (augmented(switch=False), 1)):
         assert all(len(shown) == 5 and len(set(shown)) == 1 for shown in looks(settings, 10 * SAMPLES, source).values())
 
@@ -78,7 +78,7 @@ def test_changes_follow_from_the_seed() -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_hosts_change_pictures_as_one_host_does(processes: int) -> None:
+def test_hosts_change_images_as_one_host_does(processes: int) -> None:
     """What the hosts read together is what one reads alone, in every epoch."""
 
     def shown(places: int, process: int, processes: int) -> list[tuple[int, int, bytes]]:
@@ -92,7 +92,7 @@ def test_hosts_change_pictures_as_one_host_does(processes: int) -> None:
 
 
 @pytest.mark.parametrize("other", [{"threads": 4}, pytest.param({"workers": 2}, marks=pytest.mark.slow)])
-def test_threads_and_processes_change_pictures_as_one_thread_does(other: dict[str, int]) -> None:
+def test_threads_and_processes_change_images_as_one_thread_does(other: dict[str, int]) -> None:
     plain, many = (
         iter(make_dataset(augmented(**changes), [Noise(), Noise()], TOKENIZER)) for changes in ({"threads": 0}, other)
     )

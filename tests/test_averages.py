@@ -14,18 +14,19 @@ from flax import nnx
 from golden_cases import FOLDER
 from tiny import tiny_model
 
-from navil_jax import chat, convert, load_pretrained
+from navil_jax import chat, load_pretrained
 from navil_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig
-from navil_jax.conversion.opening import open_checkpoint
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.convert import __main__ as convert
+from navil_jax.convert.opening import open_checkpoint
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.errors import UserError
-from navil_jax.inference.assistant import load
+from navil_jax.generate.assistant import load
 from navil_jax.model import lora
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten, unflatten
 from navil_jax.sharding import make_mesh
-from navil_jax.training.checkpoint import Checkpoints, Record
-from navil_jax.training.starting import first_params
+from navil_jax.train.checkpoint import Checkpoints, Record
+from navil_jax.train.start import first_params
 
 TOKENIZER = Tokenizer.load(FOLDER / "prompts" / "tokenizer")
 FIELDS = {"special_token_ids": TOKENIZER.special_token_ids, "compute_dtype": "bfloat16", "param_dtype": "bfloat16"}

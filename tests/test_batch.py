@@ -122,7 +122,7 @@ def test_too_much_for_a_row_is_refused():
         SPEC.build([[sample]], CONTEXT)
 
 
-def test_pictures_and_context_tokens_must_agree():
+def test_images_and_context_tokens_must_agree():
     batch_spec = BatchSpec(rows=1, visual_slots=4, text_slots=6, patch_slots=12)
     sample = dict(BatchSpec(1, 24, 40, 64).budgets)
     sample = {key: np.zeros(1) for key in sample} | {

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from navil_jax.data import book, pages
 from navil_jax.data.sources import SPLITS, fingerprints, open_source
+from navil_jax.data.toy import book, pages
 from navil_jax.errors import UserError
-from navil_jax.scaling.text import write_corpus
+from navil_jax.study.text import write_corpus
 
 REQUIREMENTS = (Path(__file__).parents[1] / "requirements.txt").read_text().splitlines()
 

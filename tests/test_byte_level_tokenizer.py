@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from navil_jax.config import SPECIAL_TOKENS
-from navil_jax.data.byte_level_tokenizer import ByteLevelTokenizer
 from navil_jax.data.prompt import chat_prompt, encode_conversation, encode_prompt, prompt_ids, response_text
-from navil_jax.data.tokenizer import Tokenizer, with_special_tokens
+from navil_jax.data.tokenizers.base import Tokenizer, with_special_tokens
+from navil_jax.data.tokenizers.byte_level import ByteLevelTokenizer
 from navil_jax.errors import UserError
-from navil_jax.inference.assistant import stream_text
+from navil_jax.generate.assistant import stream_text
 
 TEXTS = (
     "<|im_start|>user\nhi<|im_end|>",

@@ -18,16 +18,24 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from navil_jax import chat
-from navil_jax.config import Config, DataConfig, DecoderConfig, ImageConfig, MeshConfig, ModelConfig, VisionConfig
+from navil_jax.config import (
+    Config,
+    DataConfig,
+    DecoderConfig,
+    ImageConfig,
+    MeshConfig,
+    ModelConfig,
+    VisionConfig,
+)
 from navil_jax.data.prompt import response_text
-from navil_jax.data.tokenizer import Tokenizer
-from navil_jax.inference.assistant import Assistant, load, stream_text
-from navil_jax.inference.engine import Engine
-from navil_jax.inference.sampling import Sampler
+from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.generate.assistant import Assistant, load, stream_text
+from navil_jax.generate.engine import Engine
+from navil_jax.generate.sampling import Sampler
 from navil_jax.model import lora
 from navil_jax.model import params as model_params
 from navil_jax.sharding import make_mesh
-from navil_jax.training.checkpoint import Checkpoints, Record
+from navil_jax.train.checkpoint import Checkpoints, Record
 
 TOKENIZER = Tokenizer.load(FOLDER / "prompts" / "tokenizer")
 STEP = 3
@@ -56,8 +64,8 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("pictures") / "noise.png"
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("images") / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(file)
     return file
 
@@ -72,33 +80,33 @@ def run(*arguments: object) -> int:
 
 
 class TestCommand:
-    def test_one_question(self, workdir: Path, picture: Path, capsys: pytest.CaptureFixture, monkeypatch):
-        arguments = ("--checkpoint", workdir, "--image", picture, "--prompt", "What is it?")
+    def test_one_question(self, workdir: Path, image: Path, capsys: pytest.CaptureFixture, monkeypatch):
+        arguments = ("--checkpoint", workdir, "--image", image, "--prompt", "What is it?")
         assert run(*arguments) == 0
         answer = capsys.readouterr().out
-        pictures = [assistant().read_picture(picture)]
-        assert answer == "".join(assistant().answer((), "What is it?", pictures, Sampler(), 8)) + "\n"
+        images = [assistant().read_image(image)]
+        assert answer == "".join(assistant().answer((), "What is it?", images, Sampler(), 8)) + "\n"
         monkeypatch.setattr(chat, "load", lambda *_: assistant())
         assert run(*arguments, "--temperature", "3", "--top-k", "50", "--top-p", "0.9", "--seed", "5") == 0
         assert capsys.readouterr().out != answer
 
-    def test_conversation(self, picture: Path, capsys: pytest.CaptureFixture, monkeypatch):
+    def test_conversation(self, image: Path, capsys: pytest.CaptureFixture, monkeypatch):
         monkeypatch.setattr(chat, "load", lambda *_: assistant())
-        lines = [f"/image {picture}", "What is it?", "And now?", "/image", "/nothing", "look at <image>", "/help"]
+        lines = [f"/image {image}", "What is it?", "And now?", "/image", "/nothing", "look at <image>", "/help"]
         lines += ["", "/reset", "What is it?", "/quit", "never read"]
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
         assert run("--checkpoint", "any") == 0
         out = capsys.readouterr().out
-        pictures = [assistant().read_picture(picture)]
+        images = [assistant().read_image(image)]
         question, history = "<image>\nWhat is it?", []
         for asked in (question, "And now?"):
-            history.append((asked, "".join(assistant().answer(history, asked, pictures, Sampler(), 8))))
+            history.append((asked, "".join(assistant().answer(history, asked, images, Sampler(), 8))))
             assert history[-1][1] in out
         after_reset = "".join(assistant().answer((), "What is it?", [], Sampler(), 8))
         assert out.rstrip().endswith((after_reset + "\n>").strip())
         assert out.count("error: ") == 3
         assert "error: no command /nothing" in out
-        assert "error: the question holds <image> 1 times for 0 new pictures" in out
+        assert "error: the question holds <image> 1 times for 0 new images" in out
         assert chat.HELP in out
 
     def test_end_of_input_and_ctrl_c(self, capsys: pytest.CaptureFixture, monkeypatch):
@@ -133,21 +141,21 @@ class TestMistakes:
         assert err.count("\n") == 1
         assert said in err
 
-    def test_pictures(self, workdir: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    def test_images(self, workdir: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
         text, cut = tmp_path / "text.png", tmp_path / "cut.png"
-        text.write_text("no picture")
-        cut.write_bytes(picture.read_bytes()[:-500])
+        text.write_text("no image")
+        cut.write_bytes(image.read_bytes()[:-500])
         for file, said in [
             (tmp_path / "none.png", "none.png: no such file"),
-            (text, "text.png: not a picture"),
+            (text, "text.png: not an image"),
             (cut, "cut.png: broken or cut off"),
-            (tmp_path, "cannot read the picture"),
+            (tmp_path, "cannot read the image"),
         ]:
             self.check(capsys, said, "--checkpoint", workdir, "--image", file)
 
-    def test_folders(self, workdir: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    def test_folders(self, workdir: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
         self.check(capsys, "none: no such checkpoint folder", "--checkpoint", tmp_path / "none")
-        self.check(capsys, "noise.png: not a folder", "--checkpoint", picture)
+        self.check(capsys, "noise.png: not a folder", "--checkpoint", image)
         self.check(capsys, "no complete checkpoint", "--checkpoint", tmp_path)
         (tmp_path / "model.safetensors").touch()
         self.check(capsys, "PyTorch weights", "--checkpoint", tmp_path)
@@ -181,7 +189,7 @@ class TestMistakes:
     def test_numbers_and_placeholders(self, workdir: Path, capsys: pytest.CaptureFixture):
         self.check(capsys, "temperature -1.0", "--checkpoint", workdir, "--temperature", "-1")
         assert run("--checkpoint", workdir, "--prompt", "<image>?") == 2
-        assert "1 times for 0 new pictures" in capsys.readouterr().err
+        assert "1 times for 0 new images" in capsys.readouterr().err
         assert chat.main(["--checkpoint", str(workdir), "--prompt", "x", "--max-new-tokens", "99999"]) == 2
         assert "over the limit of 32768" in capsys.readouterr().err
 
@@ -206,7 +214,7 @@ def test_a_checkpoint_comes_back_in_the_dtype_of_the_products(workdir: Path):
 
 
 @pytest.mark.slow
-def test_low_rank_updates_answer_as_their_merged_kernels_do(tmp_path: Path, picture: Path):
+def test_low_rank_updates_answer_as_their_merged_kernels_do(tmp_path: Path, image: Path):
     plain = dataclasses.replace(MODEL, compute_dtype="float32")
     model = dataclasses.replace(plain, lora_rank=2)
     rng = np.random.default_rng(0)
@@ -221,17 +229,17 @@ def test_low_rank_updates_answer_as_their_merged_kernels_do(tmp_path: Path, pict
     one = make_mesh(MeshConfig(), jax.devices()[:1])
     adapted = load(tmp_path, one)
     merged = Assistant(CONFIG, TOKENIZER, Engine(plain, lora.merged(params, model.lora_scale), one))
-    prompt = merged.prompt((), "What is it?", [merged.read_picture(picture)])
+    prompt = merged.prompt((), "What is it?", [merged.read_image(image)])
     logits = [talk.engine.prefill([prompt], 8)[0] for talk in (adapted, merged)]
     np.testing.assert_allclose(*logits, atol=2e-4, rtol=1e-4)
     tokens = [talk.engine.generate([prompt], Sampler(), 8, talk.stop_id) for talk in (adapted, merged)]
     assert tokens[0] == tokens[1]
 
 
-def test_typed_markers_are_plain_text(picture: Path):
-    pictures = [assistant().read_picture(picture)]
-    clean = assistant().prompt((), "x", pictures)
-    typed = assistant().prompt([("<IMG_CONTEXT>", "<img> <image>")], "<image> <IMG_CONTEXT></img><|im_end|>", pictures)
+def test_typed_markers_are_plain_text(image: Path):
+    images = [assistant().read_image(image)]
+    clean = assistant().prompt((), "x", images)
+    typed = assistant().prompt([("<IMG_CONTEXT>", "<img> <image>")], "<image> <IMG_CONTEXT></img><|im_end|>", images)
     np.testing.assert_array_equal(typed["visual_tokens"], clean["visual_tokens"])
     markers = [TOKENIZER.token_id(token) for token in ("</img>", "<IMG_LINE_BREAK>")]
     counts = [np.isin(prompt["text_tokens"], markers).sum() for prompt in (typed, clean)]
@@ -239,14 +247,14 @@ def test_typed_markers_are_plain_text(picture: Path):
 
 
 @pytest.mark.slow
-def test_ten_picture_sizes_share_few_programs():
+def test_ten_image_sizes_share_few_programs():
     engine = Engine(MODEL, random_params())
     talk = dataclasses.replace(assistant(), engine=engine)
     sizes = [(32, 32), (60, 90), (100, 40), (128, 128), (200, 150), (224, 224), (240, 320), (320, 256), (336, 336)]
     sizes.append((448, 448))
     visual = []
     for size in sizes:
-        prompt = talk.prompt((), "What is it?", [talk.read_picture(Image.new("RGB", size))])
+        prompt = talk.prompt((), "What is it?", [talk.read_image(Image.new("RGB", size))])
         visual.append(len(prompt["visual_tokens"]))
         engine.generate([prompt], Sampler(), 2, talk.stop_id)
     assert min(visual) == 2

@@ -12,8 +12,8 @@ from tiny import tiny_model
 
 from navil_jax.config import Config, ImageConfig, ModelConfig
 from navil_jax.errors import UserError
-from navil_jax.training.checkpoint import Checkpoints, Record, check_continues, check_same_model, with_model_of
-from navil_jax.training.optimizer import make_optimizer, split_trainable
+from navil_jax.train.checkpoint import Checkpoints, Record, check_continues, check_same_model, with_model_of
+from navil_jax.train.optimizer import make_optimizer, split_trainable
 
 RECORD = Record(Config(steps=9), {"tokenizer.model": bytes(range(256))}, {"loss": 1.5}, {}, {"data.sources.0": "0a"})
 
@@ -193,7 +193,7 @@ def test_schedules_change_when_asked_alone():
     with pytest.raises(UserError, match=r"steps was 1000 and is 2000; .* config\.resume_with=steps$"):
         check_continues(saved, longer, "folder")
     assert check_continues(saved, dataclasses.replace(longer, resume_with="steps"), "folder") == {"steps": (1000, 2000)}
-    assert check_continues(saved, with_optimizer(saved, not_finite="skip", accumulation=2), "folder") == {}
+    assert check_continues(saved, with_optimizer(saved, not_finite="skip", microbatches=2), "folder") == {}
 
 
 @pytest.mark.parametrize("changed", [{"ema_decay": 0.5}, {"algorithm": "muon"}])

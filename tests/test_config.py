@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navil_jax.config import Config, DataConfig, SourceConfig
-from navil_jax.config_flags import apply_overrides, describe, differences, from_json, load_config, parse, to_json
+from navil_jax.config.flags import apply_overrides, describe, differences, from_json, load_config, parse, to_json
+from navil_jax.convert.hf_config import model_config, read_config
 from navil_jax.errors import UserError
-from navil_jax.weights.released_config import model_config, read_config
 
 TWO_SOURCES = Config(data=DataConfig(sources=(SourceConfig("a"), SourceConfig("b", 3.0))))
 

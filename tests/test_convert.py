@@ -17,17 +17,16 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import navil_jax
-from navil_jax import convert
 from navil_jax.config import ModelConfig
-from navil_jax.conversion import importing
-from navil_jax.conversion.golden import build_batch, in_order, sample_features
-from navil_jax.conversion.importing import import_checkpoint
-from navil_jax.conversion.opening import open_checkpoint
+from navil_jax.convert import __main__ as convert
+from navil_jax.convert import importing, param_files
+from navil_jax.convert.importing import import_checkpoint
+from navil_jax.convert.opening import open_checkpoint
+from navil_jax.convert.param_files import ParamsWriter
+from navil_jax.convert.verify.golden import build_batch, in_order, sample_features
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
-from navil_jax.training import param_files
-from navil_jax.training.checkpoint import Checkpoints
-from navil_jax.training.param_files import ParamsWriter
+from navil_jax.train.checkpoint import Checkpoints
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZER = str(GOLDEN / "prompts" / "tokenizer")

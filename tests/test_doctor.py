@@ -14,21 +14,20 @@ from hypothesis import strategies as st
 from made_data import talk, write_lines
 from PIL import Image
 
-from navil_jax import doctor
 from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig
 from navil_jax.data.features import TooLong, fitting_features
 from navil_jax.data.formats import open_format
+from navil_jax.data.inspect import doctor, examination
+from navil_jax.data.inspect.checkup import BAD, GOOD, NOTE, SHRUNK, TOO_LONG, Checkup
+from navil_jax.data.inspect.examination import examine
+from navil_jax.data.inspect.page import histogram
+from navil_jax.data.inspect.summary import duplicates, shared, slot_advice
+from navil_jax.data.inspect.token_map import row_budgets
 from navil_jax.data.pipeline import batch_spec, make_dataset
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.sources import SOURCES, Sample, Source
-from navil_jax.data.token_map import row_budgets
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.errors import UserError
-from navil_jax.inspection import examination
-from navil_jax.inspection.checkup import BAD, GOOD, NOTE, SHRUNK, TOO_LONG, Checkup
-from navil_jax.inspection.examination import examine
-from navil_jax.inspection.page import histogram
-from navil_jax.inspection.summary import duplicates, shared, slot_advice
 
 FOLDER = Path(__file__).parent / "golden" / "prompts" / "tokenizer"
 TOKENIZER = Tokenizer.load(FOLDER)
@@ -46,7 +45,7 @@ def lines(tmp_path: Path) -> str:
     for number in range(GOOD_SAMPLES):
         Image.new("RGB", (20 + number, 24), (number, 0, 0)).save(tmp_path / f"{number}.png")
         records.append({"image": f"{number}.png", "conversations": talk("<image>\nWhich?", f"Red {number}.")})
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     Image.new("RGB", (900, 900)).save(tmp_path / "huge.png")
     records += [
         {"image": "broken.png", "conversations": talk("<image>", "a")},
@@ -75,7 +74,7 @@ def test_every_fault_is_counted_and_listed(lines: str, tmp_path: Path, capsys: p
     text = capsys.readouterr().out
     for label, value in (
         ("samples", "28, 22 of them usable"),
-        ("pictures", "22"),
+        ("images", "22"),
         ("width / height", "0.83 to 1.62, median 1.19"),
         ("longer than a row", "2"),
         ("duplicates", "1"),
@@ -90,13 +89,13 @@ def test_every_fault_is_counted_and_listed(lines: str, tmp_path: Path, capsys: p
     assert [(entry["source"], entry["samples"], entry["index"], entry["key"]) for entry in listed] == [
         ("train.jsonl", 28, index, f"train.jsonl:{index + 1}") for index in (20, 21, 22, 23)
     ]
-    assert "not a picture" in listed[0]["reason"]
+    assert "not an image" in listed[0]["reason"]
     found = {(entry["index"], entry["finding"]) for entry in json_lines(out / "findings.jsonl")}
     assert found == {
         (22, "an answer is empty"),
         (23, "a marker or <image> stands in the text"),
         (24, "a marker or <image> stands in the text"),
-        (25, "same pictures and text as sample 3"),
+        (25, "same images and text as sample 3"),
         (26, "longer than a row"),
         (27, "longer than a row"),
     }
@@ -125,7 +124,7 @@ class Watched:
 
 
 def training_config(**changes: object) -> Config:
-    data = DataConfig(sources=(SourceConfig("train.jsonl"),), rows=2, packing_bins=4, system_message="S", **SLOTS)
+    data = DataConfig(sources=(SourceConfig("train.jsonl"),), rows=2, packing_lookahead=4, system_message="S", **SLOTS)
     return Config(
         model=ModelConfig(special_token_ids=TOKENIZER.special_token_ids),
         images=ImageConfig(min_patches=4, max_patches=256),
@@ -143,9 +142,9 @@ def test_training_reads_nothing_that_is_in_quarantine(lines: str, tmp_path: Path
     assert set(range(28)) - source.read == {20, 21, 22, 23}
 
 
-@pytest.mark.parametrize("overlong", ["drop", "shrink"])
-def test_training_agrees_about_every_sample(lines: str, overlong: str) -> None:
-    config = training_config(overlong=overlong)
+@pytest.mark.parametrize("oversize", ["drop", "shrink"])
+def test_training_agrees_about_every_sample(lines: str, oversize: str) -> None:
+    config = training_config(oversize=oversize)
     source, budgets = open_format("llava", lines), batch_spec(config).budgets
     notes, bad = Checkup(source, "a", config, TOKENIZER, row_budgets(config))(range(len(source)))
     assert [sample.index for sample in bad] == np.flatnonzero(notes["status"] == BAD).tolist()
@@ -164,7 +163,7 @@ def test_training_agrees_about_every_sample(lines: str, overlong: str) -> None:
                 assert [note[name] for name in row_budgets(config)] == [len(features[n]) for n in row_budgets(config)]
         assert note["status"] == expected
         seen.add(expected)
-    assert seen == {GOOD, BAD, TOO_LONG} | ({SHRUNK} if overlong == "shrink" else set())
+    assert seen == {GOOD, BAD, TOO_LONG} | ({SHRUNK} if oversize == "resize" else set())
 
 
 def test_an_interrupted_report_goes_on(
@@ -331,7 +330,7 @@ def test_advice_follows_the_weights() -> None:
     assert "a batch of 100 samples (batch_samples) fills 20 rows on average" in slot_advice(counted, tables)
 
 
-def test_hash_depends_on_picture_and_text_alone(lines: str) -> None:
+def test_hash_depends_on_image_and_text_alone(lines: str) -> None:
     config = training_config()
     checkup = Checkup([], "a", config, TOKENIZER, row_budgets(config))
     source = open_format("llava", lines)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from navil_jax.batch import BatchSpec
 from navil_jax.config import MeshConfig
-from navil_jax.conversion.compare import TOLERANCE
-from navil_jax.conversion.golden import in_order, patch_features, sample_features
+from navil_jax.convert.verify.compare import TOLERANCE
+from navil_jax.convert.verify.golden import in_order, patch_features, sample_features
 from navil_jax.errors import UserError
-from navil_jax.inference.engine import Engine, bucket
-from navil_jax.inference.sampling import Sampler
+from navil_jax.generate.engine import Engine, bucket
+from navil_jax.generate.sampling import Sampler
 from navil_jax.model import params as model_params
 from navil_jax.sharding import make_mesh
 
@@ -28,7 +28,7 @@ def engine(devices: int = 1) -> Engine:
     return Engine(CASE.config, CASE.params, make_mesh(MeshConfig(), jax.devices()[:devices]), max_tokens=600)
 
 
-def picture_prompt(ending: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+def image_prompt(ending: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
     tokens = np.append(CASE.arrays["gen.input_ids"][0], ending)
     return sample_features(CASE.config, tokens, patch_features(CASE))
 
@@ -69,14 +69,14 @@ def test_prefill_and_decode_equal_the_forward_pass(tokens: list[int], new: list[
     check_against_forward(text_prompt(tokens), text_prompt(tokens + new), new)
 
 
-def test_prefill_and_decode_equal_the_forward_pass_after_a_picture():
+def test_prefill_and_decode_equal_the_forward_pass_after_a_image():
     new = (30, 2, 77, 90)
-    check_against_forward(picture_prompt(), picture_prompt(new), list(new))
+    check_against_forward(image_prompt(), image_prompt(new), list(new))
 
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_rows_of_different_lengths_equal_each_alone(devices: int):
-    prompts = [text_prompt([1, 7, 9]), picture_prompt(), text_prompt(list(range(30, 90))), picture_prompt((40, 41))]
+    prompts = [text_prompt([1, 7, 9]), image_prompt(), text_prompt(list(range(30, 90))), image_prompt((40, 41))]
     prompts.append(text_prompt([99]))
     alone = [engine().generate([prompt], Sampler(), 6, stop_id=-1)[0] for prompt in prompts]
     assert engine(devices).generate(prompts, Sampler(), 6, stop_id=-1) == alone
@@ -133,4 +133,4 @@ def test_mistakes():
         engine().prefill([text_prompt([3])], 0)
     text_case = load_case("text_only_qwen3")
     with pytest.raises(UserError, match="no vision part"):
-        Engine(text_case.config, text_case.params).prefill([picture_prompt()], 1)
+        Engine(text_case.config, text_case.params).prefill([image_prompt()], 1)

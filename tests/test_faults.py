@@ -22,9 +22,9 @@ from navil_jax.data.features import Skipped, Usable
 from navil_jax.data.pipeline import make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine, SampleWatch
 from navil_jax.data.sources import BadSample, Sample
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.errors import UserError
-from navil_jax.train import run
+from navil_jax.train.trainer import run
 
 TOKENIZER = Tokenizer.load(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
 
@@ -55,7 +55,7 @@ class Faulty:
             raise KeyError("answers")
         if fault == "disk":
             raise OSError(5, "Input/output error")
-        images = (b"no picture",) if fault == "picture" else ()
+        images = (b"no image",) if fault == "image" else ()
         return Sample(f"made:{index}", images, ((f"Question {index}", "a" * (1 + index % 7)),))
 
     def texts(self) -> list[str]:
@@ -63,7 +63,9 @@ class Faulty:
 
 
 def config(**changes: object) -> Config:
-    data = DataConfig((SourceConfig("made"),), rows=2, visual_slots=8, text_slots=120, patch_slots=8, packing_bins=2)
+    data = DataConfig(
+        (SourceConfig("made"),), rows=2, visual_slots=8, text_slots=120, patch_slots=8, packing_lookahead=2
+    )
     return Config(
         model=ModelConfig(special_token_ids=TOKENIZER.special_token_ids),
         data=dataclasses.replace(data, system_message="S", **changes),
@@ -84,7 +86,7 @@ def indices_read(log: Path) -> Counter:
 
 def test_bad_samples_are_listed_once_and_not_read_again(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    source = Faulty(faults=((3, "bad"), (11, "picture")), log=str(log))
+    source = Faulty(faults=((3, "bad"), (11, "image")), log=str(log))
     iterator = batches(source, Quarantine(tmp_path / "run"))
     first = [next(iterator) for _ in range(12)]
     counts = sample_counts(iterator)
@@ -97,7 +99,7 @@ def test_bad_samples_are_listed_once_and_not_read_again(tmp_path: Path) -> None:
     by_index = {entry["index"]: entry for entry in listed}
     assert by_index[3]["key"] == "made:3"
     assert by_index[3]["reason"] == "no such file: images/3.jpg"
-    assert "picture" in by_index[11]["reason"]
+    assert "image" in by_index[11]["reason"]
 
     log.write_text("")
     again = batches(source, Quarantine(tmp_path / "run"))
@@ -176,7 +178,7 @@ def noted(watch: SampleWatch, outcomes: list[Usable | Skipped]) -> Counter:
 def test_too_many_bad_samples_stop_the_run_and_name_the_worst_reasons(tmp_path: Path) -> None:
     good = [Usable("web", {})] * 980
     files = [Skipped("web", 5000, i, f"web:{i}", f"no such file: images/{i}.jpg") for i in range(14)]
-    broken = [Skipped("chat", 70, i, f"chat:{i}", f"picture of {i} x 1 pixels is broken") for i in range(6)]
+    broken = [Skipped("chat", 70, i, f"chat:{i}", f"image of {i} x 1 pixels is broken") for i in range(6)]
     watch = SampleWatch(Quarantine(tmp_path), max_bad_share=0.02)
     assert noted(watch, good + files + broken) == {"web/good": 980, "web/bad": 14, "chat/bad": 6}
     with pytest.raises(UserError) as caught:
@@ -185,7 +187,7 @@ def test_too_many_bad_samples_stop_the_run_and_name_the_worst_reasons(tmp_path: 
     assert text.startswith(
         "21 of 1,001 samples are bad, more than config.data.max_bad_share = 0.019: 15 x no such file"
     )
-    assert "(first web:0); 6 x picture of N x N pixels is broken (first chat:0)" in text
+    assert "(first web:0); 6 x image of N x N pixels is broken (first chat:0)" in text
     assert text.endswith(f"all are in {tmp_path}/quarantine.jsonl")
     assert "\n" not in text
 
@@ -281,7 +283,7 @@ def test_a_worker_process_that_dies_raises(fault: str, message: str) -> None:
 
 @pytest.mark.slow
 def test_worker_processes_find_bad_samples_like_threads(tmp_path: Path) -> None:
-    source = Faulty(faults=((3, "bad"), (11, "picture")))
+    source = Faulty(faults=((3, "bad"), (11, "image")))
     plain, other = batches(source, Quarantine(tmp_path / "a")), batches(source, Quarantine(tmp_path / "b"), workers=2)
     for _ in range(6):
         jax.tree.map(np.testing.assert_array_equal, next(plain), next(other))
@@ -339,14 +341,14 @@ def test_workers_end_with_a_trainer_that_was_killed(tmp_path: Path) -> None:
 def test_reading_that_hangs_ends_the_process_and_shows_where() -> None:
     code = """
 import threading, time
-from navil_jax.data.stall import StallWatch
+from navil_jax.data.watchdog import Watchdog
 
 def hanging_read():
     time.sleep(600)
 
 reader = threading.Thread(target=hanging_read)
 reader.start()
-with StallWatch(0.5) as watch:
+with Watchdog(0.5) as watch:
     for _ in range(3):
         with watch.waiting():
             time.sleep(0.3)

@@ -15,7 +15,7 @@ from navil_jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, So
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh
-from navil_jax.training.step import global_batch, initial_state, make_train_step
+from navil_jax.train.step import global_batch, initial_state, make_train_step
 
 MODELS = {
     "internlm2": tiny_model("internlm2"),
@@ -61,7 +61,7 @@ def test_step_has_the_loss_and_the_gradients(name, mesh, microbatches, clip, sum
         model=model,
         data=DataConfig(sources=(SourceConfig("x"),), rows=8, visual_slots=80, text_slots=160, patch_slots=240),
         optimizer=OptimizerConfig(
-            clip_norm=1e9 if clip is None else clip * norm, warmup_steps=0, accumulation=microbatches
+            clip_norm=1e9 if clip is None else clip * norm, warmup_steps=0, microbatches=microbatches
         ),
         mesh=mesh,
     )

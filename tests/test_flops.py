@@ -11,10 +11,10 @@ from tiny import tiny_model
 
 from navil_jax.batch import Batch, BatchSpec
 from navil_jax.config import ModelConfig, OptimizerConfig, RuleConfig, VisionConfig
-from navil_jax.flops import PARTS, Counts, count_batch, peak_flops, total, useful_flops
 from navil_jax.model import params as model_params
-from navil_jax.training.loss import weighted_mean
-from navil_jax.training.optimizer import merge, split_trainable
+from navil_jax.model.flops import PARTS, Counts, count_batch, peak_flops, total, useful_flops
+from navil_jax.train.loss import weighted_mean
+from navil_jax.train.optimizer import merge, split_trainable
 
 SPEC = BatchSpec(rows=2, visual_slots=40, text_slots=60, patch_slots=160)
 COUNTS = Counts(100, 2000, 700, 25, 60, 900, 30)

@@ -16,11 +16,11 @@ from navil_jax.data.formats.array_record import pack, shard_name, unpack, write_
 from navil_jax.data.sources import BadSample, Sample
 from navil_jax.errors import UserError
 
-PICTURE = jpeg()
+IMAGE = jpeg()
 SAMPLES = [
-    Sample("k0", (PICTURE, jpeg(90)), (("<image> or <image>?", "a"), ("And?", "é")), "kind", "Be brief."),
+    Sample("k0", (IMAGE, jpeg(90)), (("<image> or <image>?", "a"), ("And?", "é")), "kind", "Be brief."),
     Sample("k1", (), (("q", "x"),)),
-    Sample("k2", (PICTURE,), (("q", "y"),), "", ""),
+    Sample("k2", (IMAGE,), (("q", "y"),), "", ""),
 ]
 
 
@@ -31,14 +31,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestWebDataset:
     MEMBERS: ClassVar = {
-        "d/0001.jpg": PICTURE,
+        "d/0001.jpg": IMAGE,
         "d/0001.txt": b"A cat.\n",
-        "d/0002.0.JPG": PICTURE,
-        "d/0002.1.png": PICTURE,
+        "d/0002.0.JPG": IMAGE,
+        "d/0002.1.png": IMAGE,
         "d/0002.json": json.dumps({"conversations": talk("<image>, <image>?", "Two.")}).encode(),
         "d/0002.txt": b"not used",
         "d/0003.cls": b"7",
-        "d/0003.webp": PICTURE,
+        "d/0003.webp": IMAGE,
         f"e/{'long' * 60}.txt": b"Text alone.",
     }
 
@@ -51,26 +51,26 @@ class TestWebDataset:
         assert [s.key for s in source] == [f"w-0.tar/{k}" for k in ("d/0001", "d/0002", "d/0003", f"e/{'long' * 60}")]
         turns = [[("P", "A cat.")], [("<image>, <image>?", "Two.")], [("P", "7")], [("P", "Text alone.")]]
         assert [list(s.turns) for s in source] == turns
-        assert [s.images for s in source] == [(PICTURE,), (PICTURE, PICTURE), (PICTURE,), ()]
+        assert [s.images for s in source] == [(IMAGE,), (IMAGE, IMAGE), (IMAGE,), ()]
         assert pickle.loads(pickle.dumps(source))[2] == source[2]
 
     def test_several_tars_and_addresses(self) -> None:
         system = fsspec.filesystem("memory")
         for number in range(8, 11):
-            system.pipe_file(f"/web/{number:02}.tar", tar_bytes({f"{number}.txt": b"x", f"{number}.jpg": PICTURE}))
+            system.pipe_file(f"/web/{number:02}.tar", tar_bytes({f"{number}.txt": b"x", f"{number}.jpg": IMAGE}))
         source = open_format("webdataset", "memory://web/{08..10}.tar")
         assert [s.key for s in source] == ["08.tar/8", "09.tar/9", "10.tar/10"]
         assert len(list(source.texts())) == 6
 
     def test_every_cut_is_told_and_no_sample_loses_a_part(self, tmp_path: Path) -> None:
         """Of four samples, cut at every 64 bytes of the third: the first is whole and the last one found is bad."""
-        members = {f"{n}.{e}": c for n in range(4) for e, c in (("txt", b"A cat."), ("jpg", PICTURE))}
+        members = {f"{n}.{e}": c for n in range(4) for e, c in (("txt", b"A cat."), ("jpg", IMAGE))}
         whole = tar_bytes(members)
-        size = 3 * 512 + -(-len(PICTURE) // 512) * 512  # of a sample
+        size = 3 * 512 + -(-len(IMAGE) // 512) * 512  # of a sample
         for cut in range(2 * size, 3 * size, 64):
             *good, bad = outcomes(self.open(tmp_path, whole[:cut]))
             assert 1 <= len(good) <= 2
-            assert [(s.key, s.images) for s in good] == [(f"w-0.tar/{n}", (PICTURE,)) for n in range(len(good))]
+            assert [(s.key, s.images) for s in good] == [(f"w-0.tar/{n}", (IMAGE,)) for n in range(len(good))]
             assert isinstance(bad, str)
         assert len([s for s in outcomes(self.open(tmp_path, whole)) if isinstance(s, Sample)]) == 4
 
@@ -87,8 +87,8 @@ class TestWebDataset:
             ({"1.json": b"{"}, "w-0.tar/1.json: not JSON"),
             ({"1.json": b"[]"}, "1.json: a record must be an object, not list"),
             ({"1.txt": b"\xff"}, "not UTF-8 at byte 0"),
-            ({"1.jpg": PICTURE}, "has none of conversations"),
-            ({"1.json": b'{"url": "http://x", "caption": "c"}'}, "download the pictures first"),
+            ({"1.jpg": IMAGE}, "has none of conversations"),
+            ({"1.json": b'{"url": "http://x", "caption": "c"}'}, "download the images first"),
         ],
     )
     def test_bad_samples(self, tmp_path: Path, members: dict[str, bytes], reason: str) -> None:
@@ -114,7 +114,7 @@ class TestParquet:
         captions = [f"c{i}" for i in range(10)]
         for name in ("a.parquet", "b.parquet"):
             self.write(
-                tmp_path / name, {"image": [PICTURE] * 10, "caption": captions, "other": captions}, row_group_size=3
+                tmp_path / name, {"image": [IMAGE] * 10, "caption": captions, "other": captions}, row_group_size=3
             )
         source = open_format("parquet", str(tmp_path), prompt="P")
         order = [19, 0, 7, 3, 12, 9]
@@ -130,7 +130,7 @@ class TestParquet:
 
     def test_conversations_and_structs(self, tmp_path: Path) -> None:
         rows = {
-            "images": [[{"bytes": PICTURE, "path": "x"}] * 2, []],
+            "images": [[{"bytes": IMAGE, "path": "x"}] * 2, []],
             "conversations": [talk("<image><image>?", "a"), talk("q", "b")],
             "system": ["s", None],
         }
@@ -147,16 +147,16 @@ class TestParquet:
         assert sorted(int(s.turns[0][1]) for s in read) == list(range(200))
 
     def test_mistakes(self, tmp_path: Path) -> None:
-        path = self.write(tmp_path / "a.parquet", {"image": [PICTURE], "words": ["x"]})
+        path = self.write(tmp_path / "a.parquet", {"image": [IMAGE], "words": ["x"]})
         with pytest.raises(UserError, match=r"no column of conversations, .*; the columns are image, words"):
             open_format("parquet", path)
         path = self.write(tmp_path / "a.parquet", {"url": ["http://x"], "caption": ["x"]})
-        with pytest.raises(UserError, match="addresses of pictures only"):
+        with pytest.raises(UserError, match="addresses of images only"):
             open_format("parquet", path)
         Path(path).write_bytes(Path(path).read_bytes()[:-20])
         with pytest.raises(UserError, match=r"a\.parquet: cannot be read as parquet"):
             open_format("parquet", path)
-        path = self.write(tmp_path / "a.parquet", {"image": [None, PICTURE], "caption": ["x", None]})
+        path = self.write(tmp_path / "a.parquet", {"image": [None, IMAGE], "caption": ["x", None]})
         text, bad = outcomes(open_format("parquet", path))
         assert text.images == ()
         assert "has none of" in bad
@@ -181,13 +181,13 @@ class TestParquet:
 class TestHuggingFace:
     def test_saved_folder(self, tmp_path: Path) -> None:
         datasets = pytest.importorskip("datasets")
-        rows = {"image": [{"bytes": PICTURE, "path": None}] * 2, "text": ["a", "b"], "more": [1, 2]}
+        rows = {"image": [{"bytes": IMAGE, "path": None}] * 2, "text": ["a", "b"], "more": [1, 2]}
         data = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
         data.save_to_disk(tmp_path / "one")
         source = open_format("huggingface", str(tmp_path / "one"), prompt="P")
         assert [(s.key, s.images, s.turns) for s in source] == [
-            ("one#1", (PICTURE,), (("P", "a"),)),
-            ("one#2", (PICTURE,), (("P", "b"),)),
+            ("one#1", (IMAGE,), (("P", "a"),)),
+            ("one#2", (IMAGE,), (("P", "b"),)),
         ]
         datasets.DatasetDict({"train": data, "validation": data}).save_to_disk(tmp_path / "two")
         with pytest.raises(UserError, match=r"holds the splits train, validation; give one .*two/train"):

@@ -14,11 +14,11 @@ from navil_jax.config import Config, DataConfig, ImageConfig, MeshConfig, ModelC
 from navil_jax.data.__main__ import main as convert_main
 from navil_jax.data.pipeline import evaluation_batches, make_dataset, sample_counts
 from navil_jax.data.sources import expand_sources, open_source
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.sharding import make_mesh
-from navil_jax.train import run
-from navil_jax.training.evaluation import Evaluator
-from navil_jax.training.metrics import plot_answers, read_log
+from navil_jax.train.evaluators import Evaluator
+from navil_jax.train.metrics import plot_answers, read_log
+from navil_jax.train.trainer import run
 
 TOKENIZER = Tokenizer.load(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
 
@@ -38,7 +38,7 @@ def config(*sources: SourceConfig) -> Config:
 
 
 def seen(config: Config, number: int) -> tuple[str, np.ndarray, int]:
-    """Text, different loss weights and pictures' patches of the first sample of a source."""
+    """Text, different loss weights and images' patches of the first sample of a source."""
     source = open_source(config.data.sources[number], "train")
     batch = next(iter(evaluation_batches(config, source, TOKENIZER, number, limit=1)))
     row = batch.segment_ids[0] == 1
@@ -73,7 +73,7 @@ def test_bad_samples_of_files_are_skipped_and_counted(folder: Path) -> None:
     good = {"image": "a.jpg", "conversations": talk("<image>q", "a")}
     path = write_lines(folder / "x.jsonl", [good, b"{", good, {"image": "no.jpg", "text": "x"}, good])
     mixture = config(SourceConfig("files", kind="llava", path=path))
-    mixture = dataclasses.replace(mixture, data=dataclasses.replace(mixture.data, packing_bins=2))
+    mixture = dataclasses.replace(mixture, data=dataclasses.replace(mixture.data, packing_lookahead=2))
     iterator = iter(make_dataset(mixture, [open_source(mixture.data.sources[0], "train")], TOKENIZER))
     for _ in range(8):
         next(iterator)

@@ -2,20 +2,20 @@
 
 import numpy as np
 import pytest
-from golden_cases import FOLDER, PICTURE_CASES, TEXT_CASES, check, load_case
+from golden_cases import FOLDER, IMAGE_CASES, TEXT_CASES, check, load_case
 
 from navil_jax.config import Config, DataConfig
-from navil_jax.conversion.compare import Recorder, engine, generation_pairs
-from navil_jax.conversion.golden import Case, patch_features
+from navil_jax.convert.hf_config import image_config, read_config
+from navil_jax.convert.verify.compare import Recorder, engine, generation_pairs
+from navil_jax.convert.verify.golden import Case, patch_features
 from navil_jax.data.prompt import response_text
-from navil_jax.data.tokenizer import Tokenizer
-from navil_jax.inference.assistant import Assistant
-from navil_jax.inference.sampling import Sampler
-from navil_jax.weights.released_config import image_config, read_config
+from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.generate.assistant import Assistant
+from navil_jax.generate.sampling import Sampler
 
 
-@pytest.mark.parametrize("name", PICTURE_CASES)
-class TestPictures:
+@pytest.mark.parametrize("name", IMAGE_CASES)
+class TestImages:
     @pytest.mark.parametrize("key", ["gen", "gen_forced"])
     def test_tokens_and_logits(self, name: str, key: str):
         """gen is greedy; in gen_forced the tokens are dictated, special ones among them."""
@@ -33,9 +33,9 @@ class TestPictures:
         case = load_case(name)
         assistant = golden_assistant(case)
         sample = case.info["samples"][0]
-        pictures = [assistant.read_picture(file) for file in sorted((FOLDER / name).glob("image_*.png"))]
+        images = [assistant.read_image(file) for file in sorted((FOLDER / name).glob("image_*.png"))]
         history = [tuple(turn) for turn in sample.get("history") or ()]
-        prompt = assistant.prompt(history, sample["question"], pictures)
+        prompt = assistant.prompt(history, sample["question"], images)
         expected = case.prompt("gen")
         assert prompt.keys() == expected.keys()
         for key in ("visual_tokens", "visual_positions", "text_tokens", "text_positions", *patch_features(case)):
@@ -44,7 +44,7 @@ class TestPictures:
         tokens = assistant.engine.generate([prompt], Sampler(), 16, assistant.stop_id)[0]
         assert tokens == case.arrays["gen.tokens"][0].tolist()
         assert response_text(assistant.tokenizer, tokens) == case.info["chat_response"] == case.info["gen_text"]
-        assert "".join(assistant.answer(history, sample["question"], pictures, Sampler(), 16)) == case.info["gen_text"]
+        assert "".join(assistant.answer(history, sample["question"], images, Sampler(), 16)) == case.info["gen_text"]
 
 
 def golden_assistant(case: Case) -> Assistant:

@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_cases import FOLDER, PICTURE_CASES, TEXT_CASES, check, load_case
+from golden_cases import FOLDER, IMAGE_CASES, TEXT_CASES, check, load_case
 
-from navil_jax.conversion.compare import (
+from navil_jax.convert.params import tensors_from_params
+from navil_jax.convert.reader import TensorFolder
+from navil_jax.convert.verify.compare import (
     TOLERANCE,
     forward_pairs,
     gradient_pairs,
@@ -13,24 +15,22 @@ from navil_jax.conversion.compare import (
     text_pairs,
     text_training_pairs,
 )
-from navil_jax.conversion.golden import build_batch, in_order, picture_batch, sample_features, window_index
+from navil_jax.convert.verify.golden import build_batch, image_batch, in_order, sample_features, window_index
 from navil_jax.model import params as model_params
-from navil_jax.weights.convert import tensors_from_params
-from navil_jax.weights.torch_files import TensorFolder
 
 LOSSES = ("plain", "plain_labels_all", "weighted_answer", "weighted_all", "weighted_all_labels_all")
 GRADIENTS = ("plain", "weighted_all_labels_all")
 TEXTS = ("text0", "text1", "long")
 
 
-@pytest.mark.parametrize("name", PICTURE_CASES)
-class TestPictures:
+@pytest.mark.parametrize("name", IMAGE_CASES)
+class TestImages:
     def test_window_order(self, name: str):
         np.testing.assert_array_equal(window_index(load_case(name)), load_case(name).arrays["vision.window_index"])
 
     def test_attention_limits(self, name: str):
         """The patches where the attention segment changes are the limits that the released layers used."""
-        case, batch = load_case(name), picture_batch(load_case(name))
+        case, batch = load_case(name), image_batch(load_case(name))
         vision = model_params.bind(case.config, case.params).vision
         layout = vision.layout(jnp.asarray(batch.patch_coords), jnp.asarray(batch.patch_blocks))
         patches = len(case.arrays["inputs.pixel_u8"])
@@ -40,7 +40,7 @@ class TestPictures:
             np.testing.assert_array_equal(limits, case.arrays[f"vision.cu_seqlens_used_{layer}"])
 
     def test_visual_mask(self, name: str):
-        case, batch = load_case(name), picture_batch(load_case(name))
+        case, batch = load_case(name), image_batch(load_case(name))
         is_visual = np.arange(batch.tokens.shape[1])[None] < batch.visual_slots
         np.testing.assert_array_equal(in_order(batch, is_visual), case.arrays["llm.visual_token_mask"][0])
 
@@ -78,7 +78,7 @@ class TestTexts:
         check(text_training_pairs(load_case(name), "text1"))
 
 
-@pytest.mark.parametrize("name", PICTURE_CASES + TEXT_CASES)
+@pytest.mark.parametrize("name", IMAGE_CASES + TEXT_CASES)
 def test_tensors_survive_both_directions(name: str):
     """Checkpoint -> parameters -> checkpoint gives every tensor back, byte for byte."""
     case = load_case(name)

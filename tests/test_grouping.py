@@ -123,13 +123,13 @@ def test_cost_by_hand():
     assert attention_cost(dataclasses.replace(model, vision=None), (), (2,)) == 2 * 4 * 8 * 3
 
 
-def pictures(number: int) -> MadeSource:
+def images(number: int) -> MadeSource:
     """One in four is large."""
     return MadeSource(tuple((90, 90, 5) if index % 4 == 0 else (24, 24, 5) for index in range(number)))
 
 
 def test_batches_resume_inside_a_window():
-    settings = config(grouped_steps=3)
+    settings = config(balance_window=3)
     iterator = iter(make_dataset(settings, [made(40)], TOKENIZER))
     for _ in range(4):
         next(iterator)
@@ -146,10 +146,10 @@ def test_processes_of_a_step_get_alike_rows():
     """Patches squared of the rows of two processes: nearer to each other with windows of eight steps than without."""
 
     def costs(steps: int) -> np.ndarray:
-        settings = config(grouped_steps=steps, packing_bins=1)
+        settings = config(balance_window=steps, packing_lookahead=1)
         found = []
         for process in range(2):
-            iterator = iter(make_dataset(settings, [pictures(400)], TOKENIZER, process, 2))
+            iterator = iter(make_dataset(settings, [images(400)], TOKENIZER, process, 2))
             batches = [next(iterator) for _ in range(32)]
             found.append([float(np.square(np.bincount(batch.patch_blocks[0])[1:]).sum()) for batch in batches])
         return np.array(found)
@@ -160,6 +160,6 @@ def test_processes_of_a_step_get_alike_rows():
 
 
 def test_grouping_loses_and_repeats_no_sample():
-    iterator = iter(make_dataset(config(grouped_steps=4, packing_bins=2), [pictures(300)], TOKENIZER))
+    iterator = iter(make_dataset(config(balance_window=4, packing_lookahead=2), [images(300)], TOKENIZER))
     names = [name for _ in range(16) for name in samples_of(next(iterator))]
     assert len(names) == len(set(names))

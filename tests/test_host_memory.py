@@ -13,7 +13,7 @@ SCRIPT = f"""
 import resource, sys, threading
 import numpy as np
 if sys.argv[1] == "kept":
-    from navil_jax.host_memory import keep_freed_memory
+    from navil_jax.train.host_memory import keep_freed_memory
     keep_freed_memory()
 
 def work():

@@ -1,4 +1,4 @@
-"""Every kind of picture behaves as docs/images.md says."""
+"""Every kind of image behaves as docs/images.md says."""
 
 import io
 import re
@@ -13,10 +13,10 @@ from PIL import Image, ImageCms, PngImagePlugin, features
 
 from navil_jax.config import Config, DataConfig, ImageConfig, SourceConfig, VisionConfig
 from navil_jax.data import images
-from navil_jax.data.augment import augment
 from navil_jax.data.features import FeatureSource, sample_features
 from navil_jax.data.images import image_patches, load_image
 from navil_jax.data.sources import Sample
+from navil_jax.data.transforms import augment
 from navil_jax.errors import UserError
 
 DOCS = (Path(__file__).parents[1] / "docs" / "images.md").read_text()
@@ -167,10 +167,10 @@ def test_cut_off_files_are_refused(tmp_path: Path, kind: str, options: dict) -> 
 
 
 def test_empty_files_and_text_are_refused(tmp_path: Path) -> None:
-    for content, reason in ((b"", "the file is empty"), (b"not a picture", "not a picture that Pillow can read")):
-        path = tmp_path / "picture.png"
+    for content, reason in ((b"", "the file is empty"), (b"not an image", "not an image that Pillow can read")):
+        path = tmp_path / "image.png"
         path.write_bytes(content)
-        for source, name in ((path, str(path)), (content, "picture from bytes")):
+        for source, name in ((path, str(path)), (content, "image from bytes")):
             with pytest.raises(UserError, match=f"^{re.escape(name)}: {reason}$"):
                 load_image(source)
 
@@ -186,7 +186,7 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPat
         load_image(content)
 
 
-def test_limit_holds_for_decoded_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_holds_for_decoded_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 200)
     assert load_image(Image.new("RGB", (10, 20))).size == (10, 20)
     with pytest.raises(UserError, match="10 x 21 pixels are over the limit of 200"):
@@ -200,15 +200,15 @@ def test_extreme_ratios_are_refused(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (3, 3)])
-def test_sides_of_one_pixel_are_pictures(size: tuple[int, int]) -> None:
-    picture = load_image(encoded(Image.new("RGB", size, (9, 8, 7)), "PNG"))
-    cut = image_patches(picture, ImageConfig(min_patches=4, max_patches=512), VisionConfig())
+def test_sides_of_one_pixel_are_images(size: tuple[int, int]) -> None:
+    image = load_image(encoded(Image.new("RGB", size, (9, 8, 7)), "PNG"))
+    cut = image_patches(image, ImageConfig(min_patches=4, max_patches=512), VisionConfig())
     assert cut.patches[0].reshape(3, 256)[:, 0].tolist() == [9, 8, 7]
 
 
 def test_messages_name_the_sample() -> None:
     sample = Sample("web/0001", images=(encoded(COLOURS, "PNG"), b""), turns=(("a", "b"),))
-    with pytest.raises(UserError, match=r"^web/0001, picture 2: the file is empty$"):
+    with pytest.raises(UserError, match=r"^web/0001, image 2: the file is empty$"):
         sample_features(sample, Config(), None)
 
 
@@ -241,8 +241,8 @@ def test_augmentation_follows_from_seed_and_sample() -> None:
     assert (first != seeded).any()
 
 
-class OnePicture:
-    """A source of one picture under any index."""
+class OneImage:
+    """A source of one image under any index."""
 
     def __len__(self) -> int:
         return 10
@@ -273,7 +273,7 @@ def test_only_training_samples_of_sources_with_data_augment_change(
         data=DataConfig(sources=(SourceConfig("one", data_augment=switch),), seed=3),
     )
     budgets = {"visual_tokens": 100, "text_tokens": 100, "patches": 100}
-    source = FeatureSource(OnePicture(), "one", 0, config, Letters(), budgets, training=training)
+    source = FeatureSource(OneImage(), "one", 0, config, Letters(), budgets, training=training)
     plain = image_patches(COLOURS, config.images, config.model.vision).patches
     changed = image_patches(augment(COLOURS, "jpeg", (3, 0, 7, 12, 0)), config.images, config.model.vision).patches
     assert (plain != changed).any()

@@ -1,4 +1,4 @@
-"""Pictures to patches, against outputs of the released preprocessing and by properties."""
+"""Images to patches, against outputs of the released preprocessing and by properties."""
 
 import dataclasses
 import io
@@ -14,14 +14,14 @@ from safetensors.numpy import load_file
 
 from navil_jax.config import ImageConfig, VisionConfig
 from navil_jax.data.images import image_patches, largest_scale, load_image, plan_scales, smart_resize, window_order
-from navil_jax.data.pillow_resampling import resize_picture
+from navil_jax.data.pillow_resampling import resize_image
 from navil_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
-PICTURES = json.loads((GOLDEN / "preprocessing" / "golden.json").read_text())
+IMAGES = json.loads((GOLDEN / "preprocessing" / "golden.json").read_text())
 SETTINGS = {
     name: ImageConfig(min_patches=s["min_num"], max_patches=s["max_num"], scale_factor=s["scale_downsample_ratio"])
-    for name, s in PICTURES["settings"].items()
+    for name, s in IMAGES["settings"].items()
 }
 RASTER = VisionConfig(window_order=False)
 MODEL_CASES = ["internlm2_small", "internlm2_windowed", "qwen3_small", "qwen3_small_tied"]
@@ -33,9 +33,9 @@ def resize_calls(scales: list) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", PICTURES["images"])
-def test_released_pictures(name: str, setting: str) -> None:
-    expected = PICTURES["images"][name][setting]
+@pytest.mark.parametrize("name", IMAGES["images"])
+def test_released_images(name: str, setting: str) -> None:
+    expected = IMAGES["images"][name][setting]
     tensors = load_file(GOLDEN / "preprocessing" / f"pixels_{setting}.safetensors")
     image = load_image(GOLDEN / "preprocessing" / f"{name}.png")
     result = image_patches(image, SETTINGS[setting], RASTER)
@@ -75,13 +75,13 @@ def test_released_sizes(factor: int) -> None:
 
 def test_released_errors() -> None:
     small = SETTINGS["small"]
-    assert PICTURES["errors"]["wide 1000x5 (aspect 200)"]["result"] == [
+    assert IMAGES["errors"]["wide 1000x5 (aspect 200)"]["result"] == [
         [1, scale.rows, scale.cols] for scale in plan_scales(5, 1000, small, RASTER)
     ]
-    assert PICTURES["errors"]["picture of height 2 (50x2)"]["result"] == [
+    assert IMAGES["errors"]["picture of height 2 (50x2)"]["result"] == [
         [1, scale.rows, scale.cols] for scale in plan_scales(2, 50, small, RASTER)
     ]
-    assert PICTURES["errors"]["picture 3x3"]["result"] == [
+    assert IMAGES["errors"]["picture 3x3"]["result"] == [
         [1, scale.rows, scale.cols] for scale in plan_scales(3, 3, small, RASTER)
     ]
     for height, width in ((4, 1000), (1000, 4), (0, 5)):
@@ -90,7 +90,7 @@ def test_released_errors() -> None:
 
 
 @pytest.mark.parametrize("height", [1, 3])
-def test_flat_pictures_are_pictures(height: int) -> None:
+def test_flat_images_are_images(height: int) -> None:
     """The released code breaks on height 1 and takes height 3 for the channel axis."""
     pixels = np.arange(height * 50 * 3, dtype=np.uint8).reshape(height, 50, 3)
     result = image_patches(load_image(Image.fromarray(pixels)), SETTINGS["small"], RASTER)
@@ -100,40 +100,40 @@ def test_flat_pictures_are_pictures(height: int) -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_picture_s_scales_do_not_depend_on_the_pictures_before_it(setting: str) -> None:
-    """The released code carries the size limit of a picture over to the next one of a call."""
-    several = PICTURES["one_call_with_several_pictures"][setting]
+def test_a_image_s_scales_do_not_depend_on_the_images_before_it(setting: str) -> None:
+    """The released code carries the size limit of an image over to the next one of a call."""
+    several = IMAGES["one_call_with_several_pictures"][setting]
     alone = []
     for name in several["pictures"]:
         image = load_image(GOLDEN / "preprocessing" / f"{name}.png")
         alone += [[1, *grid] for grid in image_patches(image, SETTINGS[setting], RASTER).grids]
-    assert alone == [grid for name in several["pictures"] for grid in PICTURES["images"][name][setting]["grids"]]
+    assert alone == [grid for name in several["pictures"] for grid in IMAGES["images"][name][setting]["grids"]]
     assert alone != several["grids"]
 
 
 def _model_case(name: str) -> tuple[dict, dict, list[Image.Image], ImageConfig]:
     folder = GOLDEN / name
     config = json.loads((folder / "config.json").read_text())
-    images = ImageConfig(
+    settings = ImageConfig(
         min_patches=config["min_dynamic_patch"],
         max_patches=config["max_dynamic_patch"],
         scale_factor=config["scale_downsample_ratio"],
     )
-    pictures = [load_image(path) for path in sorted(folder.glob("image_*.png"))]
-    return load_file(folder / "golden.safetensors"), config, pictures, images
+    images = [load_image(path) for path in sorted(folder.glob("image_*.png"))]
+    return load_file(folder / "golden.safetensors"), config, images, settings
 
 
 @pytest.mark.parametrize("name", MODEL_CASES)
 def test_model_inputs(name: str) -> None:
-    tensors, config, pictures, images = _model_case(name)
-    raster = [image_patches(picture, images, RASTER) for picture in pictures]
+    tensors, config, images, settings = _model_case(name)
+    raster = [image_patches(image, settings, RASTER) for image in images]
     assert [[1, *grid] for one in raster for grid in one.grids] == tensors["inputs.image_grid_thw"].tolist()
     assert [len(one.grids) for one in raster] == tensors["inputs.num_scales"].tolist()
     patches = np.concatenate([one.patches for one in raster])
     np.testing.assert_array_equal(patches, tensors["inputs.pixel_u8"].reshape(-1, 768))
 
     windowed = VisionConfig(window_size=config["vision_config"]["window_size"])
-    in_windows = np.concatenate([image_patches(picture, images, windowed).patches for picture in pictures])
+    in_windows = np.concatenate([image_patches(image, settings, windowed).patches for image in images])
     units = patches.reshape(-1, 4, 768)
     np.testing.assert_array_equal(in_windows.reshape(-1, 4, 768), units[tensors["vision.window_index"]])
 
@@ -174,7 +174,7 @@ def test_every_pixel_lands_where_its_coordinates_say(width: int, height: int, wi
         canvas = np.zeros((scale.rows * 16, scale.cols * 16, 3), np.uint8)
         for patch, (row, col) in zip(result.patches[here], result.coords[here], strict=True):
             canvas[row * 16 : row * 16 + 16, col * 16 : col * 16 + 16] = patch.reshape(3, 16, 16).transpose(1, 2, 0)
-        expected = resize_picture(image, scale.width, scale.height)
+        expected = resize_image(image, scale.width, scale.height)
         np.testing.assert_array_equal(canvas[: scale.height, : scale.width], np.asarray(expected))
         assert not canvas[scale.height :].any()
         assert not canvas[:, scale.width :].any()
@@ -222,7 +222,7 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def test_paths_bytes_and_pictures_are_the_same(tmp_path: Path) -> None:
+def test_paths_bytes_and_images_are_the_same(tmp_path: Path) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(png(image))
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), png(image), image):
@@ -244,7 +244,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     files = {
         "cut.png": png(noise)[:3000],
-        "text.png": b"not a picture",
+        "text.png": b"not an image",
         "empty.png": b"",
         "header.png": png(noise)[:30],
         "wide.png": png(Image.new("RGB", (402, 2))),

@@ -1,4 +1,4 @@
-"""The benchmark of pictures runs, and the resize it measures is faster than Pillow's."""
+"""The benchmark of images runs, and the resize it measures is faster than Pillow's."""
 
 import sys
 
@@ -11,7 +11,7 @@ from benchmarks import images
 def test_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    assert images.main(["--pictures", "4"]) == 0
+    assert images.main(["--images", "4"]) == 0
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     table = {row[0]: row[1:] for row in rows}
     assert table["simplejpeg"][0] == "not installed"
@@ -21,6 +21,6 @@ def test_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) 
     assert float(table["navil_jax (uint8 patches)"][1]) > 0
 
 
-def test_too_few_pictures_are_refused(capsys: pytest.CaptureFixture) -> None:
-    assert images.main(["--pictures", "3"]) == 2
-    assert "--pictures must be at least 4" in capsys.readouterr().err
+def test_too_few_images_are_refused(capsys: pytest.CaptureFixture) -> None:
+    assert images.main(["--images", "3"]) == 2
+    assert "--images must be at least 4" in capsys.readouterr().err

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_cases import FOLDER, PICTURE_CASES, TEXT_CASES, load_case
+from golden_cases import FOLDER, IMAGE_CASES, TEXT_CASES, load_case
 from safetensors.numpy import load_file, save_file
 from test_verify import saved_run
 
-from navil_jax import convert
-from navil_jax.conversion.groups import GROUPS, group_of, tensor_groups
+from navil_jax.convert import __main__ as convert
+from navil_jax.convert.groups import GROUPS, group_of, tensor_groups
+from navil_jax.convert.reader import TensorFolder
 from navil_jax.model import params as model_params
-from navil_jax.weights.torch_files import TensorFolder
 
-PICTURE = FOLDER / "internlm2_small"
+IMAGE = FOLDER / "internlm2_small"
 
 
 def inspect(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, dict[str, Any]]:
@@ -25,7 +25,7 @@ def inspect(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, dic
     return status, json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", PICTURE_CASES + TEXT_CASES)
+@pytest.mark.parametrize("name", IMAGE_CASES + TEXT_CASES)
 def test_golden_folders(name: str, capsys: pytest.CaptureFixture):
     status, said = inspect(capsys, FOLDER / name)
     tensors = load_file(FOLDER / name / "model.safetensors")
@@ -37,17 +37,17 @@ def test_golden_folders(name: str, capsys: pytest.CaptureFixture):
     assert parameters["total"] == sum(parameters["groups"].values()) == sum(t.size for t in tensors.values())
     assert said["dtypes"] == {"float32": 4 * parameters["total"]}
     assert said["files"] == {"model.safetensors": 4 * parameters["total"]}
-    assert said["architecture"]["kind"] == ("NaViL" if name in PICTURE_CASES else "language model")
+    assert said["architecture"]["kind"] == ("NaViL" if name in IMAGE_CASES else "language model")
     assert (parameters["active_per_visual_token"] is None) == (name in TEXT_CASES)
 
 
 def test_counts_by_name(capsys: pytest.CaptureFixture):
     """Counted once more by the names of the tensors, with those that a token meets."""
     groups, active_text, active_visual = (
-        inspect(capsys, PICTURE)[1]["parameters"][key]
+        inspect(capsys, IMAGE)[1]["parameters"][key]
         for key in ("groups", "active_per_text_token", "active_per_visual_token")
     )
-    sizes = {name: tensor.size for name, tensor in load_file(PICTURE / "model.safetensors").items()}
+    sizes = {name: tensor.size for name, tensor in load_file(IMAGE / "model.safetensors").items()}
 
     def count(*parts: str) -> int:
         return sum(size for name, size in sizes.items() if any(part in name for part in parts))
@@ -74,21 +74,21 @@ def test_every_parameter_has_one_group(name: str):
 
 
 def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture):
-    case = load_case(PICTURE.name)
+    case = load_case(IMAGE.name)
     status, said = inspect(capsys, saved_run(tmp_path / "run", case.config, case.params))
     assert status == 0
     assert said["format"] == "orbax"
     assert said["step"] == 3
     assert said["tokenizer"] == {"ids": 558}
-    ours, theirs = said["parameters"], inspect(capsys, PICTURE)[1]["parameters"]
+    ours, theirs = said["parameters"], inspect(capsys, IMAGE)[1]["parameters"]
     assert ours == theirs
 
 
 def test_problems_and_unknown_fields(tmp_path: Path, capsys: pytest.CaptureFixture):
-    config = json.loads((PICTURE / "config.json").read_text())
+    config = json.loads((IMAGE / "config.json").read_text())
     config["llm_config"]["new_trick"] = 7
     (tmp_path / "config.json").write_text(json.dumps(config))
-    tensors = load_file(PICTURE / "model.safetensors")
+    tensors = load_file(IMAGE / "model.safetensors")
     tensors["extra.weight"] = tensors.pop("mlp1.3.bias")
     tensors["vision_model.encoder.layers.0.ls1"] = np.zeros(5, np.float32)
     save_file(tensors, tmp_path / "model.safetensors")
@@ -122,7 +122,7 @@ def test_shards_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture):
 
 
 def test_the_table(capsys: pytest.CaptureFixture):
-    assert convert.main(["inspect", str(PICTURE)]) == 0
+    assert convert.main(["inspect", str(IMAGE)]) == 0
     text = capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
     assert ["depth", "3", "3"] in lines

@@ -14,7 +14,7 @@ from navil_jax.batch import BatchSpec
 from navil_jax.config import VisionConfig
 from navil_jax.model import params as model_params
 from navil_jax.model.params import bind, flatten
-from navil_jax.training.loss import token_scores
+from navil_jax.train.loss import token_scores
 
 ROWS, UNITS = 4, 512  # merged units of a row, each with its line break
 MODEL = tiny_model(

@@ -1,4 +1,4 @@
-"""The log survives kills and resumes without duplicates; progress lines and pictures show what they should."""
+"""The log survives kills and resumes without duplicates; progress lines and images show what they should."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from navil_jax.training.metrics import (
+from navil_jax.train.metrics import (
     Answer,
     MetricsLog,
     Throughput,
@@ -103,10 +103,8 @@ def test_loss_curve_is_drawn(tmp_path, lines):
 
 def test_right_answers_are_green_and_wrong_ones_red(tmp_path):
     def colours(answer):
-        picture = np.full((8, 8, 3), 255, np.uint8)
-        plot_answers(
-            tmp_path / "grid.png", [Answer(picture, "How many? $x_", answer, "two", answer == "two")], columns=1
-        )
+        image = np.full((8, 8, 3), 255, np.uint8)
+        plot_answers(tmp_path / "grid.png", [Answer(image, "How many? $x_", answer, "two", answer == "two")], columns=1)
         pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).astype(int)
         green = (pixels[..., 1] - pixels[..., 0] > 80).sum()
         red = (pixels[..., 0] - pixels[..., 1] > 80).sum()
@@ -120,6 +118,6 @@ def test_right_answers_are_green_and_wrong_ones_red(tmp_path):
     assert red > 10
 
 
-def test_grid_takes_samples_without_picture(tmp_path):
+def test_grid_takes_samples_without_image(tmp_path):
     plot_answers(tmp_path / "grid.png", [Answer(None, "q", "a", "a", True)] * 5)
     assert Image.open(tmp_path / "grid.png").size[0] == 1320

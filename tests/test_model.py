@@ -15,14 +15,14 @@ from tiny import tiny_model
 from navil_jax import sharding
 from navil_jax.batch import Batch, BatchSpec, _fake_sample
 from navil_jax.config import AxisRule, MeshConfig, ModelConfig
-from navil_jax.conversion.golden import build_batch, in_order, to_slots
+from navil_jax.convert.verify.golden import build_batch, in_order, to_slots
 from navil_jax.errors import UserError
 from navil_jax.model import attention as attention_module
 from navil_jax.model import params as model_params
 from navil_jax.model.decoder import FeedForward, Layout, Output, to_reading_order, to_slot_order
 from navil_jax.model.experts import Experts, join_slots, split_slots
-from navil_jax.training import loss
-from navil_jax.training.loss import token_scores, weighted_mean
+from navil_jax.train import loss
+from navil_jax.train.loss import token_scores, weighted_mean
 
 SPEC = BatchSpec(rows=4, visual_slots=24, text_slots=40, patch_slots=64)
 FAMILIES = ("internlm2", "qwen3")
@@ -99,7 +99,7 @@ def test_packing_changes_neither_logits_nor_gradients(family: str, seed: int):
     config = tiny_model(family)
     params = _params(family)
     rng = np.random.default_rng(seed)
-    samples = [_fake_sample(rng, config, pictured=i != 1) for i in range(3)]
+    samples = [_fake_sample(rng, config, with_image=i != 1) for i in range(3)]
     context = config.special_id("<IMG_CONTEXT>")
     together, alone = TOGETHER.build([samples], context), ALONE.build([[sample] for sample in samples], context)
     (loss, logits), gradients = summed_loss(family)(params, together)
@@ -285,9 +285,9 @@ def test_structure_and_shapes_do_not_depend_on_a_mesh_in_scope():
 
 
 def test_a_text_token_never_depends_on_visual_weights_of_its_own():
-    """Without pictures the gradient of every visual weight is exactly zero."""
+    """Without images the gradient of every visual weight is exactly zero."""
     config = tiny_model()
-    batch = build_batch(config, [[_fake_sample(np.random.default_rng(0), config, pictured=False)]])
+    batch = build_batch(config, [[_fake_sample(np.random.default_rng(0), config, with_image=False)]])
     gradients = jax.grad(functools.partial(loss_of, config))(model_params.initialise(config, 0), batch)
     for name, gradient in model_params.flatten(gradients).items():
         if "/visual/" in name or name.startswith(("vision/", "connector/")):
@@ -323,7 +323,7 @@ def test_loss_in_parts_of_the_vocabulary_is_the_same(monkeypatch: pytest.MonkeyP
 
 def test_padding_row_of_the_embedding_gets_no_gradient():
     config = tiny_model(decoder={"pad_token_id": 7})
-    sample = _fake_sample(np.random.default_rng(0), config, pictured=False)
+    sample = _fake_sample(np.random.default_rng(0), config, with_image=False)
     sample["text_tokens"][0] = 7
     batch = build_batch(config, [[sample]])
     gradients = jax.grad(functools.partial(loss_of, config))(model_params.initialise(config, 0), batch)
@@ -332,6 +332,6 @@ def test_padding_row_of_the_embedding_gets_no_gradient():
 
 
 def test_to_slots_is_the_inverse_of_in_order():
-    batch = build_batch(tiny_model(), [[_fake_sample(np.random.default_rng(0), tiny_model(), pictured=True)]])
+    batch = build_batch(tiny_model(), [[_fake_sample(np.random.default_rng(0), tiny_model(), with_image=True)]])
     values = np.arange(np.count_nonzero(batch.segment_ids))
     np.testing.assert_array_equal(in_order(batch, to_slots(batch, values, -1)), values)

@@ -14,15 +14,15 @@ import pytest
 from bucket_server import serve
 
 from navil_jax.config import MeshConfig
-from navil_jax.config_flags import load_config
+from navil_jax.config.flags import load_config
 from navil_jax.data.pipeline import make_dataset
 from navil_jax.data.sources import open_source
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh
-from navil_jax.train import main
-from navil_jax.training.checkpoint import Checkpoints
-from navil_jax.training.step import abstract_state, global_batch, initial_params, initial_state, make_train_step
+from navil_jax.train.checkpoint import Checkpoints
+from navil_jax.train.step import abstract_state, global_batch, initial_params, initial_state, make_train_step
+from navil_jax.train.trainer import main
 
 pytest.importorskip("gcsfs")
 ROOT = Path(__file__).parents[1]

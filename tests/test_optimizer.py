@@ -15,7 +15,7 @@ from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh
-from navil_jax.training.optimizer import (
+from navil_jax.train.optimizer import (
     MUON_RMS,
     make_optimizer,
     make_schedule,

@@ -24,10 +24,10 @@ from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, Sourc
 from navil_jax.data.features import FeatureSource, Skipped, TooLong, Usable, fitting_features, sample_features
 from navil_jax.data.packing import MAX_WAITING, PackedRows, advise_slots, best_fill, choose_row, sizes_of
 from navil_jax.data.pipeline import evaluation_batches, make_dataset, sample_counts
-from navil_jax.data.prompt import encode_conversation, picture_length
+from navil_jax.data.prompt import encode_conversation, image_length
 from navil_jax.data.quarantine import Quarantine, SampleWatch
 from navil_jax.data.sources import Sample
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.errors import UserError
 
 TOKENIZER = Tokenizer.load(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
@@ -146,11 +146,11 @@ def step():
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=10)
-@given(seed=st.integers(0, 2**20), pictured=st.lists(st.booleans(), min_size=2, max_size=6))
-def test_packed_rows_compute_what_their_samples_compute_alone(seed: int, pictured: list[bool]) -> None:
-    """Logits of every token, the loss and all gradients, for random mixtures of text and pictures."""
+@given(seed=st.integers(0, 2**20), with_image=st.lists(st.booleans(), min_size=2, max_size=6))
+def test_packed_rows_compute_what_their_samples_compute_alone(seed: int, with_image: list[bool]) -> None:
+    """Logits of every token, the loss and all gradients, for random mixtures of text and images."""
     rng = np.random.default_rng(seed)
-    samples = [_fake_sample(rng, MODEL, pictured=flag) for flag in pictured]
+    samples = [_fake_sample(rng, MODEL, with_image=flag) for flag in with_image]
     budgets = np.array([ROOM.visual_slots, ROOM.text_slots, ROOM.patch_slots])
     waiting, rows = list(range(len(samples))), []
     while waiting:
@@ -172,7 +172,7 @@ def test_packed_rows_compute_what_their_samples_compute_alone(seed: int, picture
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
+class Images:
     """One sample per list of (width, height), with an answer of so many letters."""
 
     entries: tuple[tuple[tuple[tuple[int, int], ...], int], ...]
@@ -189,21 +189,21 @@ class Pictures:
 
 
 def config(**changes: object) -> Config:
-    data = DataConfig((SourceConfig("pictures"),), rows=1, visual_slots=48, text_slots=160, patch_slots=160)
+    data = DataConfig((SourceConfig("images"),), rows=1, visual_slots=48, text_slots=160, patch_slots=160)
     return Config(
         model=ModelConfig(special_token_ids=TOKENIZER.special_token_ids),
         images=ImageConfig(min_patches=4, max_patches=400),
-        data=dataclasses.replace(data, packing_bins=2, system_message="S", **changes),
+        data=dataclasses.replace(data, packing_lookahead=2, system_message="S", **changes),
     )
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(8, 700), st.integers(8, 700)), min_size=1, max_size=3), st.booleans())
-def test_pictures_shrink_as_little_as_the_row_asks(sizes: list[tuple[int, int]], multiscale: bool) -> None:
-    changed = config(overlong="shrink")
+def test_images_shrink_as_little_as_the_row_asks(sizes: list[tuple[int, int]], multiscale: bool) -> None:
+    changed = config(oversize="resize")
     changed = dataclasses.replace(changed, images=dataclasses.replace(changed.images, multiscale=multiscale))
     budgets = {"visual_tokens": 48, "text_tokens": 160, "patches": 160}
-    sample = Pictures(((tuple(sizes), 5),))[0]
+    sample = Images(((tuple(sizes), 5),))[0]
     try:
         whole = sample_features(sample, changed, TOKENIZER)
         features, shrunk = fitting_features(sample, changed, TOKENIZER, budgets)
@@ -223,18 +223,18 @@ def test_pictures_shrink_as_little_as_the_row_asks(sizes: list[tuple[int, int]],
         assert len(features["patches"]) > 0.6 * 160
 
 
-def test_picture_length_counts_what_the_prompt_holds() -> None:
+def test_image_length_counts_what_the_prompt_holds() -> None:
     for grids in (((2, 4),), ((4, 6), (8, 12), (2, 2))):
         parts = [encode_conversation(TOKENIZER, "qwen3-chat", "", [("q", "a")], g, "token") for g in ([grids], [])]
         found = [len(parts[0][f"{kind}_tokens"]) - len(parts[1][f"{kind}_tokens"]) for kind in ("visual", "text")]
         newline = len(TOKENIZER.encode("user\n\nq", allow_special=False)) - len(
             TOKENIZER.encode("user\nq", allow_special=False)
         )
-        assert (found[0], found[1]) == pytest.approx(picture_length(grids), abs=abs(newline) + 2)
-        assert found[0] == picture_length(grids)[0]
+        assert (found[0], found[1]) == pytest.approx(image_length(grids), abs=abs(newline) + 2)
+        assert found[0] == image_length(grids)[0]
 
 
-LONG = Pictures(((((64, 64),), 5), (((640, 640),), 5), (((64, 64),), 900)))
+LONG = Images(((((64, 64),), 5), (((640, 640),), 5), (((64, 64),), 900)))
 
 
 def counts_after(settings_: Config, batches: int) -> tuple[dict[str, int], set[int]]:
@@ -249,22 +249,22 @@ def counts_after(settings_: Config, batches: int) -> tuple[dict[str, int], set[i
 def test_over_long_samples_are_dropped_shrunk_or_refused() -> None:
     counts, seen = counts_after(config(), 6)
     assert seen == {0}
-    assert set(counts) == {"pictures/good", "pictures/too_long"}
-    counts, seen = counts_after(config(overlong="shrink"), 6)
+    assert set(counts) == {"images/good", "images/too_long"}
+    counts, seen = counts_after(config(oversize="resize"), 6)
     assert seen == {0, 1}
-    assert set(counts) == {"pictures/good", "pictures/shrunk", "pictures/too_long"}  # text is never cut
-    with pytest.raises(UserError, match=r"p/[12] of pictures: .* do not fit a row's 160.*config\.data\.overlong"):
-        counts_after(config(overlong="error"), 6)
+    assert set(counts) == {"images/good", "images/shrunk", "images/too_long"}  # text is never cut
+    with pytest.raises(UserError, match=r"p/[12] of images: .* do not fit a row's 160.*config\.data\.oversize"):
+        counts_after(config(oversize="error"), 6)
 
 
 def test_what_fits_no_row_is_named() -> None:
     budgets = {"visual_tokens": 48, "text_tokens": 160, "patches": 160}
     with pytest.raises(TooLong, match=r"patches|visual_tokens"):
         fitting_features(LONG[1], config(), TOKENIZER, budgets)
-    source = FeatureSource(LONG, "pictures", 0, config(), TOKENIZER, budgets)
+    source = FeatureSource(LONG, "images", 0, config(), TOKENIZER, budgets)
     assert [isinstance(source[i], Usable) for i in range(3)] == [True, False, False]
     assert source[2].too_long
-    (batch,) = evaluation_batches(config(overlong="shrink"), Pictures(LONG.entries[:2]), TOKENIZER)
+    (batch,) = evaluation_batches(config(oversize="resize"), Images(LONG.entries[:2]), TOKENIZER)
     assert set(batch.sample_ids[batch.segment_ids > 0].tolist()) == {0, 1}
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from bucket_server import serve
 
-from navil_jax import convert, paths
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax import paths
+from navil_jax.convert import __main__ as convert
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.errors import UserError
 from navil_jax.paths import RunFiles, absolute, local_path, path_of
 

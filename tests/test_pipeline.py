@@ -23,7 +23,7 @@ from navil_jax.data.mixture import mix
 from navil_jax.data.pipeline import batch_spec, evaluation_batches, make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.sources import Sample
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.errors import UserError
 
 TOKENIZER = Tokenizer.load(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
@@ -33,7 +33,7 @@ BUDGETS = {"visual_slots": 48, "text_slots": 160, "patch_slots": 160}
 
 @dataclasses.dataclass(frozen=True)
 class MadeSource:
-    """Samples of given (width, height, answer length); width 0: text only; height 0: a broken picture."""
+    """Samples of given (width, height, answer length); width 0: text only; height 0: a broken image."""
 
     sizes: tuple[tuple[int, int, int], ...]
 
@@ -64,7 +64,7 @@ def config(number: int = 1, **changes: object) -> Config:
     data = DataConfig(
         sources=tuple(SourceConfig(f"source{i}", weight=1 + i) for i in range(number)),
         rows=2,
-        packing_bins=4,
+        packing_lookahead=4,
         system_message="S",
         **BUDGETS,
     )
@@ -165,7 +165,7 @@ def test_training_loses_and_doubles_no_sample(
     sizes: list[tuple[int, int, int]], processes: int, bins: int, repeat: float
 ) -> None:
     """What was read either came out once or waits."""
-    sources, settings_ = [MadeSource(tuple(sizes)), made(5)], config(2, packing_bins=bins)
+    sources, settings_ = [MadeSource(tuple(sizes)), made(5)], config(2, packing_lookahead=bins)
     entries = tuple(dataclasses.replace(entry, repeat=repeat) for entry in settings_.data.sources)
     settings_ = dataclasses.replace(settings_, data=dataclasses.replace(settings_.data, sources=entries))
     for process in range(processes):
@@ -289,7 +289,7 @@ def test_resume_through_orbax(tmp_path: Path) -> None:
 
 def test_processes_share_out_the_samples() -> None:
     def read(process: int, processes: int) -> list[tuple[int, int]]:
-        iterator = iter(make_dataset(config(packing_bins=2), [made(40)], TOKENIZER, process, processes))
+        iterator = iter(make_dataset(config(packing_lookahead=2), [made(40)], TOKENIZER, process, processes))
         batches = [next(iterator) for _ in range(2 * processes)]
         assert {len(batch.tokens) for batch in batches} == {2 // processes}
         return [number for batch in batches for number in samples_of(batch)]
@@ -309,7 +309,7 @@ def test_processes_share_out_evaluation_rows() -> None:
 
 def test_bad_and_long_samples_are_skipped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     sizes = [(40, 40, 5)] * 8 + [(40, 0, 5), (40, 40, 500)]
-    settings_ = config(packing_bins=1, rows=1)
+    settings_ = config(packing_lookahead=1, rows=1)
     sources = [MadeSource(tuple(sizes))]
     iterator = iter(make_dataset(settings_, sources, TOKENIZER))
     with caplog.at_level(logging.WARNING):
@@ -338,7 +338,7 @@ def test_text_only() -> None:
     assert jax.tree.map(np.shape, batch) == jax.tree.map(lambda x: x.shape, batch_spec(settings_).abstract())
 
 
-def test_several_pictures_number_their_scales_on() -> None:
+def test_several_images_number_their_scales_on() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "PNG")
     sample = Sample("two", (Image.new("RGB", (32, 32)), buffer.getvalue()), (("<image> and <image>", "same"),))

@@ -11,20 +11,21 @@ import plan_golden
 import pytest
 from plan_recipe import get_config
 
-from navil_jax import plan as command
 from navil_jax.config import Config
-from navil_jax.config_flags import parse
+from navil_jax.config.flags import parse
 from navil_jax.data.pipeline import batch_spec
 from navil_jax.errors import UserError
-from navil_jax.flops import total
-from navil_jax.inference.engine import Engine
+from navil_jax.generate.engine import Engine
 from navil_jax.model import params as model_params
-from navil_jax.planning import compiling, planner, report
-from navil_jax.planning.compiling import Compiled
-from navil_jax.planning.hlo import Collective, Loop, Program
-from navil_jax.planning.planner import as_json, batch_shards, largest_rows, make_plan
-from navil_jax.planning.statistics import MIXTURES, simulate
-from navil_jax.planning.topology import GIB, parse_topology
+from navil_jax.model.flops import total
+from navil_jax.plan import __main__ as command
+from navil_jax.plan import compile as compiling
+from navil_jax.plan import planner, report
+from navil_jax.plan.compile import Compiled
+from navil_jax.plan.hlo import Collective, Loop, Program
+from navil_jax.plan.planner import as_json, batch_shards, largest_rows, make_plan
+from navil_jax.plan.statistics import MIXTURES, simulate
+from navil_jax.plan.topology import GIB, parse_topology
 
 RECIPE = str(Path(__file__).parent / "plan_recipe.py")
 NO_LIBTPU = importlib.util.find_spec("libtpu") is None
@@ -190,7 +191,7 @@ def test_meshes():
         batch_shards(command.parse_mesh("tensor=3", Config().mesh), parse_topology("v5p-128"))
 
 
-def test_a_sweep_makes_a_table_and_a_picture(linear: list[int], tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_sweep_makes_a_table_and_a_image(linear: list[int], tmp_path: Path, capsys: pytest.CaptureFixture):
     files = {name: str(tmp_path / name) for name in ("plans.png", "plans.json")}
     arguments = ["--config", RECIPE, "--sweep", "v5e-8,v5e-4", "--mesh", "fsdp=-1", "--batch", "80", "--no-search"]
     assert command.main([*arguments, "--png", files["plans.png"], "--json", files["plans.json"]]) == 1

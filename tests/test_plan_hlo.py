@@ -2,8 +2,8 @@
 
 import pytest
 
-from navil_jax.planning.hlo import Collective, Kernel, Program, summarise
-from navil_jax.planning.worker import exhausted_bytes
+from navil_jax.plan.hlo import Collective, Kernel, Program, summarise
+from navil_jax.plan.worker import exhausted_bytes
 
 CYCLES = 'backend_config={{"window_config":{{"estimated_cycles":"{}"}}}}'
 

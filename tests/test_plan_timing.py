@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from navil_jax.flops import Counts
 from navil_jax.model.attention import needed_blocks
-from navil_jax.planning.hlo import Collective, Kernel, Loop, Program
-from navil_jax.planning.statistics import BatchStatistics, executed_pairs
-from navil_jax.planning.timing import EMPTY_STEP_SECONDS, HOP_SECONDS, Timing, collective_seconds, heaviest, model_time
-from navil_jax.planning.topology import Slice, parse_topology
+from navil_jax.model.flops import Counts
+from navil_jax.plan.hlo import Collective, Kernel, Loop, Program
+from navil_jax.plan.statistics import BatchStatistics, executed_pairs
+from navil_jax.plan.timing import EMPTY_STEP_SECONDS, HOP_SECONDS, Timing, collective_seconds, heaviest, model_time
+from navil_jax.plan.topology import Slice, parse_topology
 
 GB = 1e9
 

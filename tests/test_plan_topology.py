@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from navil_jax import sharding
 from navil_jax.errors import UserError
-from navil_jax.flops import peak_flops
-from navil_jax.planning.topology import GENERATIONS, Slice, _shapes, parse_topology
+from navil_jax.model.flops import peak_flops
+from navil_jax.plan.topology import GENERATIONS, Slice, _shapes, parse_topology
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_doctor import FOLDER, TOKENIZER, check_page, training_config
 
-from navil_jax import preview
 from navil_jax.batch import BatchSpec
 from navil_jax.config import ImageConfig
 from navil_jax.data.features import sample_features
+from navil_jax.data.inspect import page, preview, terminal
+from navil_jax.data.inspect.reading import Span, read_spans, view_rows, view_sample
 from navil_jax.data.pipeline import batch_spec
 from navil_jax.data.sources import Sample
-from navil_jax.inspection import page, terminal
-from navil_jax.inspection.reading import Span, read_spans, view_rows, view_sample
 
 RECIPE = str(Path(__file__).parent / "toy_recipe.py")
 CONTEXT = TOKENIZER.token_id("<IMG_CONTEXT>")
@@ -36,10 +35,10 @@ def samples() -> list[Sample]:
     ]
 
 
-def padded(picture: Image.Image) -> np.ndarray:
+def padded(image: Image.Image) -> np.ndarray:
     """With black at the right and the bottom, to multiples of 32 pixels."""
-    pixels = np.asarray(picture)
-    return np.pad(pixels, ((0, -picture.height % 32), (0, -picture.width % 32), (0, 0)))
+    pixels = np.asarray(image)
+    return np.pad(pixels, ((0, -image.height % 32), (0, -image.width % 32), (0, 0)))
 
 
 def test_packed_samples_are_read_back_whole() -> None:
@@ -52,10 +51,10 @@ def test_packed_samples_are_read_back_whole() -> None:
     for sample, view, own in zip(samples(), first.samples, features, strict=True):
         alone = view_sample(own, TOKENIZER, config.model.vision)
         assert view.spans == alone.spans
-        assert len(view.pictures) == len(sample.images)
-        for seen, picture, again in zip(view.pictures, sample.images, alone.pictures, strict=True):
-            np.testing.assert_array_equal(np.asarray(seen), padded(picture))
-            np.testing.assert_array_equal(np.asarray(again), padded(picture))
+        assert len(view.images) == len(sample.images)
+        for seen, image, again in zip(view.images, sample.images, alone.images, strict=True):
+            np.testing.assert_array_equal(np.asarray(seen), padded(image))
+            np.testing.assert_array_equal(np.asarray(again), padded(image))
         learnt = [span.text.strip() for span in view.spans if span.weight]
         assert learnt == [f"{answer}<|im_end|>" for _, answer in sample.turns]
         weights = {span.weight for span in view.spans if span.weight}
@@ -112,7 +111,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert preview.main(arguments("--rows", "3", "--out", str(path))) == 0
     text = capsys.readouterr().out
     assert text.count("\nrow ") == 3
-    assert "[picture 1: 32 x 32 pixels, 5 tokens]" in text
+    assert "[image 1: 32 x 32 pixels, 5 tokens]" in text
     assert "colors, colors/train/" in text
     assert "\x1b" not in text
     assert "samples read so far: colors/good" in text

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from navil_jax.config import Config
-from navil_jax.config_flags import apply_overrides
+from navil_jax.config.flags import apply_overrides
 from navil_jax.errors import UserError
-from navil_jax.training.metrics import MetricsLog, Throughput, progress_line, read_log
-from navil_jax.training.profiling import Profiler, peak_memory
+from navil_jax.train.metrics import MetricsLog, Throughput, progress_line, read_log
+from navil_jax.train.profiling import Profiler, peak_memory
 
 DONE = Throughput(2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, memory=3 << 29)
 

@@ -15,14 +15,14 @@ from navil_jax.data.prompt import (
     chat_prompt,
     encode_conversation,
     encode_prompt,
-    picture_text,
+    image_text,
     prompt_ids,
     response_text,
     with_placeholders,
 )
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.errors import UserError
-from navil_jax.inference.assistant import stream_text
+from navil_jax.generate.assistant import stream_text
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZERS = {
@@ -42,8 +42,8 @@ MODEL_CASES = ["internlm2_small", "internlm2_windowed", "qwen3_small", "qwen3_sm
 TEMPLATES = ["internlm2-chat", "qwen3-chat"]
 
 
-def grids_of_pictures(grids: list[list[int]], num_scales: list[int]) -> list[list[tuple[int, int]]]:
-    """Golden grids (time, rows, columns) of all pictures -> per picture; each moment is written like a scale."""
+def grids_of_images(grids: list[list[int]], num_scales: list[int]) -> list[list[tuple[int, int]]]:
+    """Golden grids (time, rows, columns) of all images -> per image; each moment is written like a scale."""
     parts = np.split(np.array(grids).reshape(-1, 3), np.cumsum(num_scales)[:-1]) if num_scales else []
     return [[(rows, cols) for time, rows, cols in part.tolist() for _ in range(time)] for part in parts]
 
@@ -66,7 +66,7 @@ def merged(features: dict) -> tuple[list[int], dict[int, tuple[int, float]]]:
 @pytest.mark.parametrize(("file", "case"), CONVERSATIONS)
 def test_released_conversations(file: str, case: dict) -> None:
     tokenizer, expected = TOKENIZERS[file], case["expected"]
-    grids = grids_of_pictures(case["grids"], case["num_scales"])
+    grids = grids_of_images(case["grids"], case["num_scales"])
     arguments = (case["template"], case["system_message"], case["history"], case["question"], grids)
     prompt = chat_prompt(*arguments)
     assert prompt == expected["prompt"]
@@ -90,7 +90,7 @@ def test_released_conversations_of_qwen3_s_tokenizer(case: dict) -> None:
     once = [
         [1, rows, cols] for _, rows, cols in case["grids"]
     ]  # unlike golden.json, this file writes one moment of two
-    grids = grids_of_pictures(once, case["num_scales"])
+    grids = grids_of_images(once, case["num_scales"])
     arguments = ("qwen3-chat", case["system_message"], case["history"], case["question"], grids)
     prompt, expected = chat_prompt(*arguments), case["input_ids"]
     assert prompt == case["prompt"]
@@ -140,7 +140,7 @@ def test_released_training_labels(name: str) -> None:
     folder = GOLDEN / name
     config, golden = (json.loads((folder / file).read_text()) for file in ("config.json", "golden.json"))
     tensors, sample = load_file(folder / "golden.safetensors"), golden["samples"][0]
-    grids = grids_of_pictures(tensors["inputs.image_grid_thw"].tolist(), tensors["inputs.num_scales"].tolist())
+    grids = grids_of_images(tensors["inputs.image_grid_thw"].tolist(), tensors["inputs.num_scales"].tolist())
     history = [tuple(turn) for turn in sample.get("history") or ()]
     turns = [*history, (sample["question"], sample["answer"])]
     features = encode_conversation(TOKENIZER, config["template"], config["system_message"], turns, grids, "token")
@@ -160,10 +160,10 @@ turn_lists = st.lists(st.tuples(plain, plain.filter(bool)), min_size=1, max_size
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@given(system=plain, turns=turn_lists, pictures=st.integers(0, 2))
-@example(system="", turns=[("", "\n\n  x"), ("a\n", "é😀")], pictures=1)
-def test_training_ids_are_the_prompt_s(template: str, system: str, turns: list[tuple[str, str]], pictures: int) -> None:
-    grids = [[(2, 2), (2, 4)]] * pictures
+@given(system=plain, turns=turn_lists, images=st.integers(0, 2))
+@example(system="", turns=[("", "\n\n  x"), ("a\n", "é😀")], images=1)
+def test_training_ids_are_the_prompt_s(template: str, system: str, turns: list[tuple[str, str]], images: int) -> None:
+    grids = [[(2, 2), (2, 4)]] * images
     ids, learnt = merged(encode_conversation(TOKENIZER, template, system, turns, grids, "sample"))
     *history, (question, answer) = turns
     prompt = chat_prompt(template, system, history, question, grids)
@@ -179,12 +179,12 @@ def test_training_ids_are_the_prompt_s(template: str, system: str, turns: list[t
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@given(system=plain, turns=turn_lists, pictures=st.integers(0, 2))
-@example(system="\n", turns=[("", "\n\n  x"), ("\na\n", "é😀")], pictures=1)
+@given(system=plain, turns=turn_lists, images=st.integers(0, 2))
+@example(system="\n", turns=[("", "\n\n  x"), ("\na\n", "é😀")], images=1)
 def test_training_ids_are_the_prompt_s_with_qwen3_s_tokenizer(
-    template: str, system: str, turns: list[tuple[str, str]], pictures: int
+    template: str, system: str, turns: list[tuple[str, str]], images: int
 ) -> None:
-    grids = [[(2, 2), (2, 4)]] * pictures
+    grids = [[(2, 2), (2, 4)]] * images
     ids, learnt = merged(encode_conversation(QWEN3, template, system, turns, grids, "token"))
     *history, (question, answer) = turns
     prompt = chat_prompt(template, system, history, question, grids)
@@ -233,20 +233,20 @@ def test_image_in_an_answer_is_text() -> None:
 
 
 def test_mistakes() -> None:
-    def encode(turns: list[tuple[str, str]], pictures: int) -> None:
-        encode_conversation(TOKENIZER, "internlm2-chat", None, turns, [[(2, 2)]] * pictures, "token")
+    def encode(turns: list[tuple[str, str]], images: int) -> None:
+        encode_conversation(TOKENIZER, "internlm2-chat", None, turns, [[(2, 2)]] * images, "token")
 
-    with pytest.raises(UserError, match="1 pictures"):
+    with pytest.raises(UserError, match="1 images"):
         encode([("<image> <image>", "a")], 1)
-    with pytest.raises(UserError, match="0 pictures"):
+    with pytest.raises(UserError, match="0 images"):
         encode([("<image>", "a")], 0)
     with pytest.raises(UserError, match="turn 2"):
         encode([("q", "a"), ("q", "")], 0)
     with pytest.raises(UserError):
         encode([], 0)
-    with pytest.raises(UserError, match="2 pictures"):
+    with pytest.raises(UserError, match="2 images"):
         chat_prompt("qwen3-chat", "", [("<image>", "a")], "q", [[(2, 2)]] * 2)
 
 
-def test_picture_text_example() -> None:
-    assert picture_text([(2, 4)]) == "<img><IMG_CONTEXT><IMG_CONTEXT><IMG_LINE_BREAK><IMG_FRAME_BREAK></img>"
+def test_image_text_example() -> None:
+    assert image_text([(2, 4)]) == "<img><IMG_CONTEXT><IMG_CONTEXT><IMG_LINE_BREAK><IMG_FRAME_BREAK></img>"

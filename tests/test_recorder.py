@@ -11,8 +11,8 @@ from navil_jax.config import Config, DataConfig, SourceConfig
 from navil_jax.data.pipeline import batch_spec
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
-from navil_jax.training.metrics import MetricsLog, read_log
-from navil_jax.training.recorder import Recorder, most_samples
+from navil_jax.train.metrics import MetricsLog, read_log
+from navil_jax.train.recorder import Recorder, most_samples
 
 CONFIG = Config(
     steps=4,

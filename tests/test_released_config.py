@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navil_jax.config import DEFAULT_SYSTEM_MESSAGE, Config, DataConfig, DecoderConfig, ModelConfig, VisionConfig
-from navil_jax.config_flags import load_config
-from navil_jax.errors import UserError
-from navil_jax.weights.released_config import (
+from navil_jax.config.flags import load_config
+from navil_jax.convert.fields import IMPLIED
+from navil_jax.convert.hf_config import (
     check_exportable,
     image_config,
     model_config,
@@ -22,7 +22,7 @@ from navil_jax.weights.released_config import (
     released_config,
     unknown_fields,
 )
-from navil_jax.weights.released_fields import IMPLIED
+from navil_jax.errors import UserError
 
 FOLDER = Path(__file__).parent / "golden"
 CASES = sorted(file.parent.name for file in FOLDER.glob("*/config.json"))

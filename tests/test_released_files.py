@@ -9,10 +9,10 @@ import pytest
 from byte_level_files import LAYOUTS, grown
 
 from navil_jax.config import SPECIAL_TOKENS, Config, DataConfig, ImageConfig, SourceConfig
-from navil_jax.config_flags import load_config
-from navil_jax.data.tokenizer import Tokenizer, with_special_tokens
-from navil_jax.weights.released_config import image_config, model_config, prompt_config, read_config, released_config
-from navil_jax.weights.released_files import model_card, preprocessor_config, write_companions
+from navil_jax.config.flags import load_config
+from navil_jax.convert.hf_config import image_config, model_config, prompt_config, read_config, released_config
+from navil_jax.convert.hf_files import model_card, preprocessor_config, write_companions
+from navil_jax.data.tokenizers.base import Tokenizer, with_special_tokens
 
 FOLDER = Path(__file__).parent / "golden"
 RELEASED = Tokenizer.load(FOLDER / "prompts" / "tokenizer")
@@ -42,9 +42,9 @@ def test_a_released_model_s_folder(tmp_path: Path) -> None:
         "eos_token_id": RELEASED.token_id("<|im_end|>"),
         "pad_token_id": 2,
     }
-    pictures = files["preprocessor_config.json"]
-    assert (pictures["min_pixels"], pictures["max_pixels"]) == (24 * 256, 96 * 256)
-    assert (pictures["patch_size"], pictures["merge_size"], pictures["temporal_patch_size"]) == (16, 2, 1)
+    images = files["preprocessor_config.json"]
+    assert (images["min_pixels"], images["max_pixels"]) == (24 * 256, 96 * 256)
+    assert (images["patch_size"], images["merge_size"], images["temporal_patch_size"]) == (16, 2, 1)
 
 
 @pytest.mark.parametrize("layout", ["tokenizer.json", "vocab.json"])
@@ -80,10 +80,10 @@ def test_a_language_model_has_no_preprocessing(tmp_path: Path) -> None:
     assert "text-generation" in (tmp_path / "README.md").read_text()
 
 
-def test_sizes_of_pictures_are_those_of_the_paper() -> None:
+def test_sizes_of_images_are_those_of_the_paper() -> None:
     config = load_config(Path(__file__).parents[1] / "configs" / "navil_2b.py")
-    pictures = preprocessor_config(dataclasses.replace(config, images=ImageConfig()))
-    assert (pictures["min_pixels"], pictures["max_pixels"]) == (65536, 6291456)
+    images = preprocessor_config(dataclasses.replace(config, images=ImageConfig()))
+    assert (images["min_pixels"], images["max_pixels"]) == (65536, 6291456)
 
 
 def test_the_model_card_tells_where_the_weights_come_from(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from navil_jax.config import ImageConfig, VisionConfig
 from navil_jax.data import pillow_resampling, resampling
-from navil_jax.data.augment import augment
 from navil_jax.data.images import image_patches
+from navil_jax.data.transforms import augment
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocessing"
 SCREENSHOT = Image.open(GOLDEN / "screenshot_360x800.png").convert("RGB")
@@ -34,7 +34,7 @@ sys.stdout.buffer.write(patches.tobytes())
 """
 
 
-def random_picture(height: int, width: int, seed: int, extremes: bool = False) -> Image.Image:
+def random_image(height: int, width: int, seed: int, extremes: bool = False) -> Image.Image:
     random = np.random.default_rng(seed)
     values = (
         random.integers(0, 2, (height, width, 3)) * 255 if extremes else random.integers(0, 256, (height, width, 3))
@@ -42,8 +42,8 @@ def random_picture(height: int, width: int, seed: int, extremes: bool = False) -
     return Image.fromarray(values.astype(np.uint8))
 
 
-def bicubic(code: ModuleType, picture: Image.Image, height: int, width: int) -> np.ndarray:
-    source = np.frombuffer(picture.tobytes("raw", "RGBX"), np.uint32).reshape(picture.height, picture.width)
+def bicubic(code: ModuleType, image: Image.Image, height: int, width: int) -> np.ndarray:
+    source = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(image.height, image.width)
     canvas = np.zeros((height + 2, width + 1), np.uint32)
     code.resize(source, height, width, canvas)
     assert not canvas[height:].any()
@@ -57,28 +57,28 @@ def digest(pixels: np.ndarray) -> str:
 
 @BOTH
 @pytest.mark.parametrize(("width", "height", "sha256"), RESIZED)
-def test_tall_pictures_are_resized_as_in_training(code: ModuleType, width: int, height: int, sha256: str) -> None:
+def test_tall_images_are_resized_as_in_training(code: ModuleType, width: int, height: int, sha256: str) -> None:
     assert digest(bicubic(code, SCREENSHOT, height, width)) == sha256
 
 
 @pytest.mark.parametrize(("width", "height", "sha256"), RESIZED)
-def test_pictures_are_resized_as_in_training(width: int, height: int, sha256: str) -> None:
-    assert digest(np.asarray(pillow_resampling.resize_picture(SCREENSHOT, width, height))) == sha256
+def test_images_are_resized_as_in_training(width: int, height: int, sha256: str) -> None:
+    assert digest(np.asarray(pillow_resampling.resize_image(SCREENSHOT, width, height))) == sha256
 
 
 @BOTH
-def test_another_tall_picture_is_resized_as_by_older_pillows(code: ModuleType) -> None:
-    """Digests by Pillow 11.3.0, 12.1.1 and 12.3.0, which agree; the sizes are scales of this picture."""
-    picture = Image.open(GOLDEN / "tall_1x8.png").convert("RGB")
+def test_another_tall_image_is_resized_as_by_older_pillows(code: ModuleType) -> None:
+    """Digests by Pillow 11.3.0, 12.1.1 and 12.3.0, which agree; the sizes are scales of this image."""
+    image = Image.open(GOLDEN / "tall_1x8.png").convert("RGB")
     for width, height, begin in ((35, 286, "503a839e"), (37, 300, "86ea9bdb"), (43, 350, "82dbb34c")):
-        assert digest(bicubic(code, picture, height, width)).startswith(begin)
+        assert digest(bicubic(code, image, height, width)).startswith(begin)
 
 
-def test_changed_pictures_are_resized_with_the_width_first() -> None:
+def test_changed_images_are_resized_with_the_width_first() -> None:
     for height, width in ((1200, 40), (400, 300)):
-        picture = random_picture(height, width, 0)
-        changed = augment(picture, "resolution", (0, 3))
-        narrow = picture.resize((changed.width, height), Image.Resampling.BICUBIC)
+        image = random_image(height, width, 0)
+        changed = augment(image, "resolution", (0, 3))
+        narrow = image.resize((changed.width, height), Image.Resampling.BICUBIC)
         assert changed.height < height
         assert changed == narrow.resize(changed.size, Image.Resampling.BICUBIC)
 
@@ -95,11 +95,11 @@ def test_changed_pictures_are_resized_with_the_width_first() -> None:
 def test_resizing_is_pillow_s_in_every_byte(
     before: tuple[int, int], after: tuple[int, int], extremes: bool, seed: int
 ) -> None:
-    picture = random_picture(*before, seed, extremes)
-    narrow = picture.resize((after[1], before[0]), Image.Resampling.BICUBIC)
+    image = random_image(*before, seed, extremes)
+    narrow = image.resize((after[1], before[0]), Image.Resampling.BICUBIC)
     expected = np.asarray(narrow.resize((after[1], after[0]), Image.Resampling.BICUBIC))
     for code in (resampling, pillow_resampling):
-        np.testing.assert_array_equal(bicubic(code, picture, *after), expected)
+        np.testing.assert_array_equal(bicubic(code, image, *after), expected)
 
 
 @BOTH
@@ -108,9 +108,9 @@ def test_resizing_is_pillow_s_in_every_byte(
 )
 def test_resizing_of_photo_sizes(code: ModuleType, size: tuple[int, int], smaller: tuple[int, int]) -> None:
     """Sizes in which every Pillow resizes the width first."""
-    picture = random_picture(size[1], size[0], 1)
-    expected = picture.resize(smaller, Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(bicubic(code, picture, smaller[1], smaller[0]), np.asarray(expected))
+    image = random_image(size[1], size[0], 1)
+    expected = image.resize(smaller, Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(bicubic(code, image, smaller[1], smaller[0]), np.asarray(expected))
 
 
 @settings(max_examples=50, deadline=None)
@@ -131,7 +131,7 @@ def test_cutting_is_the_same_in_every_byte(units: tuple[int, int], merge: int, s
     np.testing.assert_array_equal(compiled, plain)
 
 
-def test_pictures_without_numba() -> None:
+def test_images_without_numba() -> None:
     path = GOLDEN / "screenshot_360x800.png"
     plain = subprocess.run([sys.executable, "-c", NO_NUMBA, path], capture_output=True, check=True).stdout
     assert plain == image_patches(SCREENSHOT, ImageConfig(), VisionConfig()).patches.tobytes()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navil_jax.errors import UserError
-from navil_jax.inference.sampling import Sampler, keep_top_k, keep_top_p
+from navil_jax.generate.sampling import Sampler, keep_top_k, keep_top_p
 
 logit_rows = st.lists(st.integers(-60, 60), min_size=8, max_size=8, unique=True).map(lambda x: jnp.array([x]) / 10)
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from navil_jax.data import easy_vqa, pages, scenes
-from navil_jax.data.baselines import commonest_answer, question_only
-from navil_jax.data.easy_vqa import EasyVqa, EasyVqaCaptions, question_kind
-from navil_jax.data.scenes import Scene, Scenes, plan, render
 from navil_jax.data.sources import SOURCES, SPLITS, Sample, open_source
+from navil_jax.data.toy import easy_vqa, pages, scenes
+from navil_jax.data.toy.baselines import commonest_answer, question_only
+from navil_jax.data.toy.easy_vqa import EasyVqa, EasyVqaCaptions, question_kind
+from navil_jax.data.toy.scenes import Scene, Scenes, plan, render
 from navil_jax.errors import UserError
 
 seeds = st.integers(0, 2**32)
@@ -237,8 +237,8 @@ def test_easy_vqa_is_the_whole_package():
     assert len({test[i].images[0] for i in range(len(test))}) == 1000
     asked = [Counter((image, *t) for image, turns in s._samples() for t in turns) for s in (train, EasyVqa("train", 4))]
     assert asked[0] == asked[1]
-    with Image.open(test[0].images[0]) as picture:
-        assert picture.size == (64, 64)
+    with Image.open(test[0].images[0]) as opened:
+        assert opened.size == (64, 64)
 
 
 def test_easy_vqa_answers_are_those_of_the_file():
@@ -278,14 +278,14 @@ def test_easy_vqa_captions_say_what_the_answers_say():
             assert {color, shape} <= answers[image]
 
 
-def test_easy_vqa_shows_training_pictures_in_eight_views():
+def test_easy_vqa_shows_training_images_in_eight_views():
     captions = EasyVqaCaptions("train")
-    pictures = len(captions) // 8
-    views = [captions[7 + view * pictures] for view in range(8)]
+    images = len(captions) // 8
+    views = [captions[7 + view * images] for view in range(8)]
     assert len({view.turns for view in views}) == 1
     with Image.open(views[0].images[0]) as opened:
-        picture = np.asarray(opened.convert("RGB"))
-    turned = [np.rot90(flipped, quarter) for flipped in (picture, picture[:, ::-1]) for quarter in range(4)]
+        image = np.asarray(opened.convert("RGB"))
+    turned = [np.rot90(flipped, quarter) for flipped in (image, image[:, ::-1]) for quarter in range(4)]
     assert {np.asarray(view.images[0]).tobytes() for view in views[1:]} == {x.tobytes() for x in turned[1:]}
     assert isinstance(EasyVqa("train")[8].images[0], Path)
     assert isinstance(EasyVqa("train")[9].images[0], Image.Image)
@@ -307,11 +307,11 @@ def test_a_page_shows_its_text_letter_by_letter():
     width, height = pages.CELL
     looks: dict[str, set[bytes]] = {}
     for text in pages.page_texts("train")[:200]:
-        picture = np.asarray(pages.render(text).convert("L"))
+        image = np.asarray(pages.render(text).convert("L"))
         lines = text.split("\n")
-        assert picture.shape[0] == pages.LINES * height and picture.shape[1] % (2 * width) == 0
+        assert image.shape[0] == pages.LINES * height and image.shape[1] % (2 * width) == 0
         for row, line in enumerate(lines):
-            cells = picture[row * height : (row + 1) * height].reshape(height, -1, width)
+            cells = image[row * height : (row + 1) * height].reshape(height, -1, width)
             for column in range(cells.shape[1]):
                 letter = line[column] if column < len(line) else " "
                 looks.setdefault(letter, set()).add(cells[:, column].tobytes())
@@ -348,11 +348,11 @@ def test_unknown_names_are_the_users_mistake():
 
 def test_a_missing_package_is_named(monkeypatch):
     def missing(split: str) -> None:
-        raise ModuleNotFoundError("No module named 'pictures'", name="pictures")
+        raise ModuleNotFoundError("No module named 'images'", name="images")
 
-    monkeypatch.setitem(SOURCES, "pictures", missing)
-    with pytest.raises(UserError, match="package 'pictures' is missing"):
-        open_source("pictures", "train")
+    monkeypatch.setitem(SOURCES, "images", missing)
+    with pytest.raises(UserError, match="package 'images' is missing"):
+        open_source("images", "train")
 
 
 def test_baselines_by_hand():

@@ -11,14 +11,14 @@ import pytest
 from tiny import tiny_model
 
 from navil_jax.config import Config, DataConfig, RuleConfig, SourceConfig, VisionConfig
-from navil_jax.config_flags import load_config
+from navil_jax.config.flags import load_config
 from navil_jax.data.pipeline import batch_spec
 from navil_jax.model import lora
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh
-from navil_jax.training.optimizer import match_rules, split_trainable
-from navil_jax.training.step import abstract_state, initial_params, initial_state, make_train_step
+from navil_jax.train.optimizer import match_rules, split_trainable
+from navil_jax.train.step import abstract_state, initial_params, initial_state, make_train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = ("s1_1", "s1_2", "s2")
@@ -54,7 +54,7 @@ def test_settings_are_those_of_the_paper(name):
         optimizer.peak_learning_rate,
         optimizer.schedule,
     )
-    assert (optimizer.warmup_steps, optimizer.accumulation) == (200, 1)
+    assert (optimizer.warmup_steps, optimizer.microbatches) == (200, 1)
     assert (optimizer.algorithm, optimizer.b1, optimizer.b2, optimizer.eps) == ("adamw", 0.9, 0.95, 1e-8)
     assert data.visual_slots + data.text_slots == 16384
     assert config.model.compute_dtype == "bfloat16"

@@ -13,15 +13,17 @@ from made_data import talk, write_lines
 from PIL import Image
 from test_convert import copy_case
 
-from navil_jax import chat, convert, load_pretrained, train
+from navil_jax import chat, load_pretrained
 from navil_jax.config import DataConfig, DecoderConfig, ImageConfig, ModelConfig, SourceConfig, VisionConfig
-from navil_jax.config_flags import load_config
-from navil_jax.conversion.opening import open_checkpoint
+from navil_jax.config.flags import load_config
+from navil_jax.convert import __main__ as convert
+from navil_jax.convert.opening import open_checkpoint
 from navil_jax.errors import UserError
 from navil_jax.model.params import flatten
-from navil_jax.training.checkpoint import Checkpoints, check_continues
-from navil_jax.training.metrics import read_log
-from navil_jax.training.starting import inherited
+from navil_jax.train import trainer as train
+from navil_jax.train.checkpoint import Checkpoints, check_continues
+from navil_jax.train.metrics import read_log
+from navil_jax.train.start import inherited
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = ("s1_1", "s1_2", "s2")
@@ -97,7 +99,7 @@ def init(tmp_path_factory):
 
 
 def small(name, workdir, before, data):
-    """A recipe with a tiny model, rows and pictures; its rules, schedule and stage of training stay."""
+    """A recipe with a tiny model, rows and images; its rules, schedule and stage of training stay."""
     config = load_config(CONFIGS / f"{name}.py")
     mine = SourceConfig("mine", kind="llava", path=str(data / "train.jsonl"), root=str(data))
     return dataclasses.replace(
@@ -108,9 +110,9 @@ def small(name, workdir, before, data):
         batch_samples=6,
         model=dataclasses.replace(MODEL, lora_rank=config.model.lora_rank and 2),
         images=ImageConfig(min_patches=4, max_patches=16),
-        data=DataConfig(sources=(mine,), rows=2, visual_slots=12, text_slots=120, patch_slots=40, packing_bins=4),
+        data=DataConfig(sources=(mine,), rows=2, visual_slots=12, text_slots=120, patch_slots=40, packing_lookahead=4),
         optimizer=dataclasses.replace(
-            config.optimizer, warmup_steps=1, peak_learning_rate=1e-2, ema_decay=0.9, accumulation=1
+            config.optimizer, warmup_steps=1, peak_learning_rate=1e-2, ema_decay=0.9, microbatches=1
         ),
         log_every=1,
         eval_every=0,

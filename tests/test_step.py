@@ -22,9 +22,9 @@ from navil_jax.config import (
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh
-from navil_jax.training.evaluation import SampleScore, accuracies, losses, score_samples, token_accuracies
-from navil_jax.training.loss import weighted_mean
-from navil_jax.training.step import (
+from navil_jax.train.evaluators import SampleScore, accuracies, losses, score_samples, token_accuracies
+from navil_jax.train.loss import weighted_mean
+from navil_jax.train.step import (
     EvalScores,
     abstract_state,
     initial_params,

@@ -11,8 +11,8 @@ from tiny import tiny_model
 from navil_jax.config import Config, DataConfig, OptimizerConfig, SourceConfig
 from navil_jax.data.pipeline import batch_spec
 from navil_jax.sharding import make_mesh
-from navil_jax.training.optimizer import make_schedule
-from navil_jax.training.step import (
+from navil_jax.train.optimizer import make_schedule
+from navil_jax.train.step import (
     COUNTED,
     SPIKES_FROM,
     Running,
@@ -70,7 +70,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mesh, step, start):
     weights = np.array(BATCH.loss_weights)
     weights[::2] *= 0.01
     batch = dataclasses.replace(BATCH, loss_weights=weights)
-    parts = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, accumulation=2))
+    parts = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, microbatches=2))
     other = make_train_step(parts, mesh)
     whole, cut = put(state), put(state)
     for _ in range(3):

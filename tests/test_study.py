@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from navil_jax.config_flags import parse
+from navil_jax.config.flags import parse
 from navil_jax.model import params as model_params
-from navil_jax.scaling import pod_plan
-from navil_jax.scaling.analysis import analyse
-from navil_jax.scaling.extrapolation import project
-from navil_jax.scaling.findings import findings
-from navil_jax.scaling.known_llms import KNOWN
-from navil_jax.scaling.planner import advise, effective_samples, encoder_shape, repeating
-from navil_jax.scaling.results import PUBLISHED, Row, parse_size, read_results, size, write_results
-from navil_jax.study import main
-from navil_jax.training.optimizer import match_rules
+from navil_jax.study import pod_plan
+from navil_jax.study.__main__ import main
+from navil_jax.study.analysis import analyse
+from navil_jax.study.extrapolation import project
+from navil_jax.study.findings import findings
+from navil_jax.study.known_llms import KNOWN
+from navil_jax.study.planner import advise, effective_samples, encoder_shape, repeating
+from navil_jax.study.results import PUBLISHED, Row, parse_size, read_results, size, write_results
+from navil_jax.train.optimizer import match_rules
 
 
 def run(capsys, *arguments):
@@ -97,7 +97,7 @@ def test_a_plan_outside_the_measured_sizes_says_so(capsys):
 @pytest.mark.parametrize(("llm", "samples", "loss"), [(1.8e9, 116e6, 0.796), (7e9, 14.7e6, 1.24), (5e8, 58e6, 1.31)])
 def test_the_expected_loss_is_the_measured_one_where_there_is_one(llm, samples, loss):
     analysis = analyse(read_results(PUBLISHED))
-    advice = advise(analysis, llm, samples, have=None, picture=(640, 480), words=100)
+    advice = advise(analysis, llm, samples, have=None, image=(640, 480), words=100)
     assert advice.loss.value == pytest.approx(loss, abs=1e-6)
     assert advice.loss.low < loss < advice.loss.high
     assert advice.loss.high - advice.loss.low < 0.04
@@ -245,7 +245,7 @@ def test_extrapolate_says_whether_going_on_pays(capsys, tmp_path):
         (("plan", "--llm", "1.8X", "--samples", "5M"), "--llm: '1.8X' is no positive size"),
         (("plan", "--llm", "5", "--samples", "5M"), "--llm: 5 parameters; write the size as 1.8B"),
         (("plan", "--llm", "1B", "--samples", "-5"), "--samples: '-5' is no positive size"),
-        (("plan", "--llm", "1B", "--samples", "5M", "--picture", "big"), "--picture: 'big' is not a size"),
+        (("plan", "--llm", "1B", "--samples", "5M", "--image", "big"), "--image: 'big' is not a size"),
         (("plan", "--llm", "100B", "--samples", "5M", "--out", "x.py"), "no language model of about this size"),
         (("plan", "--llm", "8B", "--samples", "5M", "--out", "x.json"), "--out: x.json: a recipe is a Python file"),
         (("extrapolate", "nowhere"), "nowhere/metrics.jsonl: no log of a run"),

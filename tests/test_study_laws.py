@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from navil_jax.scaling import laws
-from navil_jax.scaling.analysis import analyse, as_json, table
-from navil_jax.scaling.findings import findings
-from navil_jax.scaling.laws import TooFew, Value, data_ratio, fit_line, fit_power_law, fit_surface
-from navil_jax.scaling.optima import EncoderPoints, rule_optimum
-from navil_jax.scaling.results import Row, curves
+from navil_jax.study import laws
+from navil_jax.study.analysis import analyse, as_json, table
+from navil_jax.study.findings import findings
+from navil_jax.study.laws import TooFew, Value, data_ratio, fit_line, fit_power_law, fit_surface
+from navil_jax.study.optima import EncoderPoints, rule_optimum
+from navil_jax.study.results import Row, curves
 
 
 def inside(value: Value, truth: float, wider: float = 1.0) -> bool:

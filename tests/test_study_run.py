@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from navil_jax.data.book import PIECE, pieces
-from navil_jax.data.pages import is_for_pages
+from navil_jax.data.toy.book import PIECE, pieces
+from navil_jax.data.toy.pages import is_for_pages
 from navil_jax.errors import UserError
-from navil_jax.scaling.grid import Run, check_study, encoder_config, grid, load_study, run_config, union
-from navil_jax.scaling.results import read_results
-from navil_jax.scaling.running import llm_parameters, parse_shard
-from navil_jax.scaling.text import write_corpus
-from navil_jax.study import main
-from navil_jax.training.metrics import read_log
+from navil_jax.study.__main__ import main
+from navil_jax.study.grid import Run, check_study, encoder_config, grid, load_study, run_config, union
+from navil_jax.study.results import read_results
+from navil_jax.study.run import llm_parameters, parse_shard
+from navil_jax.study.text import write_corpus
+from navil_jax.train.metrics import read_log
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "configs" / "study" / "tiny.py"
@@ -130,7 +130,7 @@ def test_an_impossible_study_is_refused(changes, message):
     ("text", "message"),
     [
         ("", "defines no get_study"),
-        ("def get_study(): return 5", "returned int, not navil_jax.scaling.grid.Study"),
+        ("def get_study(): return 5", "returned int, not navil_jax.study.grid.Study"),
         ("def get_study(): return 1 / 0", "ZeroDivisionError: division by zero"),
         ("def get_study(:", "SyntaxError"),
     ],

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from navil_jax.scaling.results import read_results
-from navil_jax.study import main
+from navil_jax.study.__main__ import main
+from navil_jax.study.results import read_results
 
 ROOT = Path(__file__).parents[1]
 STUDY = f"""
 import dataclasses, runpy
-from navil_jax.scaling.grid import grid
+from navil_jax.study.grid import grid
 
 def get_study():
     study = runpy.run_path({str(ROOT / "configs" / "study" / "tiny.py")!r})["get_study"]()

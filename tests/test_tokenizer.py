@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from navil_jax.config import SPECIAL_TOKENS
-from navil_jax.data.sentencepiece_tokenizer import CHAT_MARKERS, SentencePieceTokenizer, train_tokenizer
-from navil_jax.data.tokenizer import Tokenizer, check_vocabulary, with_special_tokens
+from navil_jax.data.tokenizers.base import Tokenizer, check_vocabulary, with_special_tokens
+from navil_jax.data.tokenizers.sentencepiece import CHAT_MARKERS, SentencePieceTokenizer, train_tokenizer
 from navil_jax.errors import UserError
 
 FILES = SentencePieceTokenizer.FILES

@@ -1,4 +1,4 @@
-"""What pictures cost in tokens: numbers, drawing and command."""
+"""What images cost in tokens: numbers, drawing and command."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from navil_jax import tokens
 from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, VisionConfig
-from navil_jax.config_flags import load_config
+from navil_jax.config.flags import load_config
 from navil_jax.data.images import image_patches
-from navil_jax.data.prompt import picture_text
-from navil_jax.data.token_map import draw_tokens, picture_tokens
+from navil_jax.data.inspect import tokens
+from navil_jax.data.inspect.token_map import draw_tokens, image_tokens
+from navil_jax.data.prompt import image_text
 from navil_jax.errors import UserError
 
 ORANGE, BLUE = (255, 140, 0), (0, 220, 255)
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "grey.png"
     Image.new("RGB", (640, 480), (100, 100, 100)).save(path)
     return path
@@ -34,10 +34,10 @@ def test_counts_are_those_of_the_patches_and_the_prompt(width: int, height: int)
     config = Config(images=ImageConfig(min_patches=16, max_patches=256))
     if max(width, height) > 200 * min(width, height):
         return
-    count = picture_tokens(width, height, config)
+    count = image_tokens(width, height, config)
     pixels = np.full((height, width, 3), 255, np.uint8)
     cut = image_patches(Image.fromarray(pixels), config.images, config.model.vision)
-    text = picture_text(cut.grids)
+    text = image_text(cut.grids)
     assert count.visual_tokens == text.count("<IMG_CONTEXT>") + 1
     assert count.text_tokens == text.count("<IMG_LINE_BREAK>") + text.count("<IMG_FRAME_BREAK>") + 1
     assert count.patches == len(cut.patches)
@@ -45,15 +45,15 @@ def test_counts_are_those_of_the_patches_and_the_prompt(width: int, height: int)
 
 
 def test_documented_example() -> None:
-    count = picture_tokens(640, 480, Config())
+    count = image_tokens(640, 480, Config())
     assert [(scale.rows, scale.cols) for scale in count.scales] == [(16, 22), (22, 30), (30, 40)]
     assert (count.visual_tokens, count.text_tokens) == (554, 38)
 
 
-def test_table(picture: Path, capsys: pytest.CaptureFixture) -> None:
-    assert tokens.main(["--image", str(picture), "--config.images.multiscale=false"]) == 0
+def test_table(image: Path, capsys: pytest.CaptureFixture) -> None:
+    assert tokens.main(["--image", str(image), "--config.images.multiscale=false"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{picture}: 640 x 480 pixels",
+        f"{image}: 640 x 480 pixels",
         "  scale      resized      patches  visual tokens  line breaks  frame breaks  padding",
         "      1    640 x 480      40 x 30            300           15             1     0.0%",
         "  together 318 tokens with <img> and </img>, 0.0% of the pixels are padding",
@@ -62,21 +62,21 @@ def test_table(picture: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("slots", ["visual_slots=300", "text_slots=16", "patch_slots=1196"])
-def test_a_picture_that_fits_no_row_is_called_so(picture: Path, capsys: pytest.CaptureFixture, slots: str) -> None:
-    arguments = ["--image", str(picture), "--config.images.multiscale=false", f"--config.data.{slots}"]
+def test_a_image_that_fits_no_row_is_called_so(image: Path, capsys: pytest.CaptureFixture, slots: str) -> None:
+    arguments = ["--image", str(image), "--config.images.multiscale=false", f"--config.data.{slots}"]
     assert tokens.main(arguments) == 0
     assert "DOES NOT FIT A ROW: " in capsys.readouterr().out
 
 
-def test_json_of_several_pictures_and_a_recipe(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_json_of_several_images_and_a_recipe(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     small = tmp_path / "small.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (100, 60)).save(small, exif=exif)
     recipe = str(ROOT / "configs" / "demo.py")
-    assert tokens.main(["--config", recipe, "--json", "--image", str(picture), "--image", str(small)]) == 0
+    assert tokens.main(["--config", recipe, "--json", "--image", str(image), "--image", str(small)]) == 0
     large, little = json.loads(capsys.readouterr().out)
-    assert (large["image"], little["image"]) == (str(picture), str(small))
+    assert (large["image"], little["image"]) == (str(image), str(small))
     assert little["scales"] == [
         {"height": 60, "width": 100, "rows": 4, "cols": 8, "visual_tokens": 8, "line_breaks": 2, "frame_breaks": 1}
     ]
@@ -89,7 +89,7 @@ def test_json_of_several_pictures_and_a_recipe(picture: Path, tmp_path: Path, ca
     assert "EXIF orientation 6 is not applied" in capsys.readouterr().out
 
 
-def test_drawing_shows_windows_and_the_end_of_the_picture(tmp_path: Path) -> None:
+def test_drawing_shows_windows_and_the_end_of_the_image(tmp_path: Path) -> None:
     config = Config(images=ImageConfig(min_patches=16, max_patches=4096, multiscale=False))
     path = tmp_path / "drawing.png"
     draw_tokens(path, {"a": Image.new("RGB", (900, 700), (100, 100, 100))}, config)
@@ -107,7 +107,7 @@ def test_drawing_shows_windows_and_the_end_of_the_picture(tmp_path: Path) -> Non
 def test_drawing_numbers_windows_on_from_scale_to_scale(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     written = []
     monkeypatch.setattr(
-        "navil_jax.data.token_map.ImageDraw.ImageDraw.text",
+        "navil_jax.data.inspect.token_map.ImageDraw.ImageDraw.text",
         lambda self, place, text, *_, **__: written.append(text) if text.isdecimal() else None,
     )
     draw_tokens(tmp_path / "a.png", {"a": Image.new("RGB", (320, 160))}, Config(images=ImageConfig(16, 256)))
@@ -120,22 +120,22 @@ def test_drawing_numbers_windows_on_from_scale_to_scale(monkeypatch: pytest.Monk
     assert written == ["0", "4", "8", "40", "44", "48"]
 
 
-def test_drawing_of_the_command(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_drawing_of_the_command(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "drawing.png"
-    assert tokens.main(["--image", str(picture), "--out", str(path)]) == 0
+    assert tokens.main(["--image", str(image), "--out", str(path)]) == 0
     assert capsys.readouterr().err == f"drawn: {path}\n"
     assert Image.open(path).format == "PNG"
 
 
-def test_mistakes(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_mistakes(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     text = tmp_path / "text.png"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     for arguments, said in (
-        ([], "--image: no picture given"),
-        (["--image", str(text)], f"{text}: not a picture"),
-        (["--image", str(picture), "--config", "nothing.py"], "nothing.py: no such config file"),
-        (["--image", str(picture), "--config.images.max_patch=3"], "max_patch"),
-        (["--image", str(picture), "--out", str(tmp_path / "no" / "a.png")], "cannot be written"),
+        ([], "--image: no image given"),
+        (["--image", str(text)], f"{text}: not an image"),
+        (["--image", str(image), "--config", "nothing.py"], "nothing.py: no such config file"),
+        (["--image", str(image), "--config.images.max_patch=3"], "max_patch"),
+        (["--image", str(image), "--out", str(tmp_path / "no" / "a.png")], "cannot be written"),
     ):
         assert tokens.main(arguments) == 2
         error = capsys.readouterr().err
@@ -143,9 +143,9 @@ def test_mistakes(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
         assert error.count("\n") == 1
 
 
-def test_models_without_pictures() -> None:
+def test_models_without_images() -> None:
     with pytest.raises(UserError, match=r"config\.model\.vision is none"):
-        picture_tokens(64, 64, Config(model=ModelConfig(vision=None), data=DataConfig()))
+        image_tokens(64, 64, Config(model=ModelConfig(vision=None), data=DataConfig()))
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from torch_bin import whole, write_bin
 
+from navil_jax.convert.reader import TensorFolder
+from navil_jax.convert.stored import TensorInfo
+from navil_jax.convert.writer import write_safetensors
 from navil_jax.errors import UserError
-from navil_jax.weights.stored import TensorInfo
-from navil_jax.weights.torch_files import TensorFolder
-from navil_jax.weights.torch_writer import write_safetensors
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from torch_bin import Call, Global, Storage, tensor, whole, write_bin
 
+from navil_jax.convert.reader import TensorFolder
 from navil_jax.errors import UserError
-from navil_jax.weights.torch_files import TensorFolder
 
 SIX = np.arange(6, dtype=np.float32).reshape(2, 3)
 TEN = np.arange(10).astype(ml_dtypes.bfloat16)
@@ -55,7 +55,7 @@ def test_parameters_metadata_and_float8(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("os", "system"), ("builtins", "eval"), ("torch", "load"), ("navil_jax.weights.stored", "StoredTensor")],
+    [("os", "system"), ("builtins", "eval"), ("torch", "load"), ("navil_jax.convert.stored", "StoredTensor")],
 )
 def test_nothing_is_run(tmp_path: Path, module: str, name: str):
     marker = tmp_path / "marker"

@@ -15,11 +15,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from navil_jax.convert import writer as torch_writer
+from navil_jax.convert.reader import TensorFolder
+from navil_jax.convert.stored import DTYPES, TensorInfo
+from navil_jax.convert.writer import write_safetensors
 from navil_jax.errors import UserError
-from navil_jax.weights import torch_writer
-from navil_jax.weights.stored import DTYPES, TensorInfo
-from navil_jax.weights.torch_files import TensorFolder
-from navil_jax.weights.torch_writer import write_safetensors
 
 VALUES = {f"layers.{i}.weight": np.full((4, 8), i, ml_dtypes.bfloat16) for i in range(5)}  # 64 bytes each
 THREE_SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]

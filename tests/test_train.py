@@ -15,9 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from navil_jax.train import main
-from navil_jax.training.checkpoint import Checkpoints
-from navil_jax.training.metrics import read_log
+from navil_jax.train.checkpoint import Checkpoints
+from navil_jax.train.metrics import read_log
+from navil_jax.train.trainer import main
 
 RECIPE = Path(__file__).parent / "toy_recipe.py"
 RESUME = ("--config.steps=40", "--config.checkpoint_every=7", "--config.eval_every=10", "--config.eval_samples=4")
@@ -178,12 +178,12 @@ def test_another_config_does_not_touch_the_run(finished, capsys, flag, message):
 @pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_data_unless_asked(tmp_path, capsys, monkeypatch):
     flags = ["--config.steps=2", "--config.eval_every=0"]
-    monkeypatch.setattr("navil_jax.train.fingerprints", lambda _: {"data.sources.0.fingerprint": "0a"})
+    monkeypatch.setattr("navil_jax.train.trainer.fingerprints", lambda _: {"data.sources.0.fingerprint": "0a"})
     assert train(tmp_path, *flags) == 0
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.record().fingerprints == {"data.sources.0.fingerprint": "0a"}
     assert train(tmp_path, *flags) == 0
-    monkeypatch.setattr("navil_jax.train.fingerprints", lambda _: {"data.sources.0.fingerprint": "0b"})
+    monkeypatch.setattr("navil_jax.train.trainer.fingerprints", lambda _: {"data.sources.0.fingerprint": "0b"})
     capsys.readouterr()
     assert train(tmp_path, *flags) == 2
     error = capsys.readouterr().err

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from made_golden import make_golden
 from safetensors.numpy import load_file, save_file
 
-from navil_jax import convert
 from navil_jax.config import Config, ModelConfig
-from navil_jax.conversion import tensor_differences
-from navil_jax.conversion.compare import Pair, by_group, forward_pairs, text_training_pairs
-from navil_jax.conversion.golden import load_case as load_golden
-from navil_jax.conversion.output_differences import Allowed, distributions, made_batch, report
-from navil_jax.conversion.tensor_differences import compare_tensor, rounding
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.convert import __main__ as convert
+from navil_jax.convert.verify import tensors as tensor_differences
+from navil_jax.convert.verify.compare import Pair, by_group, forward_pairs, text_training_pairs
+from navil_jax.convert.verify.golden import load_case as load_golden
+from navil_jax.convert.verify.outputs import Allowed, distributions, made_batch, report
+from navil_jax.convert.verify.tensors import compare_tensor, rounding
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.errors import UserError
-from navil_jax.training.checkpoint import Checkpoints, Record
+from navil_jax.train.checkpoint import Checkpoints, Record
 
-TEXT, PICTURE = FOLDER / "text_only_qwen3", FOLDER / "internlm2_small"
+TEXT, IMAGE = FOLDER / "text_only_qwen3", FOLDER / "internlm2_small"
 UP = "model.layers.1.mlp.up_proj.weight"
 W3 = "model.layers.0.feed_forward.w3.weight"  # of the made folder
 
@@ -86,7 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestGolden:
     @pytest.mark.slow
-    @pytest.mark.parametrize("folder", [TEXT, PICTURE], ids=lambda folder: folder.name)
+    @pytest.mark.parametrize("folder", [TEXT, IMAGE], ids=lambda folder: folder.name)
     def test_a_golden_folder_computes_its_own_outputs(self, folder: Path, capsys: pytest.CaptureFixture):
         status, said, text = verify(capsys, folder, "--golden", folder)
         assert status == 0
@@ -181,7 +181,7 @@ class TestGolden:
 
 
 @pytest.mark.slow
-def test_a_golden_folder_of_another_size_with_pictures(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_golden_folder_of_another_size_with_images(tmp_path: Path, capsys: pytest.CaptureFixture):
     """Names, sizes, grids and ids are read from the folder, and its numbers matter."""
     sizes = {"hidden_size": 32, "num_key_value_heads": 1, "num_hidden_layers": 2, "intermediate_size": 48}
     folder = make_golden(tmp_path / "made", "internlm2_small", seed=5, **sizes)
@@ -196,20 +196,20 @@ def test_a_golden_folder_of_another_size_with_pictures(tmp_path: Path, capsys: p
 
 
 def test_golden_names_come_from_the_folder():
-    text, picture = load_case("text_only_internlm2"), load_golden(PICTURE)
+    text, image = load_case("text_only_internlm2"), load_golden(IMAGE)
     assert text.texts == ["long", "text0", "text1"]
     assert text.generations == ["gen", "gen_cross", "gen_long"]
-    assert (text.has_pictures, picture.has_pictures) == (False, True)
-    assert picture.texts == ["textonly"]
-    assert picture.generations == ["gen", "gen_forced"]
+    assert (text.has_images, image.has_images) == (False, True)
+    assert image.texts == ["textonly"]
+    assert image.generations == ["gen", "gen_forced"]
 
 
 class TestTwo:
     def test_a_run_and_its_source(self, tmp_path: Path, capsys: pytest.CaptureFixture):
-        case = load_case(PICTURE.name)
+        case = load_case(IMAGE.name)
         run = saved_run(tmp_path / "run", case.config, case.params)
         arguments = ("--tokenizer", FOLDER / "prompts" / "tokenizer")
-        status, said, _ = verify(capsys, PICTURE, run, *arguments, "--weights-only")
+        status, said, _ = verify(capsys, IMAGE, run, *arguments, "--weights-only")
         assert said["weights"]["byte_equal"] == said["weights"]["tensors"] == 90
         assert said["weights"]["groups"].keys() >= {"visual attention", "vision", "special tokens", "embedding"}
         assert said["outputs"] is None
@@ -218,10 +218,10 @@ class TestTwo:
         assert status == 1
 
     def test_equal_folders_compute_equal_outputs(self, capsys: pytest.CaptureFixture):
-        status, said, _ = verify(capsys, PICTURE, PICTURE)
+        status, said, _ = verify(capsys, IMAGE, IMAGE)
         assert status == 0
         assert said["outputs"]["groups"]["logits"]["difference"] == 0
-        assert said["outputs"]["groups"]["logits"]["tensors"] == 2  # a text and a picture
+        assert said["outputs"]["groups"]["logits"]["tensors"] == 2  # a text and an image
 
     def test_a_perturbed_weight_fails_and_is_named(self, tmp_path: Path, capsys: pytest.CaptureFixture):
         other = changed(tmp_path / "x", TEXT, perturb(UP))
@@ -349,7 +349,7 @@ def test_a_given_tolerance_replaces_all_others():
 
 
 def test_made_batch_fills_visual_slots():
-    config = load_case(PICTURE.name).config
+    config = load_case(IMAGE.name).config
     batch = made_batch(config)
     assert (batch.unit_slots[1] < batch.tokens.shape[1]).sum() == 24
     np.testing.assert_array_equal(batch.tokens, made_batch(config).tokens)

@@ -1,4 +1,4 @@
-"""A recipe that a CPU trains in seconds: name the colour of a picture of 32 x 32 pixels."""
+"""A recipe that a CPU trains in seconds: name the colour of an image of 32 x 32 pixels."""
 
 import dataclasses
 
@@ -31,8 +31,8 @@ class Colors:
             raise IndexError(index)
         name, rgb = list(COLORS.items())[index % len(COLORS)]
         shade = tuple(c - index // len(COLORS) for c in rgb)
-        picture = Image.new("RGB", (32, 32), shade)
-        return Sample(f"colors/{self.split}/{index}", (picture,), (("Which color?", name),), "color")
+        image = Image.new("RGB", (32, 32), shade)
+        return Sample(f"colors/{self.split}/{index}", (image,), (("Which color?", name),), "color")
 
     def texts(self):
         for name in COLORS:
@@ -58,7 +58,7 @@ def get_config() -> Config:
             visual_slots=8,
             text_slots=96,
             patch_slots=8,
-            packing_bins=4,
+            packing_lookahead=4,
             tokenizer_size=320,
         ),
         optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),

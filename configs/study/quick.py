@@ -4,7 +4,7 @@ import dataclasses
 
 import small
 
-from navil_jax.scaling.grid import Study, grid, union
+from navil_jax.study.grid import Study, grid, union
 
 
 def get_study() -> Study:

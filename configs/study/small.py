@@ -19,7 +19,7 @@ from navil_jax.config import (
     SourceConfig,
     VisionConfig,
 )
-from navil_jax.scaling.grid import Run, Study, grid, union
+from navil_jax.study.grid import Run, Study, grid, union
 
 ALL, FFN, NONE = (True, True), (True, False), (False, False)
 SIZES = [(3, 32), (3, 48), (3, 64), (3, 96), (3, 128)]
@@ -57,7 +57,7 @@ def base() -> Config:
             visual_slots=64,
             text_slots=208,
             patch_slots=240,
-            packing_bins=64,
+            packing_lookahead=64,
             tokenizer_size=512,
             loss_weight="token",
         ),
@@ -75,7 +75,9 @@ def language() -> Config:
     return Config(
         steps=320,
         model=settings.model,
-        data=DataConfig(rows=8, visual_slots=2, text_slots=512, patch_slots=4, packing_bins=32, loss_weight="token"),
+        data=DataConfig(
+            rows=8, visual_slots=2, text_slots=512, patch_slots=4, packing_lookahead=32, loss_weight="token"
+        ),
         optimizer=settings.optimizer,
         log_every=50,
         checkpoint_every=160,

@@ -10,7 +10,7 @@ from navil_jax.config import (
     SourceConfig,
     VisionConfig,
 )
-from navil_jax.scaling.grid import Study, grid
+from navil_jax.study.grid import Study, grid
 
 
 def get_study() -> Study:
@@ -26,7 +26,7 @@ def get_study() -> Study:
         visual_slots=40,
         text_slots=200,
         patch_slots=128,
-        packing_bins=16,
+        packing_lookahead=16,
         tokenizer_size=384,
         loss_weight="token",
     )
@@ -58,7 +58,9 @@ def get_study() -> Study:
     language = Config(
         steps=30,
         model=model,
-        data=DataConfig(rows=2, visual_slots=2, text_slots=400, patch_slots=4, packing_bins=8, loss_weight="token"),
+        data=DataConfig(
+            rows=2, visual_slots=2, text_slots=400, patch_slots=4, packing_lookahead=8, loss_weight="token"
+        ),
         optimizer=optimizer,
         log_every=2,
         checkpoint_every=30,

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"number of files (default: one per {SHARD_SAMPLES:,} samples)",
     )
-    add("--root", default="", metavar="FOLDER", help="of the pictures that records name (default: that of the file)")
+    add("--root", default="", metavar="FOLDER", help="of the images that records name (default: that of the file)")
     add("--prompt", default="", metavar="TEXT", help='question of samples that are a caption (default: "Describe ...")')
     add("--split", choices=("train", "test"), default="train", help="of a built-in source (default: train)")
     return parser

@@ -27,7 +27,7 @@ class Converted:
 def convert(source: Source, out: str, shards: int = 0, origin: str = "") -> Converted:
     """Writes the samples of a source, in its order, as `OUT/data-NNNNN-of-NNNNN.array_record`.
 
-    Samples that cannot be used go to `data-NNNNN-of-NNNNN.bad.jsonl` with source, key and reason. Pictures are stored
+    Samples that cannot be used go to `data-NNNNN-of-NNNNN.bad.jsonl` with source, key and reason. Images are stored
     as the files they were, decoded ones as PNG. An interrupted conversion goes on with the first missing shard.
 
     Args:

@@ -11,11 +11,11 @@ from PIL import Image
 
 from navil_jax.batch import SampleFeatures
 from navil_jax.config import Config
-from navil_jax.data.augment import augment
 from navil_jax.data.images import ImagePatches, image_patches, load_image, plan_scales
-from navil_jax.data.prompt import Grids, encode_conversation, picture_length
+from navil_jax.data.prompt import Grids, encode_conversation, image_length
 from navil_jax.data.sources import BadSample, Sample, Source
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.transforms import augment
 from navil_jax.errors import UserError
 
 PAUSES = (1.0, 5.0, 20.0)  # seconds before what disk or network refused is tried again
@@ -28,7 +28,7 @@ class Usable:
 
     source: str
     features: SampleFeatures
-    shrunk: bool = False  # whether its pictures are smaller than they would be in a longer row
+    shrunk: bool = False  # whether its images are smaller than they would be in a longer row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +61,14 @@ def sample_features(
     Args:
       source_id: place of the source in config.data.sources.
       sample_id: place of the sample in its source.
-      place: in the endless stream of its source: its pictures are changed at random as config.images.augment says, at
+      place: in the endless stream of its source: its images are changed at random as config.images.augment says, at
         every place otherwise. None: they stay as they are.
 
     Returns:
-      All features that `batch.SampleFeatures` lists. A sample without pictures has patches of shape [0, D].
+      All features that `batch.SampleFeatures` lists. A sample without images has patches of shape [0, D].
 
     Raises:
-      UserError: a picture cannot be read, or the conversation does not fit its pictures.
+      UserError: an image cannot be read, or the conversation does not fit its images.
     """
     return fitting_features(sample, config, tokenizer, None, source_id, sample_id, place)[0]
 
@@ -82,10 +82,10 @@ def fitting_features(
     sample_id: int = 0,
     place: int | None = None,
 ) -> tuple[SampleFeatures, bool]:
-    """`sample_features` of a sample that fits a row, and whether its pictures had to shrink for that.
+    """`sample_features` of a sample that fits a row, and whether its images had to shrink for that.
 
-    With config.data.overlong "shrink" the pictures of a sample that is too long get smaller: one lower max_patches for
-    all of them, the largest that will do. A picture's tokens are never cut.
+    With config.data.oversize "resize" the images of a sample that is too long get smaller: one lower max_patches for
+    all of them, the largest that will do. An image's tokens are never cut.
 
     Args:
       budgets: feature -> most that fits in a row; None: any length is right.
@@ -94,14 +94,14 @@ def fitting_features(
       UserError: as `sample_features`.
       TooLong: fits no row.
     """
-    pictures = _pictures(sample, config, None if place is None else (config.data.seed, source_id, sample_id, place))
-    sizes = [(picture.height, picture.width) for picture in pictures]
+    images = _images(sample, config, None if place is None else (config.data.seed, source_id, sample_id, place))
+    sizes = [(image.height, image.width) for image in images]
     grids = _grids(sizes, config)
     features = _tokens(sample, config, tokenizer, grids)
     excess = _excess(_lengths(features, grids), budgets)
-    shrunk = bool(excess and pictures and config.data.overlong == "shrink")
+    shrunk = bool(excess and images and config.data.oversize == "resize")
     if shrunk:
-        config = smaller_pictures(sizes, config, len(features["text_tokens"]), budgets)
+        config = smaller_images(sizes, config, len(features["text_tokens"]), budgets)
         grids = _grids(sizes, config)
         features = _tokens(sample, config, tokenizer, grids)
         excess = _excess(_lengths(features, grids), budgets)
@@ -112,25 +112,25 @@ def fitting_features(
         "text_source_ids": np.full(length, source_id, np.int32),
         "text_sample_ids": np.full(length, sample_id, np.int32),
     }
-    cut = [image_patches(picture, config.images, config.model.vision) for picture in pictures]
+    cut = [image_patches(image, config.images, config.model.vision) for image in images]
     return {**features, **numbers, **patch_features(cut, config)}, shrunk
 
 
-def _pictures(sample: Sample, config: Config, seeds: tuple[int, ...] | None) -> list[Image.Image]:
-    """The decoded pictures; changed at random where there are seeds."""
+def _images(sample: Sample, config: Config, seeds: tuple[int, ...] | None) -> list[Image.Image]:
+    """The decoded images; changed at random where there are seeds."""
     if sample.images and config.model.vision is None:
-        raise UserError(f"{sample.key}: has pictures, but config.model.vision is None")
-    pictures = []
+        raise UserError(f"{sample.key}: has images, but config.model.vision is None")
+    images = []
     for number, source in enumerate(sample.images):
-        picture = load_image(source, f"{sample.key}, picture {number + 1}" if isinstance(source, bytes) else "")
+        image = load_image(source, f"{sample.key}, image {number + 1}" if isinstance(source, bytes) else "")
         if seeds is not None:
-            picture = augment(picture, config.images.augment, (*seeds, number))
-        pictures.append(picture)
-    return pictures
+            image = augment(image, config.images.augment, (*seeds, number))
+        images.append(image)
+    return images
 
 
 def _grids(sizes: Sequence[tuple[int, int]], config: Config) -> list[Grids]:
-    """Of pictures of these (height, width), the (rows, columns) in patches of each scale."""
+    """Of images of these (height, width), the (rows, columns) in patches of each scale."""
     plans = [plan_scales(height, width, config.images, config.model.vision) for height, width in sizes]
     return [[(scale.rows, scale.cols) for scale in plan] for plan in plans]
 
@@ -152,7 +152,7 @@ def _tokens(sample: Sample, config: Config, tokenizer: Tokenizer, grids: Sequenc
 
 
 def _lengths(features: SampleFeatures, grids: Sequence[Grids]) -> dict[str, int]:
-    patches = sum(rows * cols for picture in grids for rows, cols in picture)
+    patches = sum(rows * cols for image in grids for rows, cols in image)
     return {
         "visual_tokens": len(features["visual_tokens"]),
         "text_tokens": len(features["text_tokens"]),
@@ -168,24 +168,24 @@ def _excess(lengths: Mapping[str, int], budgets: Mapping[str, int] | None) -> st
     return ""
 
 
-def smaller_pictures(
+def smaller_images(
     sizes: Sequence[tuple[int, int]], config: Config, text_tokens: int, budgets: Mapping[str, int]
 ) -> Config:
     """The config with the largest images.max_patches with which the sample fits, or min_patches where none will do.
 
     Args:
-      sizes: (height, width) of the pictures.
-      text_tokens: of the sample with its pictures as they are in `config`.
+      sizes: (height, width) of the images.
+      text_tokens: of the sample with its images as they are in `config`.
     """
     merge = _merge_size(config)
-    words = text_tokens - sum(picture_length(grid, merge)[1] for grid in _grids(sizes, config))
+    words = text_tokens - sum(image_length(grid, merge)[1] for grid in _grids(sizes, config))
 
     def with_limit(patches: int) -> Config:
         return dataclasses.replace(config, images=dataclasses.replace(config.images, max_patches=patches))
 
     def fits(patches: int) -> bool:
         grids = _grids(sizes, with_limit(patches))
-        visual, text = (sum(part) for part in zip(*(picture_length(grid, merge) for grid in grids), strict=True))
+        visual, text = (sum(part) for part in zip(*(image_length(grid, merge) for grid in grids), strict=True))
         all_patches = sum(rows * cols for grid in grids for rows, cols in grid)
         lengths = {"visual_tokens": visual, "text_tokens": words + text, "patches": all_patches}
         return not _excess(lengths, budgets)
@@ -197,16 +197,16 @@ def smaller_pictures(
     return with_limit(least)
 
 
-def patch_features(pictures: Sequence[ImagePatches], config: Config) -> dict[str, np.ndarray]:
-    """patches, patch_coords and patch_blocks of `batch.SampleFeatures`; the pictures' scales are numbered on."""
+def patch_features(images: Sequence[ImagePatches], config: Config) -> dict[str, np.ndarray]:
+    """patches, patch_coords and patch_blocks of `batch.SampleFeatures`; the images' scales are numbered on."""
     vision = config.model.vision
     patches, coords = [np.zeros((0, vision.patch_dim if vision else 0), np.uint8)], [np.zeros((0, 2), np.int32)]
     blocks, scales = [np.zeros(0, np.int32)], 0
-    for picture in pictures:
-        patches.append(picture.patches)
-        coords.append(picture.coords)
-        blocks.append(picture.blocks + np.int32(scales))
-        scales += len(picture.grids)
+    for image in images:
+        patches.append(image.patches)
+        coords.append(image.coords)
+        blocks.append(image.blocks + np.int32(scales))
+        scales += len(image.grids)
     return {
         "patches": np.concatenate(patches),
         "patch_coords": np.concatenate(coords),
@@ -228,7 +228,7 @@ class FeatureSource:
     config: Config
     tokenizer: Tokenizer
     budgets: Mapping[str, int]  # feature -> most that fits in a row
-    training: bool = False  # whether pictures of a source with data_augment are changed at random
+    training: bool = False  # whether images of a source with data_augment are changed at random
 
     def __len__(self) -> int:
         return len(self.source)

@@ -1,7 +1,7 @@
 """The order of packed rows: those that meet in one step cost about the same.
 
-Rows hold equally many slots, but attention costs the squares of what shares a row: one with a picture of 24,000 patches
-takes some times as long as one with many small pictures. All devices of a step wait for the slowest one. So some steps'
+Rows hold equally many slots, but attention costs the squares of what shares a row: one with an image of 24,000 patches
+takes some times as long as one with many small images. All devices of a step wait for the slowest one. So some steps'
 worth of rows are packed, sorted by the cost of their attention and cut into steps, whose order is drawn. Every process
 does so with its own rows and draws the same order, so that heavy rows meet heavy ones, without a word between them.
 """
@@ -24,7 +24,7 @@ def attention_cost(model: ModelConfig, scales: Sequence[int], samples: Sequence[
     """Multiplications of the attention scores of a row, were all layers full ones.
 
     Args:
-      scales: patches of every scale of the row's pictures.
+      scales: patches of every scale of the row's images.
       samples: tokens of every sample of the row.
     """
     decoder, vision = model.decoder, model.vision

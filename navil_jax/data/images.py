@@ -1,10 +1,10 @@
-"""Pictures -> patches: any resolution, several scales, the encoder's order (paper section 3.2; released preprocessing).
+"""Images -> patches: any resolution, several scales, the encoder's order (paper section 3.2; released preprocessing).
 
-A picture keeps its own size unless it has too few or too many pixels, is padded with black at the bottom and the right
+An image keeps its own size unless it has too few or too many pixels, is padded with black at the bottom and the right
 to whole merged units, and comes again in smaller copies, each with about half the pixels of the one before. Every copy
-is made from the original picture. One call handles one picture, so no limit carries over between pictures.
+is made from the original image. One call handles one image, so no limit carries over between images.
 
-EXIF rotation is not applied: a picture is taken as its pixels are stored, as the released code takes it.
+EXIF rotation is not applied: an image is taken as its pixels are stored, as the released code takes it.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ except ImportError:  # no Numba, or one that does not fit the other packages
     from navil_jax.data.pillow_resampling import cut, resize
 
 MAX_ASPECT_RATIO = 200  # long side against short side (released preprocessing)
-MAX_PIXELS = 89_478_485  # of a picture before it is resized, seen in the file's header; from here Pillow warns of bombs
+MAX_PIXELS = 89_478_485  # of an image before it is resized, seen in the file's header; from here Pillow warns of bombs
 
 
 class Scale(NamedTuple):
-    """One copy of a picture: its size in pixels before padding, and the padded grid in patches."""
+    """One copy of an image: its size in pixels before padding, and the padded grid in patches."""
 
     height: int
     width: int
@@ -41,7 +41,7 @@ class Scale(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImagePatches:
-    """The patches of one picture in the order in which the encoder reads them; p patches over all scales."""
+    """The patches of one image in the order in which the encoder reads them; p patches over all scales."""
 
     patches: np.ndarray  # [p, 3 * patch_size**2] uint8, each patch channel first
     coords: np.ndarray  # [p, 2] int32, (row, column) in the patch's own scale
@@ -52,10 +52,10 @@ class ImagePatches:
 def smart_resize(
     height: int, width: int, factor: int, min_pixels: float, max_pixels: float | np.float32
 ) -> tuple[int, int]:
-    """The size that a picture gets: its own unless the pixels leave [min_pixels, max_pixels]; ratio kept.
+    """The size that an image gets: its own unless the pixels leave [min_pixels, max_pixels]; ratio kept.
 
     Args:
-      height, width: of the picture, in pixels.
+      height, width: of the image, in pixels.
       factor: both sides become multiples of it (the released preprocessing uses 1).
       min_pixels, max_pixels: limits of height * width. A float32 maximum is divided in single precision, as the
         released code does for every scale after the first; in rare sizes that moves a side by one pixel.
@@ -66,9 +66,9 @@ def smart_resize(
     Example: smart_resize(192, 256, 1, 65536, 6291456) -> (222, 296)
     """
     if min(height, width) < factor:
-        raise UserError(f"picture of {width} x {height} pixels: both sides must have at least {factor}")
+        raise UserError(f"image of {width} x {height} pixels: both sides must have at least {factor}")
     if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise UserError(f"picture of {width} x {height} pixels: one side is over {MAX_ASPECT_RATIO} times the other")
+        raise UserError(f"image of {width} x {height} pixels: one side is over {MAX_ASPECT_RATIO} times the other")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(_ratio(height * width, max_pixels))
@@ -112,7 +112,7 @@ def plan_scales(height: int, width: int, images: ImageConfig, vision: VisionConf
 
 
 def largest_scale(images: ImageConfig, vision: VisionConfig) -> int:
-    """No scale of any picture has more patches: rounding up to whole units adds most to one that is long and thin."""
+    """No scale of any image has more patches: rounding up to whole units adds most to one that is long and thin."""
     unit, pixels = vision.patch_size * vision.merge_size, images.max_patches * vision.patch_size**2
     short = math.sqrt(pixels / MAX_ASPECT_RATIO)
     units = math.prod((side + unit + 1) / unit for side in (short, short * MAX_ASPECT_RATIO))
@@ -120,29 +120,29 @@ def largest_scale(images: ImageConfig, vision: VisionConfig) -> int:
 
 
 def load_image(source: str | Path | bytes | Image.Image, name: str = "") -> Image.Image:
-    """Decodes a picture to RGB as the released code does: alpha is dropped, grey and palette are expanded.
+    """Decodes an image to RGB as the released code does: alpha is dropped, grey and palette are expanded.
 
-    Grey pictures of 16 bits become their upper 8, as Pillow makes colours of 16 bits; the released code clips them to
-    white. docs/images.md says what becomes of every kind of picture.
+    Grey images of 16 bits become their upper 8, as Pillow makes colours of 16 bits; the released code clips them to
+    white. docs/images.md says what becomes of every kind of image.
 
     Args:
-      source: a path, a file's bytes, or a picture. Of an animation or of several pages the first counts.
-      name: of the picture in messages; empty: the path.
+      source: a path, a file's bytes, or an image. Of an animation or of several pages the first counts.
+      name: of the image in messages; empty: the path.
 
     Raises:
-      UserError: missing, not a picture, broken or cut off, of more than `MAX_PIXELS` pixels, empty, one side over 200
-        times the other, or of 32-bit pixels. The message names the picture.
+      UserError: missing, not an image, broken or cut off, of more than `MAX_PIXELS` pixels, empty, one side over 200
+        times the other, or of 32-bit pixels. The message names the image.
     """
     if isinstance(source, Image.Image):
-        name, image = name or getattr(source, "filename", "") or "picture", source
+        name, image = name or getattr(source, "filename", "") or "image", source
     else:
-        name = name or ("picture from bytes" if isinstance(source, bytes) else str(source))
+        name = name or ("image from bytes" if isinstance(source, bytes) else str(source))
         image = _open(source, name)
     _check_size(image.size, name)
     try:
         image.load()
     except Exception as error:  # Pillow's decoders raise many types on broken files
-        raise UserError(f"{name}: broken or cut off picture ({error})") from error
+        raise UserError(f"{name}: broken or cut off image ({error})") from error
     return _to_rgb(image, name)
 
 
@@ -156,7 +156,7 @@ def _open(source: str | Path | bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: over the limit of {MAX_PIXELS:,} pixels; shrink it") from error
     except Exception as error:  # Pillow's decoders raise many types on broken files
-        raise UserError(f"{name}: cannot read the picture ({error})") from error
+        raise UserError(f"{name}: cannot read the image ({error})") from error
 
 
 def _what_it_is(source: str | Path | bytes) -> str:
@@ -170,13 +170,13 @@ def _what_it_is(source: str | Path | bytes) -> str:
         return "the file is empty"
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         return "HEIC, which Pillow cannot read; convert it to JPEG or PNG"
-    return "not a picture that Pillow can read"
+    return "not an image that Pillow can read"
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if min(width, height) < 1:
-        raise UserError(f"{name}: the picture has no pixels ({width} x {height})")
+        raise UserError(f"{name}: the image has no pixels ({width} x {height})")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise UserError(f"{name}: {width} x {height} pixels, one side is over {MAX_ASPECT_RATIO} times the other")
     if width * height > MAX_PIXELS:
@@ -210,7 +210,7 @@ def window_order(rows: int, cols: int, window_units: int) -> np.ndarray:
 
 
 def image_patches(image: Image.Image, images: ImageConfig, vision: VisionConfig) -> ImagePatches:
-    """Resizes, pads and cuts one RGB picture.
+    """Resizes, pads and cuts one RGB image.
 
     Whole scales follow one another, smallest first. In a scale the merged units stand in window order (raster order if
     not vision.window_order), and the merge_size**2 patches of a unit row by row.
@@ -251,5 +251,5 @@ def _reading_order(
         order = window_order(unit_rows, unit_cols, window_units)
     grid = np.indices((unit_rows * merge, unit_cols * merge), np.int32).reshape(2, unit_rows, merge, unit_cols, merge)
     coords = grid.transpose(1, 3, 2, 4, 0).reshape(unit_rows * unit_cols, merge**2, 2)[order].reshape(-1, 2)
-    order.flags.writeable = coords.flags.writeable = False  # shared by all pictures of this size
+    order.flags.writeable = coords.flags.writeable = False  # shared by all images of this size
     return order, coords

@@ -1,7 +1,7 @@
 """Sources -> one endless shuffled stream of samples with random access.
 
 The sample at a place of the stream follows from config.data.seed, the sources' sizes, weights and repeats, and the
-share of this process; nothing else. So do the random changes of its pictures: each source has an endless stream of its
+share of this process; nothing else. So do the random changes of its images: each source has an endless stream of its
 own, which all processes share, and they follow from the place in there. What is bad or too long keeps its place, as
 `Skipped`.
 """

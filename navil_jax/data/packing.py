@@ -1,7 +1,7 @@
 """Which samples share a row, chosen among many that wait, and the iterator that hands out such rows.
 
 A row has three budgets: visual slots, text slots and patch slots. Filling rows side by side in the order in which
-samples come (as first-fit and best-fit packers do) ends as soon as one sample fits nowhere, and one huge picture then
+samples come (as first-fit and best-fit packers do) ends as soon as one sample fits nowhere, and one huge image then
 leaves all open rows half empty. Here some rows' worth of samples wait. Every row begins with the one that came first,
 so that none waits long, and takes those that fill what is left best.
 """

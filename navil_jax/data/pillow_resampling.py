@@ -1,6 +1,6 @@
 """Pillow's bicubic resize with the width first, whatever Pillow is installed, and the cutting of patches by NumPy.
 
-Newer Pillows (12.2 and later) resize the height first in some tall pictures, which rounds to other bytes. The released
+Newer Pillows (12.2 and later) resize the height first in some tall images, which rounds to other bytes. The released
 weights were trained with versions that never do.
 """
 
@@ -8,19 +8,19 @@ import numpy as np
 from PIL import Image
 
 
-def resize_picture(picture: Image.Image, width: int, height: int) -> Image.Image:
+def resize_image(image: Image.Image, width: int, height: int) -> Image.Image:
     """A bicubic copy, with antialias: first as wide as asked, then as high.
 
-    Example: resize_picture(picture of 360 x 800, 64, 640) -> one of 64 x 640, by way of 64 x 800
+    Example: resize_image(image of 360 x 800, 64, 640) -> one of 64 x 640, by way of 64 x 800
     """
-    narrow = picture.resize((width, picture.height), Image.Resampling.BICUBIC)
+    narrow = image.resize((width, image.height), Image.Resampling.BICUBIC)
     return narrow.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def resize(pixels: np.ndarray, height: int, width: int, canvas: np.ndarray) -> None:
     """`resampling.resize` without Numba: the same bytes, several times as slow."""
-    picture = Image.frombuffer("RGBX", pixels.shape[::-1], pixels, "raw", "RGBX", 0, 1)
-    copy = resize_picture(picture, width, height)
+    image = Image.frombuffer("RGBX", pixels.shape[::-1], pixels, "raw", "RGBX", 0, 1)
+    copy = resize_image(image, width, height)
     canvas[:height, :width] = np.frombuffer(copy.tobytes("raw", "RGBX"), np.uint32).reshape(height, width)
 
 

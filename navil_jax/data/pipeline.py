@@ -21,7 +21,7 @@ from navil_jax.data.mixture import Reader, mix
 from navil_jax.data.packing import PackedRows, counts_of
 from navil_jax.data.quarantine import Quarantine, SampleWatch
 from navil_jax.data.sources import Source, for_source
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
 from navil_jax.data.workers import Workers
 from navil_jax.errors import UserError
 
@@ -49,7 +49,7 @@ def batch_spec(config: Config, process_count: int = 1) -> BatchSpec:
 
 
 def _largest_scale(config: Config) -> int:
-    """The most patches that one scale of a picture of any source can have."""
+    """The most patches that one scale of an image of any source can have."""
     limits = [source.max_patches or config.images.max_patches for source in config.data.sources]
     images = dataclasses.replace(config.images, max_patches=max(limits, default=config.images.max_patches))
     return min(config.data.patch_slots, largest_scale(images, config.model.vision))
@@ -79,16 +79,16 @@ def make_dataset(
 
     Raises:
       UserError: tokenizer and model, or sources and config, do not belong together. While reading: too many samples
-        are bad (config.data.max_bad_share) or too long, or a too long one is an error (config.data.overlong).
+        are bad (config.data.max_bad_share) or too long, or a too long one is an error (config.data.oversize).
       RuntimeError: while reading: a source failed otherwise, or a worker process died.
     """
     spec, data = batch_spec(config, process_count), config.data
     quarantine = quarantine or Quarantine()
     samples = sample_stream(config, sources, tokenizer, process_index, process_count, quarantine)
-    watch = SampleWatch(quarantine, data.max_bad_share, data.overlong == "error")
-    rows = PackedRows(samples, spec, data.packing_bins, max(data.threads, 2 * data.workers), watch)
+    watch = SampleWatch(quarantine, data.max_bad_share, data.oversize == "error")
+    rows = PackedRows(samples, spec, data.packing_lookahead, max(data.threads, 2 * data.workers), watch)
     cost = functools.partial(row_cost, config.model)
-    grouped = GroupedRows(rows, spec.rows, data.grouped_steps, data.seed, cost)
+    grouped = GroupedRows(rows, spec.rows, data.balance_window, data.seed, cost)
     batches = grouped.batch(
         spec.rows, drop_remainder=True, batch_fn=functools.partial(spec.build, context_id=_context_id(config))
     )
@@ -145,7 +145,7 @@ def evaluation_batches(
     own = for_source(config, source_id)
     features = grain.MapDataset.source(FeatureSource(source, "evaluation", source_id, own, tokenizer, spec.budgets))
     watch = SampleWatch(Quarantine())
-    rows = PackedRows(features[: limit or len(source)], spec, config.data.packing_bins, config.data.threads, watch)
+    rows = PackedRows(features[: limit or len(source)], spec, config.data.packing_lookahead, config.data.threads, watch)
     start = process_index * local.rows
     batches = rows.batch(
         spec.rows, batch_fn=lambda rows: local.build(rows[start : start + local.rows], _context_id(config))

@@ -2,7 +2,7 @@
 
     <|im_start|>system\\n{system}<|im_end|><|im_start|>user\\n{question}<|im_end|><|im_start|>assistant\\n{answer}<|im_end|>
 
-A picture's `<image>` in a question becomes `<img>`, for each scale (smallest first) rows of `<IMG_CONTEXT>` that end in
+An image's `<image>` in a question becomes `<img>`, for each scale (smallest first) rows of `<IMG_CONTEXT>` that end in
 `<IMG_LINE_BREAK>` and one `<IMG_FRAME_BREAK>`, then `</img>`. `<image>` counts in questions only.
 
 In all that the template writes, every added token of the tokenizer is parsed, special or not (Qwen3's `<think>`, which
@@ -18,14 +18,14 @@ import numpy as np
 
 from navil_jax.batch import SampleFeatures
 from navil_jax.config import DEFAULT_SYSTEM_MESSAGE
-from navil_jax.data.tokenizer import Token, Tokenizer
+from navil_jax.data.tokenizers.base import Token, Tokenizer
 from navil_jax.errors import UserError
 
 PLACEHOLDER = "<image>"
 END = "<|im_end|>"
 SHORT = 256  # characters of a text whose tokens are kept
 
-Grids = Sequence[tuple[int, int]]  # (rows, columns) in patches of each scale of one picture, smallest first
+Grids = Sequence[tuple[int, int]]  # (rows, columns) in patches of each scale of one image, smallest first
 Turns = Sequence[tuple[str, str]]  # (question, answer)
 TemplateName = Literal["internlm2-chat", "qwen3-chat"]
 LossWeight = Literal["token", "sample", "square"]
@@ -57,8 +57,8 @@ class Part(NamedTuple):
     learnt: bool = False
 
 
-def picture_text(grids: Grids, merge_size: int = 2) -> str:
-    """The markers of one picture.
+def image_text(grids: Grids, merge_size: int = 2) -> str:
+    """The markers of one image.
 
     Args:
       grids: (rows, columns) in patches of each scale, smallest first.
@@ -73,8 +73,8 @@ def picture_text(grids: Grids, merge_size: int = 2) -> str:
     return f"<img>{''.join(scales)}</img>"
 
 
-def picture_length(grids: Grids, merge_size: int = 2) -> tuple[int, int]:
-    """Visual tokens and text tokens of `picture_text`.
+def image_length(grids: Grids, merge_size: int = 2) -> tuple[int, int]:
+    """Visual tokens and text tokens of `image_text`.
 
     Example: ((2, 4),) -> (3, 3), as <img> and <IMG_CONTEXT> are visual
     """
@@ -83,17 +83,17 @@ def picture_length(grids: Grids, merge_size: int = 2) -> tuple[int, int]:
     return context + 1, breaks + 1
 
 
-def with_placeholders(questions: Sequence[str], pictures: int) -> list[str]:
-    """The questions with "<image>\\n" once per picture before the first, if none of them says where the pictures go.
+def with_placeholders(questions: Sequence[str], images: int) -> list[str]:
+    """The questions with "<image>\\n" once per image before the first, if none of them says where the images go.
 
     Raises:
-      UserError: another number of `<image>` than of pictures.
+      UserError: another number of `<image>` than of images.
     """
     found = sum(question.count(PLACEHOLDER) for question in questions)
-    if found == 0 and pictures:
-        return [f"{PLACEHOLDER}\n" * pictures + questions[0], *questions[1:]]
-    if found != pictures:
-        raise UserError(f"{pictures} pictures are given but the questions hold {PLACEHOLDER} {found} times")
+    if found == 0 and images:
+        return [f"{PLACEHOLDER}\n" * images + questions[0], *questions[1:]]
+    if found != images:
+        raise UserError(f"{images} images are given but the questions hold {PLACEHOLDER} {found} times")
     return list(questions)
 
 
@@ -111,11 +111,11 @@ def chat_prompt(
 
     Args:
       system: the system message; None stands for the released default, "" for an empty one.
-      history: earlier turns; `<image>` in their questions takes the first pictures. See `with_placeholders`.
-      grids_per_image: see `picture_text`.
+      history: earlier turns; `<image>` in their questions takes the first images. See `with_placeholders`.
+      grids_per_image: see `image_text`.
 
     Raises:
-      UserError: another number of `<image>` than of pictures.
+      UserError: another number of `<image>` than of images.
     """
     turns = [*(history or ()), (question, "")]
     return "".join(part.text for part in _parts(template, system, turns, grids_per_image, merge_size))
@@ -161,7 +161,7 @@ def encode_conversation(
       The visual_* and text_* features of `batch.SampleFeatures` but for text_source_ids and text_sample_ids.
 
     Raises:
-      UserError: no turn, an empty answer, or another number of `<image>` than of pictures.
+      UserError: no turn, an empty answer, or another number of `<image>` than of images.
     """
     if not turns:
         raise UserError("a sample needs at least one question and answer")
@@ -217,9 +217,9 @@ def response_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 def _parts(
     template: TemplateName, system: str | None, turns: Turns, grids_per_image: Sequence[Grids], merge_size: int
 ) -> Iterator[Part]:
-    pictures = [picture_text(grids, merge_size) for grids in grids_per_image]
-    questions = with_placeholders([question for question, _ in turns], len(pictures))
-    remaining = iter(pictures)
+    images = [image_text(grids, merge_size) for grids in grids_per_image]
+    questions = with_placeholders([question for question, _ in turns], len(images))
+    remaining = iter(images)
     yield from (_START, _SYSTEM, Part(DEFAULT_SYSTEM_MESSAGE if system is None else system), _END)
     for question, (_, answer) in zip(questions, turns, strict=True):
         yield from (_START, _USER)
@@ -256,7 +256,7 @@ def _template_runs(tokenizer: Tokenizer, text: str) -> tuple[tuple[str, bool], .
 
 @functools.lru_cache(maxsize=256)
 def _marker_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Ids of markers; pictures of equal size have equal ones, thousands for a large picture."""
+    """Ids of markers; images of equal size have equal ones, thousands for a large image."""
     return tuple(tokenizer.encode(text, allow_special=True))
 
 

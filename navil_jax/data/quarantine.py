@@ -100,11 +100,11 @@ class SampleWatch:
     Args:
       quarantine: takes bad samples.
       max_bad_share: of all samples read, once they are `BAD_SHARE_FROM`.
-      overlong_is_error: whether a sample that fits no row stops the run.
+      oversize_is_error: whether a sample that fits no row stops the run.
     """
 
-    def __init__(self, quarantine: Quarantine, max_bad_share: float = 1.0, overlong_is_error: bool = False) -> None:
-        self._quarantine, self._max_bad_share, self._overlong_is_error = quarantine, max_bad_share, overlong_is_error
+    def __init__(self, quarantine: Quarantine, max_bad_share: float = 1.0, oversize_is_error: bool = False) -> None:
+        self._quarantine, self._max_bad_share, self._oversize_is_error = quarantine, max_bad_share, oversize_is_error
         self._reasons: Counter[str] = Counter()
         self._first: dict[str, str] = {}  # reason -> key of its first sample
         self._logged: set[str] = set()
@@ -121,10 +121,10 @@ class SampleWatch:
                 counts[f"{sample.source}/shrunk"] += 1
             return
         counts[f"{sample.source}/{'too_long' if sample.too_long else 'bad'}"] += 1
-        if sample.too_long and self._overlong_is_error:
+        if sample.too_long and self._oversize_is_error:
             raise UserError(
                 f"{sample.key} of {sample.source}: {sample.reason}; leave such samples out with "
-                'config.data.overlong="drop", or make their pictures smaller with "shrink"'
+                'config.data.oversize="drop", or make their images smaller with "shrink"'
             )
         if not sample.known:
             if not sample.too_long:

@@ -45,7 +45,7 @@ def resize(pixels: np.ndarray, height: int, width: int, canvas: np.ndarray) -> N
 
 @_compiled
 def cut(canvas: np.ndarray, order: np.ndarray, merge: int, side: int, patches: np.ndarray) -> None:
-    """Cuts a padded picture into patches.
+    """Cuts a padded image into patches.
 
     Args:
       canvas: [rows * side, cols * side] uint32.

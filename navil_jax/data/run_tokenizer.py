@@ -6,9 +6,9 @@ import os
 
 from navil_jax.config import Config, validate
 from navil_jax.data.prompt import role_texts
-from navil_jax.data.sentencepiece_tokenizer import train_tokenizer
 from navil_jax.data.sources import open_source
-from navil_jax.data.tokenizer import Tokenizer
+from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.tokenizers.sentencepiece import train_tokenizer
 
 
 def new_tokenizer(config: Config, folder: os.PathLike[str] | None) -> Tokenizer:

@@ -24,10 +24,10 @@ CAPTION_PROMPT = "Describe the picture."
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One conversation about some pictures (none: text only).
+    """One conversation about some images (none: text only).
 
     Example:
-      Sample("scenes/test/5", images=(picture,), turns=(("Is there a red star?", "yes"),), kind="presence")
+      Sample("scenes/test/5", images=(image,), turns=(("Is there a red star?", "yes"),), kind="presence")
     """
 
     key: str  # where it comes from: names the sample in messages and quarantine files
@@ -59,7 +59,7 @@ class Source(Protocol):
         ...
 
     def texts(self) -> Iterable[str]:
-        """Questions and answers to train a tokenizer on: enough to show every word, without decoding pictures."""
+        """Questions and answers to train a tokenizer on: enough to show every word, without decoding images."""
         ...
 
 
@@ -83,31 +83,31 @@ def check_index(index: int, length: int) -> None:
 
 # The data packages of a source are imported when it is opened: nobody needs those of the others.
 def _easy_vqa(split: Split) -> Source:
-    from navil_jax.data.easy_vqa import EasyVqa
+    from navil_jax.data.toy.easy_vqa import EasyVqa
 
     return EasyVqa(split)
 
 
 def _easy_vqa_captions(split: Split) -> Source:
-    from navil_jax.data.easy_vqa import EasyVqaCaptions
+    from navil_jax.data.toy.easy_vqa import EasyVqaCaptions
 
     return EasyVqaCaptions(split)
 
 
 def _scenes(split: Split) -> Source:
-    from navil_jax.data.scenes import Scenes
+    from navil_jax.data.toy.scenes import Scenes
 
     return Scenes(split)
 
 
 def _scenes_captions(split: Split) -> Source:
-    from navil_jax.data.scenes import Scenes
+    from navil_jax.data.toy.scenes import Scenes
 
     return Scenes(split, length=None if split == "train" else 400, questions=0)
 
 
 def _pages(split: Split) -> Source:
-    from navil_jax.data.pages import Pages
+    from navil_jax.data.toy.pages import Pages
 
     return Pages(split)
 

@@ -34,7 +34,7 @@ class NaViL(nnx.Module):
         self.decoder = Decoder(config, rngs)
 
     def embed(self, batch: Batch) -> jax.Array:
-        """Token embeddings with the picture features on their `<IMG_CONTEXT>` slots. [B, L, H]"""
+        """Token embeddings with the image features on their `<IMG_CONTEXT>` slots. [B, L, H]"""
         x = self.decoder.embed_prompt(batch.tokens)
         if self.vision is not None:
             features = self.vision(batch.patches, batch.patch_coords, batch.patch_blocks, batch.block_patches)

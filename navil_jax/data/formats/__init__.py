@@ -63,7 +63,7 @@ def open_format(kind: str, path: str, root: str = "", prompt: str = "") -> Recor
 
     Args:
       kind: a key of `FORMATS`.
-      root: folder of the pictures that records name; empty: that of the file.
+      root: folder of the images that records name; empty: that of the file.
       prompt: the question of samples that are a caption only; empty: `sources.CAPTION_PROMPT`.
 
     Raises:

@@ -32,7 +32,7 @@ def shard_name(number: int, shards: int, name: str = "data") -> str:
 
 
 def pack(sample: Sample) -> bytes:
-    """A sample as the bytes of a record. UserError or OSError if a picture cannot be read."""
+    """A sample as the bytes of a record. UserError or OSError if an image cannot be read."""
     fields = {
         "key": sample.key,
         "kind": sample.kind,

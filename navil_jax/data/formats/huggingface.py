@@ -11,7 +11,7 @@ from navil_jax.errors import UserError
 
 
 class HuggingFace(RecordSource):
-    """A folder of `Dataset.save_to_disk`, mapped into memory. Pictures stay encoded.
+    """A folder of `Dataset.save_to_disk`, mapped into memory. Images stay encoded.
 
     Its columns have the names of a record's fields, see `records.to_sample`.
     """

@@ -20,7 +20,7 @@ CAPTION_FIELDS = ("caption", "text", "txt", "cls")
 TEXT_FIELDS = ("conversations", "messages", "texts", "turns", "question", *CAPTION_FIELDS)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXTS_SAMPLES = 100_000  # most samples of a source whose text trains a tokenizer, evenly spread
-# What makes a sample bad if its record or picture cannot be read; others, of disk or network, are no fault of a sample.
+# What makes a sample bad if its record or image cannot be read; others, of disk or network, are no fault of a sample.
 _SAMPLE_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -31,8 +31,8 @@ class RecordSource(abc.ABC):
     def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
         """Args:
         path: of the file or folder.
-        root: folder of the pictures that records name; empty: that of the file.
-        prompt: the question of samples that are a caption only; empty: `CAPTION_PROMPT`, and none without a picture.
+        root: folder of the images that records name; empty: that of the file.
+        prompt: the question of samples that are a caption only; empty: `CAPTION_PROMPT`, and none without an image.
         """
         self.path, self.root, self.prompt = path, root or files.folder_of(path), prompt
 
@@ -99,10 +99,10 @@ def reason(error: Exception) -> str:
 def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample:
     """A sample of a record.
 
-    Pictures stand where the questions say `<image>`, in order, or in front of the first question if none does.
+    Images stand where the questions say `<image>`, in order, or in front of the first question if none does.
 
     Args:
-      record: pictures under one of `IMAGE_FIELDS` (a path, bytes, {"bytes", "path"}, or a list of those); text as
+      record: images under one of `IMAGE_FIELDS` (a path, bytes, {"bytes", "path"}, or a list of those); text as
         `conversation` reads it; "key" and "kind" where there are.
 
     Raises:
@@ -112,17 +112,17 @@ def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample
     values = image_values(record)
     placeholders = sum(question.count(PLACEHOLDER) for question, _ in turns)
     if placeholders and placeholders != len(values):
-        raise ValueError(f"{len(values)} pictures but {PLACEHOLDER} stands {placeholders} times in the questions")
+        raise ValueError(f"{len(values)} images but {PLACEHOLDER} stands {placeholders} times in the questions")
     images = tuple(_image(value, root) for value in values)
     name, kind = (_text(record.get(field) or "", field) for field in ("key", "kind"))
     return Sample(name or key, images, tuple(turns), kind, system)
 
 
 def image_values(record: Mapping[str, Any]) -> list[Any]:
-    """The record's pictures as they stand in it. Raises ValueError if there is only an address of one."""
+    """The record's images as they stand in it. Raises ValueError if there is only an address of one."""
     value = next((record[field] for field in IMAGE_FIELDS if record.get(field) is not None), None)
     if value is None and record.get("url"):
-        raise ValueError("has a url and no picture; download the pictures first (img2dataset writes tars of them)")
+        raise ValueError("has a url and no image; download the images first (img2dataset writes tars of them)")
     if value is None or (isinstance(value, str | bytes) and not value):
         return []
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
@@ -130,22 +130,22 @@ def image_values(record: Mapping[str, Any]) -> list[Any]:
 
 
 def _image(value: Any, root: str) -> Image.Image | bytes:
-    """One picture: encoded bytes, or decoded where the record holds it so."""
+    """One image: encoded bytes, or decoded where the record holds it so."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):
         if value.startswith(("http://", "https://")):
-            raise ValueError(f"the picture is an address ({value}); download it first")
+            raise ValueError(f"the image is an address ({value}); download it first")
         return files.read_file(files.join(root, value))
     if isinstance(value, np.ndarray):
         return Image.fromarray(value.squeeze(-1) if value.shape[-1:] == (1,) else value)
     if not isinstance(value, bytes | Image.Image):
-        raise ValueError(f"a picture must be a path or encoded bytes, not {type(value).__name__}")
+        raise ValueError(f"an image must be a path or encoded bytes, not {type(value).__name__}")
     return value
 
 
 def encoded(image: Image.Image | bytes | Any) -> bytes:
-    """A sample's picture as bytes of a file: as they are, or as PNG if it is decoded."""
+    """A sample's image as bytes of a file: as they are, or as PNG if it is decoded."""
     if isinstance(image, bytes):
         return image
     if not isinstance(image, Image.Image):
@@ -222,7 +222,7 @@ def _pair(entry: Any, where: str) -> Turn:
 
 
 def _text(value: Any, where: str) -> str:
-    """Text of a field: a string, its bytes, a number, or a list of parts of text and pictures."""
+    """Text of a field: a string, its bytes, a number, or a list of parts of text and images."""
     if isinstance(value, bytes):
         value = value.decode()
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -14,7 +14,7 @@ from navil_jax.errors import UserError
 
 
 class _Encoded(tfds.decode.Decoder):
-    """Leaves a picture as the bytes of its file."""
+    """Leaves an image as the bytes of its file."""
 
     def decode_example(self, serialized: Any) -> Any:
         return serialized

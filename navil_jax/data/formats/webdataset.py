@@ -12,7 +12,7 @@ from navil_jax.data.formats.records import IMAGE_SUFFIXES, RecordSource, parse_j
 class WebDataset(RecordSource):
     """One tar. Members of a sample stand side by side.
 
-    A sample has pictures (by their extensions, several as KEY.0.jpg, KEY.1.jpg in the order of the tar) and its text as
+    A sample has images (by their extensions, several as KEY.0.jpg, KEY.1.jpg in the order of the tar) and its text as
     KEY.json (a record such as those of JSON lines), KEY.txt (a caption) or KEY.cls (a class, taken for a caption).
     The text of a .json counts before that of a .txt.
     """

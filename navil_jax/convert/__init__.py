@@ -1,0 +1,1 @@
+"""Weights both ways: Hugging Face folders of the release and Orbax checkpoints."""

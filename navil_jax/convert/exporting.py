@@ -1,0 +1,74 @@
+"""A checkpoint -> a folder in the released PyTorch layout, which the released code loads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from navil_jax.convert.hf_config import released_config
+from navil_jax.convert.hf_files import write_companions
+from navil_jax.convert.opening import OpenCheckpoint, open_checkpoint, require_whole
+from navil_jax.convert.stored import TensorInfo
+from navil_jax.convert.writer import write_safetensors
+from navil_jax.errors import UserError
+
+SHARD_BYTES = 5_000_000_000
+
+
+def export_checkpoint(
+    source: Path, target: Path, dtype: str = "", shard_bytes: int = SHARD_BYTES, ema: bool | None = None
+) -> bool:
+    """Writes config.json, sharded safetensors with their index, tokenizer, preprocessing and a model card.
+
+    All stands in `<target>.partial` until it is complete. A rerun after an interruption keeps the shards that are
+    complete.
+
+    Args:
+      source: workdir of a run, its `checkpoints` folder, or the newest checkpoint in there.
+      target: new folder.
+      dtype: float32 or bfloat16; empty: every parameter keeps its own.
+      shard_bytes: most bytes of one weight file.
+      ema: running averages of the trained parameters in their place; None: where the run's evaluations use them.
+
+    Returns:
+      Whether running averages were written.
+
+    Raises:
+      UserError: the source is not whole, its model has no place in the released layout (see
+        `released_config.check_exportable`), or the target is not empty.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is not empty; give a new folder")
+    with open_checkpoint(source, ema=ema) as checkpoint:
+        if checkpoint.kind != "orbax":
+            raise UserError(f"{source}: is a PyTorch folder already")
+        require_whole(checkpoint)
+        released = released_config(checkpoint.config, checkpoint.origin.get("config.json"), dtype or None)
+        partial = target.with_name(f"{target.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        write_weights(checkpoint, partial, dtype, shard_bytes)
+        base = checkpoint.origin.get("name", "")
+        files = checkpoint.tokenizer.files()
+        write_companions(partial, released, checkpoint.config, files, str(source.resolve()), checkpoint.step, base)
+    if target.exists():
+        target.rmdir()
+    partial.rename(target)
+    return checkpoint.averaged
+
+
+def write_weights(checkpoint: OpenCheckpoint, folder: Path, dtype: str, shard_bytes: int) -> None:
+    """The weight files, tensor by tensor, with progress in bytes."""
+    wanted = np.dtype(dtype) if dtype else None
+    info: Mapping[str, TensorInfo] = {
+        name: TensorInfo(tensor.shape, wanted or tensor.dtype) for name, tensor in checkpoint.info.items()
+    }
+    total = sum(tensor.nbytes for tensor in info.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="tensors") as progress:
+
+        def value(name: str) -> np.ndarray:
+            progress.update(info[name].nbytes)
+            return checkpoint.tensors[name].astype(info[name].dtype, copy=False)
+
+        metadata = {"source": f"{checkpoint.path.name} step {checkpoint.step}"}
+        write_safetensors(folder, info, value, shard_bytes, metadata)

@@ -1,0 +1,1 @@
+"""Verification: a checkpoint against another one, or against golden outputs."""

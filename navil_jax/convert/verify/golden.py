@@ -1,0 +1,233 @@
+"""Golden folders: a tiny model, inputs, and what the released code makes of them.
+
+A folder holds config.json, golden.safetensors (inputs and outputs), golden.json (what is no tensor) and, unless the
+weights come from elsewhere, model.safetensors. Sizes, seeds and the number of texts and generations are read from it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from navil_jax.batch import Batch, BatchSpec, SampleFeatures
+from navil_jax.config import SPECIAL_TOKENS, ModelConfig
+from navil_jax.convert.hf_config import model_config, read_config
+from navil_jax.convert.params import params_from_tensors
+from navil_jax.convert.reader import TensorFolder
+from navil_jax.data.images import window_order
+from navil_jax.errors import UserError
+from navil_jax.model.params import Params
+
+ARRAYS_FILE, INFO_FILE = "golden.safetensors", "golden.json"
+SPARE_SLOTS = 3  # empty slots in each block of a batch, so that they are tested too
+
+
+class Arrays(dict[str, np.ndarray]):
+    """golden.safetensors; an absent tensor is a `UserError` that names the file."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            super().__init__(load_file(file))
+        except SafetensorError as error:
+            raise UserError(f"{file}: not a readable safetensors file ({error})") from error
+        self._file = file
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise UserError(f"{self._file}: has no {name}, which the other contents of the folder ask for")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compared and cached by identity
+class Case:
+    """A golden folder with the parameters that are checked on it.
+
+    Attributes:
+      name: of the folder.
+      config: its model, computed in float32.
+      params: of that model.
+      arrays: golden.safetensors.
+      info: golden.json.
+    """
+
+    name: str
+    config: ModelConfig
+    params: Params
+    arrays: Mapping[str, np.ndarray]
+    info: dict[str, Any]
+
+    @property
+    def has_images(self) -> bool:
+        return "inputs.pixel_u8" in self.arrays
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """(rows, columns) in patches of every scale, in order."""
+        return [(int(rows), int(cols)) for _, rows, cols in self.arrays["inputs.image_grid_thw"]]
+
+    @property
+    def texts(self) -> list[str]:
+        """Names of the texts without images whose logits are known at every position."""
+        return [
+            name
+            for name in self._with_inputs()
+            if f"{name}.tokens" not in self.arrays
+            and f"{name}.logits" in self.arrays
+            and len(self.arrays[f"{name}.input_ids"]) == 1  # several texts stand in a padded batch
+        ]
+
+    @property
+    def generations(self) -> list[str]:
+        """Names of the generations; those whose name ends with `forced` had their tokens dictated."""
+        return [name.removesuffix(".tokens") for name in sorted(self.arrays) if name.endswith(".tokens")]
+
+    def prompt(self, generation: str) -> SampleFeatures:
+        """What a generation starts from; one without a prompt of its own shares that of `gen`."""
+        own = f"{generation}.input_ids"
+        tokens = self.arrays[own if own in self.arrays else "gen.input_ids"]
+        return sample_features(self.config, tokens[0], patch_features(self) if self.has_images else None)
+
+    def _with_inputs(self) -> Iterator[str]:
+        return (name.removesuffix(".input_ids") for name in sorted(self.arrays) if name.endswith(".input_ids"))
+
+
+def is_golden(folder: Path) -> bool:
+    return (folder / ARRAYS_FILE).is_file() and (folder / INFO_FILE).is_file()
+
+
+def golden_config(folder: Path) -> ModelConfig:
+    """The model of a golden folder, with its special tokens, computed in float32.
+
+    Raises:
+      UserError: not a golden folder, or one of another architecture.
+    """
+    if not is_golden(folder):
+        raise UserError(f"{folder}: not a golden folder; it needs {INFO_FILE} and {ARRAYS_FILE}")
+    special = _read_info(folder).get("special_tokens") or {}
+    ids = tuple(special[token] for token in SPECIAL_TOKENS if token in special)
+    config = model_config(read_config(folder), ids, folder / "config.json", compute_dtype="float32", remat="none")
+    if config.vision is not None and len(ids) < len(SPECIAL_TOKENS):
+        lacking = [token for token in SPECIAL_TOKENS if token not in special]
+        raise UserError(f"{folder / INFO_FILE}: special_tokens lacks the ids of {', '.join(lacking)}")
+    return config
+
+
+def load_case(folder: Path, params: Params | None = None) -> Case:
+    """Reads a golden folder.
+
+    Args:
+      folder: in the format above.
+      params: of the model to check; None: the weights of the folder itself.
+
+    Raises:
+      UserError: not a golden folder, an unreadable file, or weights of another model.
+    """
+    config = golden_config(folder)
+    params = params_from_tensors(config, TensorFolder(folder)) if params is None else params
+    return Case(folder.name, config, params, Arrays(folder / ARRAYS_FILE), _read_info(folder))
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / INFO_FILE).read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / INFO_FILE}: line {error.lineno}: not valid JSON ({error.msg})") from error
+
+
+def window_index(case: Case) -> np.ndarray:
+    """Order of the merged units of all scales: place i of the encoder holds unit window_index[i] of raster order."""
+    vision, parts, start = case.config.vision, [], 0
+    side = vision.merge_size
+    for rows, cols in case.grids:
+        order = window_order(rows // side, cols // side, vision.window_size // side)
+        parts.append(start + order)
+        start += len(order)
+    return np.concatenate(parts)
+
+
+def patch_features(case: Case) -> dict[str, np.ndarray]:
+    """Patches of the case in window order, as the pipeline gives them."""
+    vision, order = case.config.vision, window_index(case)
+    unit = vision.unit_patches
+    coords = np.concatenate([merge_block_coords(*grid, vision.merge_size) for grid in case.grids])
+    return {
+        "patches": case.arrays["inputs.pixel_u8"]
+        .reshape(-1, unit, vision.patch_dim)[order]
+        .reshape(-1, vision.patch_dim),
+        "patch_coords": coords[order].reshape(-1, 2),
+        "patch_blocks": np.repeat(np.arange(len(case.grids)) + 1, [rows * cols for rows, cols in case.grids]),
+    }
+
+
+def merge_block_coords(rows: int, cols: int, side: int) -> np.ndarray:
+    """[units, side * side, 2] (row, column) of the patches of each merged unit, units in raster order."""
+    coords = np.stack(np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"), axis=-1)
+    return coords.reshape(rows // side, side, cols // side, side, 2).swapaxes(1, 2).reshape(-1, side * side, 2)
+
+
+def sample_features(
+    config: ModelConfig, tokens: np.ndarray, patches: dict[str, np.ndarray] | None = None
+) -> SampleFeatures:
+    """Features of given token ids [n]; their targets and weights have no meaning."""
+    visual = np.isin(tokens, config.visual_token_ids) if config.vision else np.zeros(len(tokens), bool)
+    places = np.arange(len(tokens))
+    empty = np.zeros(np.count_nonzero(~visual), np.int32)
+    dim = config.vision.patch_dim if config.vision else 1
+    none = {"patches": np.zeros((0, dim)), "patch_coords": np.zeros((0, 2)), "patch_blocks": np.zeros(0)}
+    return {
+        "visual_tokens": tokens[visual],
+        "visual_positions": places[visual],
+        "text_tokens": tokens[~visual],
+        "text_positions": places[~visual],
+        "text_targets": empty,
+        "text_weights": empty,
+        "text_source_ids": empty,
+        "text_sample_ids": empty,
+        **(none if patches is None else patches),
+    }
+
+
+def build_batch(config: ModelConfig, rows: list[list[SampleFeatures]]) -> Batch:
+    """The batch of these samples, with `SPARE_SLOTS` empty slots in each block of the longest row."""
+
+    def longest(name: str) -> int:
+        return max(sum(len(sample[name]) for sample in row) for row in rows)
+
+    vision = config.vision
+    spec = BatchSpec(
+        rows=len(rows),
+        visual_slots=longest("visual_tokens") + SPARE_SLOTS if vision else 0,
+        text_slots=longest("text_tokens") + SPARE_SLOTS,
+        patch_slots=longest("patches") + vision.unit_patches * SPARE_SLOTS if vision else 0,
+        patch_dim=vision.patch_dim if vision else 1,
+        unit_patches=vision.unit_patches if vision else 1,
+    )
+    return spec.build(rows, config.special_id("<IMG_CONTEXT>") if vision else -1)
+
+
+def image_batch(case: Case) -> Batch:
+    """The one row of a case with images."""
+    sample = sample_features(case.config, case.arrays["inputs.input_ids"][0], patch_features(case))
+    return build_batch(case.config, [[sample]])
+
+
+def text_batch(case: Case, text: str) -> Batch:
+    """The one row of a text of the case."""
+    return build_batch(case.config, [[sample_features(case.config, case.arrays[f"{text}.input_ids"][0])]])
+
+
+def in_order(batch: Batch, x: jax.Array, row: int = 0, segment: int = 1) -> np.ndarray:
+    """Values [B, L, ...] in slot order -> [n, ...] of one sample in reading order."""
+    sequence = np.asarray(batch.sequence[row])
+    return np.asarray(x[row])[sequence[np.asarray(batch.segment_ids[row])[sequence] == segment]]
+
+
+def to_slots(batch: Batch, values: np.ndarray, fill: float) -> np.ndarray:
+    """Values [n] of row 0's sample in reading order -> [B, L] in slot order."""
+    result = np.full(batch.tokens.shape, fill, values.dtype)
+    result[0, np.asarray(batch.sequence[0])[: len(values)]] = values
+    return result

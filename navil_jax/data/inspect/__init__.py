@@ -1,0 +1,1 @@
+"""Inspection of data: the doctor, previews, and what an image costs in tokens."""

@@ -1,0 +1,167 @@
+"""What is noted of one sample: sizes, shape of its images, a hash, and what is wrong with it."""
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from navil_jax.config import SPECIAL_TOKENS, Config
+from navil_jax.data.features import Skipped, smaller_images
+from navil_jax.data.images import load_image, plan_scales
+from navil_jax.data.prompt import PLACEHOLDER, encode_conversation, image_length
+from navil_jax.data.sources import BadSample, Sample, Source
+from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.errors import UserError
+
+UNREAD, GOOD, SHRUNK, TOO_LONG, BAD = range(5)  # status; UNREAD is what a new table is filled with
+LITERAL, EMPTY = 1, 2  # flags: a marker or <image> stands in the text, an answer is empty
+NOTE = np.dtype(
+    [
+        ("status", "u1"),
+        ("flags", "u1"),
+        ("images", "u2"),
+        ("visual_tokens", "u4"),  # before images are made smaller to fit a row
+        ("text_tokens", "u4"),
+        ("learnt_tokens", "u4"),
+        ("patches", "u4"),
+        ("characters", "u4"),  # of questions and answers
+        ("narrowest", "f4"),  # width / height of the image where that is smallest
+        ("widest", "f4"),
+        ("hash", "u8"),  # of images and text; 0 of bad samples
+    ]
+)
+SIZES = ("visual_tokens", "text_tokens", "patches")
+_EMPTY_ANSWER = re.compile(r"answer( \d+)? is empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkup:
+    """Reads samples of one source as training would, all but cutting the patches. Picklable if the source is."""
+
+    source: Source
+    name: str
+    config: Config  # as it holds for this source
+    tokenizer: Tokenizer
+    budgets: Mapping[str, int]  # feature -> most that fits in a row
+
+    def __call__(self, indices: Sequence[int]) -> tuple[np.ndarray, list[Skipped]]:
+        """Notes of these samples, [n] `NOTE`, and the bad ones among them.
+
+        Raises:
+          UserError: the disk or the network failed.
+          RuntimeError: the source failed in a way that says nothing about the sample.
+        """
+        notes, bad = np.zeros(len(indices), NOTE), []
+        for place, index in enumerate(indices):
+            key = f"{self.name}/{index}"
+            try:
+                sample = self.source[index]
+                key = sample.key
+                notes[place] = self.note(sample)
+                continue
+            except BadSample as error:
+                key, reason = error.key, error.reason
+            except UserError as error:
+                reason = str(error)
+            except OSError as error:
+                raise UserError(
+                    f"sample {index} of {self.name}: {error}; the same command goes on from here"
+                ) from error
+            except Exception as error:
+                what = " ".join(f"{type(error).__name__}: {error}".split())
+                raise RuntimeError(f"reading sample {index} of source {self.name} ({key}) failed: {what}") from error
+            literal, empty = PLACEHOLDER in reason, _EMPTY_ANSWER.search(reason)
+            notes[place]["status"] = BAD
+            notes[place]["flags"] = (LITERAL if literal else 0) | (EMPTY if empty else 0)
+            bad.append(Skipped(self.name, len(self.source), index, key, reason))
+        return notes, bad
+
+    def note(self, sample: Sample) -> np.ndarray:
+        """One `NOTE`. Raises `UserError` for a bad sample."""
+        config, vision = self.config, self.config.model.vision
+        if sample.images and vision is None:
+            raise UserError(f"{sample.key}: has images, but config.model.vision is None")
+        sizes, digest = self._images_and_hash(sample)
+        system = config.data.system_message if sample.system is None else sample.system
+        tokens = encode_conversation(
+            self.tokenizer,
+            config.data.template,
+            system,
+            sample.turns,
+            [()] * len(sizes),  # <img></img>: what stands between them needs no tokenizer to be counted
+            config.data.loss_weight,
+        )
+        lengths = np.array([len(tokens["visual_tokens"]), len(tokens["text_tokens"]), 0])
+        lengths += _image_sizes(sizes, config) - len(sizes) * np.array([1, 1, 0])
+        note = np.zeros((), NOTE)
+        for name, length in zip(SIZES, lengths.tolist(), strict=True):
+            note[name] = length
+        note["learnt_tokens"] = np.count_nonzero(tokens["text_weights"])
+        note["images"], note["hash"] = len(sizes), digest
+        if sizes:
+            ratios = [width / height for height, width in sizes]
+            note["narrowest"], note["widest"] = min(ratios), max(ratios)
+        note["characters"] = sum(len(text) for turn in sample.turns for text in turn)
+        note["flags"] = self._flags(sample, system)
+        note["status"] = self._status(note, sizes)
+        return note
+
+    def _images_and_hash(self, sample: Sample) -> tuple[list[tuple[int, int]], int]:
+        """(height, width) of the images, all of which were decoded, and 64 bits that tell the sample from others."""
+        digest, sizes = hashlib.blake2b(digest_size=8), []
+        for number, content in enumerate(sample.images):
+            name = f"{sample.key}, image {number + 1}" if isinstance(content, bytes) else ""
+            image = load_image(content, name)
+            sizes.append((image.height, image.width))
+            _add(digest, _content(content))
+        for text in (text for turn in sample.turns for text in turn):
+            _add(digest, text.encode())
+        return sizes, int.from_bytes(digest.digest(), "big")
+
+    def _flags(self, sample: Sample, system: str | None) -> int:
+        answers = [answer for _, answer in sample.turns]
+        texts = (system or "", *(text for turn in sample.turns for text in turn))
+        literal = any(map(self._markers.search, texts)) or any(PLACEHOLDER in answer for answer in answers)
+        return (LITERAL if literal else 0) | (EMPTY if not all(answer.strip() for answer in answers) else 0)
+
+    def _status(self, note: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
+        if all(note[name] <= self.budgets[name] for name in SIZES):
+            return GOOD
+        if self.config.data.oversize != "resize" or not sizes:
+            return TOO_LONG
+        small = smaller_images(sizes, self.config, int(note["text_tokens"]), self.budgets)
+        needed = np.array([note[name] for name in SIZES], np.int64)
+        needed += _image_sizes(sizes, small) - _image_sizes(sizes, self.config)
+        return SHRUNK if all(needed <= [self.budgets[name] for name in SIZES]) else TOO_LONG
+
+    @functools.cached_property
+    def _markers(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, (*self.tokenizer.MARKERS, *SPECIAL_TOKENS))))
+
+
+def _image_sizes(sizes: Sequence[tuple[int, int]], config: Config) -> np.ndarray:
+    """What images of these (height, width) add to each of `SIZES`. [3] int64"""
+    total = np.zeros(3, np.int64)
+    for height, width in sizes:
+        grid = [(scale.rows, scale.cols) for scale in plan_scales(height, width, config.images, config.model.vision)]
+        patches = sum(rows * cols for rows, cols in grid)
+        total += (*image_length(grid, config.model.vision.merge_size), patches)
+    return total
+
+
+def _content(image: Image.Image | bytes | Path) -> bytes:
+    """What tells an image from others: a file's bytes, or the pixels of a decoded one."""
+    if isinstance(image, Image.Image):
+        return b"%d %d %b" % (*image.size, image.tobytes())
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+
+def _add(digest: "hashlib._Hash", content: bytes) -> None:
+    """Adds a part and its length, so that no two lists of parts are added alike."""
+    digest.update(len(content).to_bytes(8, "big"))
+    digest.update(content)

@@ -1,0 +1,171 @@
+"""Opens every sample before a run does: `python -m navil_jax.data doctor --config configs/x.py --out reports/x`."""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from navil_jax.config import Config, SourceConfig, validate
+from navil_jax.config.flags import parse
+from navil_jax.data import formats
+from navil_jax.data.formats import files
+from navil_jax.data.inspect.checkup import Checkup
+from navil_jax.data.inspect.examination import examine
+from navil_jax.data.inspect.report import report
+from navil_jax.data.inspect.summary import bad_reasons, box, findings, shared, slot_advice, summarise
+from navil_jax.data.inspect.token_map import row_budgets
+from navil_jax.data.quarantine import FILE
+from navil_jax.data.run_tokenizer import new_tokenizer
+from navil_jax.data.sources import SOURCES, expand_sources, for_source, open_source
+from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.errors import UserError, report_user_errors
+from navil_jax.paths import is_remote, local_path, path_of
+
+ABOUT = """Opens every sample of every source, as training would, and says what was found.
+
+all sources of a recipe, with a report in reports/stage1:
+  python -m navil_jax.data doctor --config configs/stage1.py --out reports/stage1
+
+files, before there is a recipe (kinds as in docs/data.md; a built-in source has a name alone):
+  python -m navil_jax.data doctor --source llava:train.jsonl --source "webdataset:gs://b/{000..999}.tar"
+
+train without the samples that were found to be bad:
+  python -m navil_jax.train --config configs/stage1.py --config.data.quarantine=reports/stage1/quarantine.jsonl
+
+Per source you get the numbers of samples and images, tokens, patches and aspect ratios, samples that are longer than
+a row, bad (with reasons), seen twice, with markers such as <img> in their text or with empty answers. The folder holds
+  report.html        the same with histograms, and some samples in which you see what is trained, with which weight
+  quarantine.jsonl   the bad samples, for data.quarantine
+  findings.jsonl     samples that are worth a look: too long, seen twice, markers in text, empty answers
+  notes/             40 bytes per sample. After Ctrl-C the same command goes on; remove the folder to begin anew.
+
+Tokens are counted with the tokenizer of the run in config.init_from, else with data.tokenizer, else with that of the
+run in config.workdir; if there is none, one is trained on the text of the sources, which says little about the tokens
+of a large model.
+
+Exit status: 0 good, 1 more bad samples than data.max_bad_share allows, 2 bad input (one line says what), 130 after
+Ctrl-C."""
+
+
+@report_user_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, _add_options, default=Config())
+    if options.workers < 0 or options.samples < 0:
+        raise UserError("--workers, --samples: must not be negative")
+    from navil_jax.train.start import inherited  # slow to import, and every process imports this module
+
+    config, tokenizer = inherited(config)
+    config = _with_sources(config, options)
+    own = bool(config.workdir) and not is_remote(config.workdir)
+    out = local_path(options.out or (f"{config.workdir}/doctor" if own else "runs/doctor"))
+    try:
+        return _examine(config, tokenizer, out, options)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from here (state in {out})")
+        return 130
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--source",
+        action="append",
+        default=[],
+        metavar="KIND:PATH",
+        help="these files in the place of the recipe's sources; may be given several times",
+    )
+    add("--root", default="", metavar="DIR", help="folder of the images that records of --source name")
+    add("--out", default="", metavar="DIR", help="folder of the report (default: WORKDIR/doctor, or runs/doctor)")
+    cores = os.cpu_count() or 1
+    add("--workers", type=int, default=cores, metavar="N", help=f"processes; 0: this one alone (default: {cores})")
+    add("--samples", type=int, default=6, metavar="N", help="samples of each source in the report (default: 6)")
+
+
+def _with_sources(config: Config, options: argparse.Namespace) -> Config:
+    """The config with the sources to open, meta files taken apart."""
+    if options.source:
+        entries: list[SourceConfig] = []
+        for given in options.source:
+            entries.append(_entry(given, options.root, {entry.name for entry in entries}))
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=tuple(entries)))
+    if not config.data.sources:
+        raise UserError("no data given: use --config RECIPE or --source KIND:PATH; --help shows how")
+    validate(config)
+    return expand_sources(config)
+
+
+def _entry(given: str, root: str, taken: set[str]) -> SourceConfig:
+    kind, _, path = given.partition(":")
+    if not path and kind in SOURCES:
+        return SourceConfig(kind)
+    formats.check_kind(kind, (*formats.FORMATS, formats.META, *SOURCES))
+    if not path:
+        raise UserError(f"--source {given}: no path given, write {kind}:PATH")
+    plain = files.name_of(path)
+    name = next(
+        name for number in itertools.count(1) if (name := plain if number == 1 else f"{plain}-{number}") not in taken
+    )
+    return SourceConfig(name, kind=kind, path=path, root=root)
+
+
+def _examine(config: Config, tokenizer: Tokenizer | None, out: Path, options: argparse.Namespace) -> int:
+    sources = [open_source(entry, "train") for entry in config.data.sources]
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = tokenizer or _tokenizer(config, out)
+    budgets = row_budgets(config)
+    checkups = [
+        Checkup(source, entry.name, for_source(config, number), tokenizer, budgets)
+        for number, (source, entry) in enumerate(zip(sources, config.data.sources, strict=True))
+    ]
+    tables = examine(config, checkups, out, options.workers)
+    return _tell(config, checkups, tables, out, options.samples)
+
+
+def _tokenizer(config: Config, out: Path) -> Tokenizer:
+    own = out / "tokenizer"
+    folders = [config.data.tokenizer, config.workdir and f"{config.workdir}/tokenizer", str(own)]
+    for folder in folders:
+        if folder and (folder == config.data.tokenizer or path_of(folder).is_dir()):
+            return Tokenizer.load(folder)
+    print("training a tokenizer on the text of the sources; give --config.data.tokenizer=FOLDER for real token counts")
+    return new_tokenizer(config, own)
+
+
+def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarray], out: Path, samples: int) -> int:
+    """Prints the summaries and writes the report; the exit status."""
+    quarantine = out / FILE
+    quarantine.touch()
+    reasons = bad_reasons(quarantine)
+    summaries = [
+        summarise(checkup.name, table, reasons.get(checkup.name, Counter()))
+        for checkup, table in zip(checkups, tables, strict=True)
+    ]
+    for checkup, summary in zip(checkups, summaries, strict=True):
+        print(box(summary, row_budgets(checkup.config)))
+    if repeated := shared(tables):
+        print(f"{repeated:,} samples stand in more than one source")
+    advice = slot_advice(config, tables)
+    print(advice)
+    with (out / "findings.jsonl").open("w") as file:
+        for checkup, table in zip(checkups, tables, strict=True):
+            file.writelines(json.dumps(finding) + "\n" for finding in findings(checkup.name, table))
+    (out / "report.html").write_text(report(checkups, tables, summaries, advice, samples), encoding="utf-8")
+    print(f"report: {out / 'report.html'}")
+    bad, read = sum(summary.bad for summary in summaries), sum(summary.samples for summary in summaries)
+    if bad:
+        print(f"train without the {bad:,} bad samples: --config.data.quarantine={quarantine}")
+    if bad > config.data.max_bad_share * read:
+        print(f"{bad:,} of {read:,} samples are bad, more than data.max_bad_share = {config.data.max_bad_share:g}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

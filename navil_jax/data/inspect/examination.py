@@ -1,0 +1,181 @@
+"""Every sample of every source noted in tables on disk, by several processes, and on where it was interrupted."""
+
+import concurrent.futures
+import itertools
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+from navil_jax.config import Config
+from navil_jax.config.flags import differences, from_json, to_json
+from navil_jax.data.features import Skipped
+from navil_jax.data.formats.progress import Progress
+from navil_jax.data.inspect.checkup import NOTE, UNREAD, Checkup
+from navil_jax.data.quarantine import FILE, Quarantine
+from navil_jax.errors import UserError
+
+CHUNK = 32  # samples that a process reads at a time
+CONFIG_FILE, TABLES = "config.json", "notes"
+_MATTERS = re.compile(r"(images|model\.vision|data)(\..*)?")  # keys of a config that change what is noted
+_FREE = ("threads", "workers", "quarantine", "max_bad_share", "seed", "rows", "packing_lookahead", "balance_window")
+
+_checkups: Sequence[Checkup] = ()  # in a worker process: those of its pool
+
+
+def examine(config: Config, checkups: Sequence[Checkup], out: Path, workers: int) -> list[np.ndarray]:
+    """Notes of all samples; bad ones are appended to `OUT/quarantine.jsonl` as they are found.
+
+    `OUT/notes/` holds a table per source, in which a sample's row is filled once it is read: that is the state from
+    which the same call goes on. 40 bytes per sample, mapped into memory.
+
+    Args:
+      checkups: one per source.
+      workers: processes; 0: all in this one.
+
+    Returns:
+      One array [samples] of `checkup.NOTE` per source.
+
+    Raises:
+      UserError: `out` belongs to another config or the data have changed, a source cannot be copied into processes, or
+        one of them died.
+    """
+    _check_config(config, out)
+    tables = [_open_table(out / TABLES / f"{number:03}.npy", checkup) for number, checkup in enumerate(checkups)]
+    quarantine = Quarantine(out)
+    with _pool(checkups, workers) as pool:
+        try:
+            for number, (checkup, table) in enumerate(zip(checkups, tables, strict=True)):
+                results = _results(pool, number, checkup.name, _unread(table), 2 * workers)
+                _fill(table, results, quarantine, checkup.name)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return tables
+
+
+def _fill(
+    table: np.ndarray, results: Iterator[tuple[list[int], np.ndarray, list[Skipped]]], quarantine: Quarantine, name: str
+) -> None:
+    done = int(np.count_nonzero(table["status"]))
+    progress = Progress(name, len(table), "samples", done)
+    for indices, notes, bad in results:
+        for sample in bad:
+            quarantine.add(sample)
+        table[indices] = notes
+        done += len(indices)
+        progress.update(done)
+    progress.finish(done)
+    table.flush()
+
+
+def _check_config(config: Config, out: Path) -> None:
+    """Notes in the folder with which config its tables are made; raises `UserError` if that was another one."""
+    path = out / CONFIG_FILE
+    if not path.exists():
+        (out / TABLES).mkdir(parents=True, exist_ok=True)
+        (out / FILE).unlink(missing_ok=True)  # of a report that somebody removed in part
+        path.write_text(to_json(config))
+        return
+    changed = [
+        f"{key} was {before}, is {now}"
+        for key, (before, now) in differences(from_json(path.read_text()), config).items()
+        if _MATTERS.fullmatch(key) and key.removeprefix("data.") not in _FREE
+    ]
+    if changed:
+        raise UserError(f"{out}: holds a report for another config ({changed[0]}); remove it or give another --out")
+
+
+def _open_table(path: Path, checkup: Checkup) -> np.ndarray:
+    samples = len(checkup.source)
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        np.lib.format.open_memmap(temporary, "w+", NOTE, (samples,)).flush()
+        temporary.replace(path)
+    table = np.lib.format.open_memmap(path, "r+")
+    if len(table) != samples:
+        raise UserError(
+            f"source {checkup.name}: {samples:,} samples, {len(table):,} when {path.parent.parent} was begun; "
+            "remove that folder or give another --out"
+        )
+    return table
+
+
+def _unread(table: np.ndarray) -> Iterator[list[int]]:
+    for start in range(0, len(table), CHUNK):
+        part = table["status"][start : start + CHUNK]
+        if indices := (start + np.flatnonzero(part == UNREAD)).tolist():
+            yield indices
+
+
+def _results(
+    pool: concurrent.futures.Executor, number: int, name: str, chunks: Iterator[list[int]], ahead: int
+) -> Iterator[tuple[list[int], np.ndarray, list[Skipped]]]:
+    """The notes of one source in its order; so many chunks are under way."""
+    waiting: deque = deque()
+    try:
+        while True:
+            for indices in itertools.islice(chunks, ahead + 1 - len(waiting)):
+                waiting.append((indices, pool.submit(_check, number, indices)))
+            if not waiting:
+                return
+            indices, future = waiting.popleft()
+            yield indices, *future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a process died (out of memory, or a crash in a decoder) while samples of {name} from {indices[0]} on "
+            "were read; fewer --workers need less memory, and the same command goes on from there"
+        ) from error
+
+
+class _ThisProcess(concurrent.futures.Executor):
+    """Runs what is submitted at once."""
+
+    def submit(self, function, /, *arguments) -> concurrent.futures.Future:
+        future: concurrent.futures.Future = concurrent.futures.Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def _pool(checkups: Sequence[Checkup], workers: int) -> concurrent.futures.Executor:
+    if not workers:
+        _start(checkups)
+        return _ThisProcess()
+    for checkup in checkups:
+        try:
+            pickle.dumps(checkup)
+        except Exception as error:  # pickle raises many types
+            raise UserError(
+                f"source {checkup.name}: cannot be copied into other processes ({error}); use --workers 0"
+            ) from error
+    context = multiprocessing.get_context("forkserver")  # a fork of a process that runs JAX can hang
+    context.set_forkserver_preload([__name__])
+    return concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (tuple(checkups),))
+
+
+def _start(checkups: Sequence[Checkup]) -> None:
+    global _checkups
+    _checkups = checkups
+
+
+def _start_worker(checkups: Sequence[Checkup]) -> None:
+    _start(checkups)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the command decides when to end
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _check(number: int, indices: Sequence[int]) -> tuple[np.ndarray, list[Skipped]]:
+    return _checkups[number](indices)

@@ -1,0 +1,212 @@
+"""Tables of notes -> what is said of each source."""
+
+import dataclasses
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from navil_jax.config import Config
+from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, SHRUNK, SIZES, TOO_LONG, UNREAD
+from navil_jax.data.packing import advise_slots, best_fill
+
+KEPT, DRAWN = 0.99, 20_000  # share of samples that advised rows shall hold; samples that advice is made from
+PACKED = 0.95  # of the slots that samples need most, as packing fills them
+_SHOWN_REASONS, _LABEL = 5, 19
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """Why samples are bad; numbers and names are left out of the text."""
+
+    text: str
+    samples: int
+    first: str  # key of the first of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What was found in one source."""
+
+    name: str
+    samples: int
+    usable: int
+    shrunk: int  # of the usable ones
+    too_long: int
+    bad: int
+    reasons: tuple[Reason, ...]  # the most frequent first
+    duplicates: int  # samples whose images and text another one before them has
+    literal: int  # samples with markers or <image> in their text
+    empty: int  # samples with an empty answer
+    images: int
+    sums: dict[str, int]  # of usable samples: visual, text and learnt tokens, patches
+    sizes: dict[str, tuple[int, int, int]]  # minimum, median and maximum of a usable sample
+    ratios: tuple[float, float, float] | None  # minimum, median and maximum of width / height; None without images
+
+
+def usable(notes: np.ndarray) -> np.ndarray:
+    """[n] bool, which samples training uses."""
+    return (notes["status"] == GOOD) | (notes["status"] == SHRUNK)
+
+
+def summarise(name: str, notes: np.ndarray, reasons: Counter[tuple[str, str]]) -> Summary:
+    """Args: notes: [n] `checkup.NOTE`; reasons: as `bad_reasons` gives them for this source."""
+    status = Counter(dict(enumerate(np.bincount(notes["status"], minlength=5).tolist())))
+    good = notes[usable(notes)]
+    counted = (*SIZES, "learnt_tokens", "characters")
+    ratios = aspect_ratios(good)
+    return Summary(
+        name=name,
+        samples=len(notes),
+        usable=len(good),
+        shrunk=status[SHRUNK],
+        too_long=status[TOO_LONG],
+        bad=status[BAD],
+        reasons=tuple(Reason(text, count, first) for (text, first), count in reasons.most_common(_SHOWN_REASONS)),
+        duplicates=len(duplicates(notes)[0]),
+        literal=int(np.count_nonzero(notes["flags"] & LITERAL)),
+        empty=int(np.count_nonzero(notes["flags"] & EMPTY)),
+        images=int(good["images"].sum(dtype=np.int64)),
+        sums={field: int(good[field].sum(dtype=np.int64)) for field in counted},
+        sizes={field: _spread(good[field], int) for field in counted} if len(good) else {},
+        ratios=_spread(ratios, float) if len(ratios) else None,
+    )
+
+
+def _spread(values: np.ndarray, kind: type) -> tuple[Any, Any, Any]:
+    return kind(values.min()), kind(np.median(values)), kind(values.max())
+
+
+def aspect_ratios(notes: np.ndarray) -> np.ndarray:
+    """width / height of the narrowest and of the widest image of each sample with images. [2 * m] float32"""
+    with_image = notes[notes["images"] > 0]
+    return np.concatenate([with_image["narrowest"], with_image["widest"]])
+
+
+def duplicates(notes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of samples that repeat an earlier one, and of the first one that each repeats. Two times [m] int64"""
+    read = _read(notes)
+    order = read[np.argsort(notes["hash"][read], kind="stable")]
+    hashes = notes["hash"][order]
+    again = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
+    return order[again], order[np.searchsorted(hashes, hashes[again])]
+
+
+def shared(tables: Sequence[np.ndarray]) -> int:
+    """How many samples of a source another one before it has, too."""
+    unlike = [np.unique(notes["hash"][_read(notes)]) for notes in tables]
+    return sum(map(len, unlike)) - len(np.unique(np.concatenate(unlike)))
+
+
+def _read(notes: np.ndarray) -> np.ndarray:
+    return np.flatnonzero((notes["status"] != BAD) & (notes["status"] != UNREAD))
+
+
+def bad_reasons(quarantine: Path) -> dict[str, Counter[tuple[str, str]]]:
+    """Source -> (reason without numbers and names, key of the first such sample) -> samples."""
+    found: dict[str, Counter[tuple[str, str]]] = {}
+    first: dict[tuple[str, str], str] = {}
+    with quarantine.open(encoding="utf-8") as file:
+        for entry in map(json.loads, file):
+            plain = entry["reason"].replace(entry["key"], "").lstrip(":, ")
+            kind = re.sub(r"\d+", "N", re.sub(r"\S*[/\\]\S*|'[^']*'|\"[^\"]*\"", "...", plain))
+            key = first.setdefault((entry["source"], kind), entry["key"])
+            found.setdefault(entry["source"], Counter())[kind, key] += 1
+    return found
+
+
+def findings(name: str, notes: np.ndarray) -> Iterator[dict[str, str | int]]:
+    """Samples that are not bad but worth a look, as JSON lines hold them."""
+    texts = {LITERAL: "a marker or <image> stands in the text", EMPTY: "an answer is empty"}
+    for flag, text in texts.items():
+        for index in np.flatnonzero(notes["flags"] & flag).tolist():
+            yield {"source": name, "index": index, "finding": text}
+    for status, text in ((TOO_LONG, "longer than a row"), (SHRUNK, "images made smaller to fit a row")):
+        for index in np.flatnonzero(notes["status"] == status).tolist():
+            yield {"source": name, "index": index, "finding": text}
+    for index, first in zip(*(array.tolist() for array in duplicates(notes)), strict=True):
+        yield {"source": name, "index": index, "finding": f"same images and text as sample {first}"}
+
+
+def box(summary: Summary, budgets: dict[str, int]) -> str:
+    """The summary as text with a frame, for a terminal."""
+    lines = [f"{label:<{_LABEL}}{text}" for label, text in summary_rows(summary, budgets)]
+    for reason in summary.reasons:
+        lines.append(f"{'':{_LABEL}}{reason.samples:,} x {reason.text} (first {reason.first})")
+    lines = [line if len(line) <= 116 else line[:113] + "..." for line in lines]
+    width = max(len(summary.name) + 2, *map(len, lines))
+    head = f"┌─ {summary.name} {'─' * (width - len(summary.name) - 1)}┐"
+    return "\n".join([head, *(f"│ {line:<{width}} │" for line in lines), f"└{'─' * (width + 2)}┘"])
+
+
+def summary_rows(summary: Summary, budgets: dict[str, int]) -> list[tuple[str, str]]:
+    """(label, text) of what is said of a source but for the reasons."""
+    rows = [
+        ("samples", f"{summary.samples:,}, {summary.usable:,} of them usable"),
+        ("images", f"{summary.images:,}"),
+    ]
+    if summary.ratios:
+        low, middle, high = summary.ratios
+        rows.append(("width / height", f"{low:.2f} to {high:.2f}, median {middle:.2f}"))
+    for field in (*SIZES, "learnt_tokens", "characters"):
+        if summary.sizes:
+            low, middle, high = summary.sizes[field]
+            room = f"; a row has {budgets[field]:,}" if field in budgets else ""
+            rows.append(
+                (
+                    field.replace("_", " "),
+                    f"{summary.sums[field]:,}; {low:,} to {high:,} per sample, median {middle:,}{room}",
+                )
+            )
+    shrunk = f"; {summary.shrunk:,} more fit with smaller images" if summary.shrunk else ""
+    return [
+        *rows,
+        ("longer than a row", f"{summary.too_long:,}{shrunk}"),
+        ("duplicates", f"{summary.duplicates:,}"),
+        ("markers in text", f"{summary.literal:,}"),
+        ("empty answers", f"{summary.empty:,}"),
+        ("bad", f"{summary.bad:,}"),
+    ]
+
+
+def slot_advice(config: Config, tables: Sequence[np.ndarray]) -> str:
+    """What budgets suit the mixture; "" where no sample is usable."""
+    rng, parts = np.random.default_rng(0), []
+    weights = np.array([entry.weight for entry in config.data.sources])
+    for table, share in zip(tables, weights / weights.sum(), strict=True):
+        good = np.flatnonzero(usable(table))
+        if len(good):
+            drawn = table[rng.choice(good, max(1, round(DRAWN * share)))]
+            parts.append(np.stack([drawn[field] for field in SIZES], axis=1).astype(np.int64))
+    if not parts:
+        return ""
+    data = config.data
+    now = np.array([data.visual_slots, data.text_slots, data.patch_slots])
+    sizes = np.minimum(np.concatenate(parts), now)  # images that are too large for a row get smaller
+    visual, text, patches = best_fill(sizes, now).tolist()
+    multiple = 128 if min(data.visual_slots, data.text_slots) >= 1024 else 8
+    advice = advise_slots(sizes, data.patch_slots, KEPT, multiple)
+    return (
+        f"rows of {now[0]:,} visual, {now[1]:,} text and {now[2]:,} patch slots can be filled to {visual:.0%}, "
+        f"{text:.0%} and {patches:.0%} at best;\n{advice.visual_slots:,}, {advice.text_slots:,} and "
+        f"{advice.patch_slots:,} would be filled alike, and {KEPT:.0%} of the samples fit each"
+        f"{_row_advice(config, sizes)}"
+    )
+
+
+def _row_advice(config: Config, sizes: np.ndarray) -> str:
+    """How many rows hold as many samples as a batch shall have, where the config says so; sizes [n, 3]."""
+    if not config.batch_samples:
+        return ""
+    data = config.data
+    budgets = np.array([data.visual_slots, data.text_slots, data.patch_slots])
+    rows = config.batch_samples * float((sizes.mean(axis=0) / budgets).max()) / PACKED
+    return (
+        f";\na batch of {config.batch_samples:,} samples (batch_samples) fills {math.ceil(rows):,} rows on average, "
+        f"and data.rows is {data.rows:,}"
+    )

@@ -1,0 +1,159 @@
+"""What an image costs in tokens, and a drawing of where they sit."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from navil_jax.config import Config, VisionConfig
+from navil_jax.data.images import Scale, plan_scales, window_order
+from navil_jax.data.pillow_resampling import resize_image
+from navil_jax.data.prompt import image_length
+from navil_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTokens:
+    """The slots that one image fills."""
+
+    width: int
+    height: int
+    scales: tuple[Scale, ...]  # smallest first
+    visual_tokens: int  # <img> and one per merged unit
+    text_tokens: int  # line breaks, frame breaks and </img>
+    patches: int
+    padding: float  # share of the patches' pixels that lie outside the image
+
+
+def image_tokens(width: int, height: int, config: Config) -> ImageTokens:
+    """Counts for an image of width x height pixels.
+
+    Raises:
+      UserError: one side is over 200 times the other, or the config has no vision encoder.
+
+    Example, with the defaults: 640 x 480 -> scales of 16 x 22, 22 x 30 and 30 x 40 patches, 554 + 38 tokens
+    """
+    if config.model.vision is None:
+        raise UserError("config.model.vision is none: this model takes no images")
+    scales = tuple(plan_scales(height, width, config.images, config.model.vision))
+    grids = [(scale.rows, scale.cols) for scale in scales]
+    visual, text = image_length(grids, config.model.vision.merge_size)
+    patches = sum(rows * cols for rows, cols in grids)
+    inside = sum(scale.height * scale.width for scale in scales)
+    padding = 1 - inside / (patches * config.model.vision.patch_size**2)
+    return ImageTokens(width, height, scales, visual, text, patches, padding)
+
+
+def row_budgets(config: Config) -> dict[str, int]:
+    """The most that a packed row takes, by the name of the field of `ImageTokens`."""
+    data = config.data
+    return {"visual_tokens": data.visual_slots, "text_tokens": data.text_slots, "patches": data.patch_slots}
+
+
+_SPACE = 16  # pixels between panels
+_WIDE = 768  # pixels; drawings get larger until the largest scale is about so wide
+_PATCH, _UNIT, _WINDOW, _EDGE = (255, 255, 255, 70), (255, 255, 255, 190), (255, 140, 0, 255), (0, 220, 255, 255)
+_LEGEND = {
+    "patches (thin) and merged units, one visual token each": (120, 120, 120),
+    "windows, with the number of their first visual token": _WINDOW[:3],
+    "end of the image: what lies beyond is padding": (0, 160, 200),
+}
+
+
+def draw_tokens(path: str | Path, images: Mapping[str, Image.Image], config: Config) -> None:
+    """Draws each image's scales side by side, one image below the other, into a PNG.
+
+    Numbers count the image's `<IMG_CONTEXT>` tokens from 0, in the order in which the encoder's outputs stand.
+
+    Args:
+      images: RGB images by the name that stands above them.
+
+    Raises:
+      UserError: as `image_tokens`, or the file cannot be written.
+    """
+    rows = [_titled(name, _scales(image, config)) for name, image in images.items()]
+    drawing = _stack([*rows, _legend()], vertical=True)
+    try:
+        drawing.save(path, "PNG")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _scales(image: Image.Image, config: Config) -> Image.Image:
+    """The panels of one image."""
+    counts, vision = image_tokens(image.width, image.height, config), config.model.vision
+    largest = max(counts.scales[-1].rows, counts.scales[-1].cols) * vision.patch_size
+    zoom = max(1, _WIDE // largest)
+    panels, first = [], 0
+    for scale in counts.scales:
+        units = scale.rows * scale.cols // vision.unit_patches
+        caption = f"{scale.width} x {scale.height} pixels, {scale.cols} x {scale.rows} patches, {units} tokens"
+        panels.append(_titled(caption, _panel(image, scale, vision, zoom, first)))
+        first += units
+    return _stack(panels, vertical=False)
+
+
+def _panel(image: Image.Image, scale: Scale, vision: VisionConfig, zoom: int, first: int) -> Image.Image:
+    """One scale with its grids; `first` is the number of its first visual token."""
+    side, merge = vision.patch_size * zoom, vision.merge_size
+    width, height = scale.cols * side, scale.rows * side
+    panel = Image.new("RGBA", (width + 1, height + 1), "black")
+    resized = resize_image(image, scale.width, scale.height)
+    panel.paste(resized.resize((scale.width * zoom, scale.height * zoom), Image.Resampling.NEAREST))
+    for step, colour, line in ((1, _PATCH, 1), (merge, _UNIT, 1), (vision.window_size, _WINDOW, 3)):
+        layer = Image.new("RGBA", panel.size)
+        pen = ImageDraw.Draw(layer)
+        for col in [*range(0, scale.cols, step), scale.cols]:
+            pen.line([(col * side, 0), (col * side, height)], colour, line)
+        for row in [*range(0, scale.rows, step), scale.rows]:
+            pen.line([(0, row * side), (width, row * side)], colour, line)
+        panel.alpha_composite(layer)
+    pen = ImageDraw.Draw(panel)
+    right, bottom = scale.width * zoom, scale.height * zoom
+    pen.line([(right, 0), (right, bottom), (0, bottom)], _EDGE, 2)
+    for row, col, number in _window_starts(scale, vision):
+        place = (col * side * merge + 4, row * side * merge + 4)
+        text, font = str(first + number), ImageFont.load_default(13)
+        pen.rectangle(pen.textbbox(place, text, font=font), (0, 0, 0, 255))
+        pen.text(place, text, _WINDOW, font=font)
+    return panel.convert("RGB")
+
+
+def _window_starts(scale: Scale, vision: VisionConfig) -> list[tuple[int, int, int]]:
+    """(row, column, number) of the unit in the upper left of each window, in merged units and the encoder's order."""
+    merge = vision.merge_size
+    rows, cols, window = scale.rows // merge, scale.cols // merge, vision.window_size // merge
+    order = window_order(rows, cols, window) if vision.window_order else np.arange(rows * cols)
+    places = [(*divmod(int(unit), cols), number) for number, unit in enumerate(order)]
+    return [place for place in places if place[0] % window == 0 and place[1] % window == 0]
+
+
+def _titled(text: str, drawing: Image.Image) -> Image.Image:
+    return _stack([_text(text, (0, 0, 0)), drawing], vertical=True)
+
+
+def _legend() -> Image.Image:
+    return _stack([_text(text, colour) for text, colour in _LEGEND.items()], vertical=False)
+
+
+def _text(text: str, colour: tuple[int, int, int]) -> Image.Image:
+    font = ImageFont.load_default(15)
+    left, top, right, bottom = font.getbbox(text)
+    drawing = Image.new("RGB", (round(right - left) + 2, round(bottom - top) + 4), "white")
+    ImageDraw.Draw(drawing).text((1 - left, 2 - top), text, colour, font=font)
+    return drawing
+
+
+def _stack(drawings: Sequence[Image.Image], vertical: bool) -> Image.Image:
+    """The drawings below or beside one another, on white."""
+    gap = 4 if vertical else _SPACE
+    lengths = [drawing.height if vertical else drawing.width for drawing in drawings]
+    across = max(drawing.width if vertical else drawing.height for drawing in drawings)
+    along = sum(lengths) + gap * len(lengths)
+    sheet = Image.new("RGB", (across, along) if vertical else (along, across), "white")
+    for drawing, end in zip(drawings, np.cumsum([length + gap for length in lengths]).tolist(), strict=True):
+        start = end - gap - (drawing.height if vertical else drawing.width)
+        sheet.paste(drawing, (0, start) if vertical else (start, 0))
+    return sheet

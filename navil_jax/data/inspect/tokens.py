@@ -1,0 +1,121 @@
+"""What images cost in tokens: `python -m navil_jax.data tokens --image cat.png --out cat_tokens.png`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from navil_jax.config import Config
+from navil_jax.config.flags import parse
+from navil_jax.data.images import load_image
+from navil_jax.data.inspect.token_map import ImageTokens, draw_tokens, image_tokens, row_budgets
+from navil_jax.errors import UserError, report_user_errors
+
+ABOUT = """Shows what images cost in tokens: each scale's size, its grid of patches, its tokens and its padding.
+
+what an image costs in the first stage of NaViL-9B, and a drawing of where its tokens sit:
+  python -m navil_jax.data tokens --image cat.png --config configs/navil_9b.py --out cat_tokens.png
+
+the same for smaller images, and for a row with less room:
+  python -m navil_jax.data tokens --image cat.png --config.images.max_patches=4096 --config.data.visual_slots=2048
+
+several images, for a program:
+  python -m navil_jax.data tokens --image a.jpg --image b.jpg --json
+
+How to read it: an image is taken at its own size unless that has too few or too many patches (images.min_patches,
+images.max_patches) and, with images.multiscale, again in smaller copies. Each copy is padded with black at the right
+and the bottom to whole merged units, and each unit of 2 x 2 patches is one visual token. Every row of units ends in a
+line break and every scale in a frame break, which are text tokens as </img> is; <img> is a visual one. A packed row has
+room for data.visual_slots, data.text_slots (the prompt and the answer need some, too) and data.patch_slots.
+
+Without --config the defaults of the paper hold. Exit status: 0 good, 2 bad input (one line says what)."""
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+
+
+@report_user_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, _add_options, default=Config())
+    if not options.image:
+        raise UserError("--image: no image given; --help shows how")
+    images = {file: load_image(file) for file in options.image}
+    counts = {file: image_tokens(*image.size, config) for file, image in images.items()}
+    turned = {file: image.getexif().get(ORIENTATION, 1) for file, image in images.items()}
+    if options.json:
+        print(json.dumps([{"image": file, **_values(count, config)} for file, count in counts.items()], indent=2))
+    else:
+        print("\n\n".join(_table(file, count, config, turned[file]) for file, count in counts.items()))
+    if options.out:
+        draw_tokens(options.out, images, config)
+        print(f"drawn: {options.out}", file=sys.stderr)
+    return 0
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--image", action="append", default=[], metavar="FILE", help="an image; may be given several times")
+    add("--out", metavar="FILE", help="PNG with each scale, its patches, merged units, windows and token numbers")
+    add("--json", action="store_true", help="prints one JSON array with an object per image")
+
+
+def _room(count: ImageTokens, config: Config) -> dict[str, tuple[int, int]]:
+    """What the image needs -> how much, and how much a row has."""
+    return {name: (getattr(count, name), budget) for name, budget in row_budgets(config).items()}
+
+
+def _fits(count: ImageTokens, config: Config) -> bool:
+    return all(needed <= budget for needed, budget in _room(count, config).values())
+
+
+def _scale_rows(count: ImageTokens, config: Config) -> list[dict[str, int]]:
+    merge = config.model.vision.merge_size
+    return [
+        scale._asdict()
+        | {
+            "visual_tokens": scale.rows * scale.cols // merge**2,
+            "line_breaks": scale.rows // merge,
+            "frame_breaks": 1,
+        }
+        for scale in count.scales
+    ]
+
+
+def _values(count: ImageTokens, config: Config) -> dict[str, Any]:
+    """All numbers of an image, for JSON."""
+    return {
+        **dataclasses.asdict(count),
+        "scales": _scale_rows(count, config),
+        "total_tokens": count.visual_tokens + count.text_tokens,
+        "fits": _fits(count, config),
+        "row": row_budgets(config),
+    }
+
+
+def _table(file: str, count: ImageTokens, config: Config, orientation: int) -> str:
+    """The text for one image."""
+    area = config.model.vision.patch_size**2
+    lines = [f"{file}: {count.width} x {count.height} pixels"]
+    if orientation != 1:
+        lines.append(f"  its EXIF orientation {orientation} is not applied: it is seen as its pixels are stored")
+    lines.append("  scale      resized      patches  visual tokens  line breaks  frame breaks  padding")
+    for number, row in enumerate(_scale_rows(count, config), start=1):
+        size, grid = f"{row['width']} x {row['height']}", f"{row['cols']} x {row['rows']}"
+        padding = 1 - row["height"] * row["width"] / (row["rows"] * row["cols"] * area)
+        lines.append(
+            f"  {number:5} {size:>12} {grid:>12} {row['visual_tokens']:14,} {row['line_breaks']:12,}"
+            f" {row['frame_breaks']:13,} {padding:8.1%}"
+        )
+    lines.append(
+        f"  together {count.visual_tokens + count.text_tokens:,} tokens with <img> and </img>, "
+        f"{count.padding:.1%} of the pixels are padding"
+    )
+    room = ", ".join(
+        f"{name.replace('_', ' ')} {needed:,} of {budget:,} ({needed / budget:.0%})"
+        for name, (needed, budget) in _room(count, config).items()
+    )
+    return "\n".join([*lines, f"  {'fits a row' if _fits(count, config) else 'DOES NOT FIT A ROW'}: {room}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

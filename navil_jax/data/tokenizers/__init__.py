@@ -1,0 +1,1 @@
+"""Tokenizers of the two kinds that the supported families use."""

@@ -1,0 +1,234 @@
+"""Text <-> ids. The files of a folder tell which kind of tokenizer it holds: SentencePiece or byte-level BPE."""
+
+import abc
+import functools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from navil_jax.config import SPECIAL_TOKENS
+from navil_jax.errors import UserError
+from navil_jax.paths import path_of
+
+CONFIG_FILE, ADDED_FILE, MAP_FILE, JSON_FILE = (
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+)
+PLAIN_TOKEN = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+
+
+class Token(NamedTuple):
+    """An id and the characters [begin, end) of the text that it stands for; both equal inside a split character."""
+
+    id: int
+    begin: int
+    end: int
+
+
+class Tokenizer(abc.ABC):
+    """A table of pieces and the tokens added to it.
+
+    Added tokens (the markers of the chat template, of images and of boxes) are parsed from text only where the caller
+    allows it. Elsewhere a literal "<img>" typed by a user is plain text, and so is what else the table would take for
+    a marker.
+
+    Attributes:
+      bos_id: stands in front of a text; None where nothing does (Qwen3).
+      eos_id, pad_id: end of a text and padding; None where the files name none.
+    """
+
+    FILES: ClassVar[tuple[str, ...]]  # what a folder may hold of this kind; other files are not read
+    MARKERS: ClassVar[tuple[str, ...]]  # of the chat template
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    def __init__(self, files: Mapping[str, bytes], name: str = "tokenizer") -> None:
+        """From the contents of the files; `name` is what errors call their folder. Raises `UserError` as `load`."""
+        self._files = {file: files[file] for file in self.FILES if file in files}
+        self._name = name
+        self._config = parse_json(files, CONFIG_FILE, name)
+        self._ids = {token["content"]: int(i) for i, token in self._config.get("added_tokens_decoder", {}).items()}
+        self._ids |= parse_json(files, ADDED_FILE, name)
+
+    @staticmethod
+    def load(folder: str | Path) -> "Tokenizer":
+        """Reads a folder with tokenizer.model (InternLM2), or with tokenizer.json or vocab.json and merges.txt (Qwen3).
+
+        Beside them stand tokenizer_config.json and, in some folders, added_tokens.json and special_tokens_map.json.
+
+        Raises:
+          UserError: the folder or a needed file is missing or broken.
+        """
+        folder = path_of(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder with a tokenizer")
+        names = {name for kind in _kinds() for name in kind.FILES if (folder / name).is_file()}
+        return Tokenizer.from_files({name: (folder / name).read_bytes() for name in names}, str(folder))
+
+    @staticmethod
+    def from_files(files: Mapping[str, bytes], name: str = "tokenizer") -> "Tokenizer":
+        """The inverse of `files`. Errors as in `load`."""
+        sentencepiece, byte_level = _kinds()
+        if "tokenizer.model" in files:
+            return sentencepiece(files, name)
+        if JSON_FILE in files or {"vocab.json", "merges.txt"} <= files.keys():
+            return byte_level(files, name)
+        raise UserError(
+            f"{name}: no tokenizer.model (InternLM2), no {JSON_FILE} and no vocab.json with merges.txt (Qwen3); "
+            "give a folder that holds a tokenizer"
+        )
+
+    def files(self) -> dict[str, bytes]:
+        """File name -> content, byte for byte as loaded, for embedding in a checkpoint."""
+        return dict(self._files)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the files as they were loaded."""
+        folder = path_of(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self._files.items():
+            (folder / name).write_bytes(data)
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """One more than the largest id in use, of pieces and added tokens."""
+
+    @functools.cached_property
+    def special_token_ids(self) -> tuple[int, ...]:
+        """Ids of `config.SPECIAL_TOKENS`, in that order. Raises `UserError` for a token that is not in the table."""
+        return tuple(self.token_id(token) for token in SPECIAL_TOKENS)
+
+    def token_id(self, token: str) -> int:
+        """The id of an added token. Raises `UserError` if there is none."""
+        if token not in self._ids:
+            raise UserError(f"{self._name}: no token {token} in {ADDED_FILE} or {CONFIG_FILE}; add it there")
+        return self._ids[token]
+
+    def reserved_id(self, token: str) -> int | None:
+        """The id that the table keeps free for a marker of the chat template."""
+        return None
+
+    def split(self, text: str) -> list[tuple[str, bool]]:
+        """Text -> stretches and whether each is an added token, which `encode` with allow_special parses, or text.
+
+        Added tokens count whether the files call them special (`<img>`) or not (`<think>` of Qwen3).
+
+        Example: "a<think>\\n\\n" -> [("a", False), ("<think>", True), ("\\n\\n", False)], if <think> is added
+        """
+        return [(part, part in self._ids) for part in self._added_pattern.split(text) if part]
+
+    @functools.cached_property
+    def _added_pattern(self) -> re.Pattern[str]:
+        return any_of(self._ids)
+
+    @abc.abstractmethod
+    def encode(self, text: str, allow_special: bool) -> list[int]:
+        """Text -> ids, without `<s>`.
+
+        Args:
+          allow_special: parse added tokens, longest first, as the released tokenizer does everywhere, and encode the
+            text between them piece by piece. Otherwise all text is plain.
+
+        Example: "<img>a" -> [546, 441] if allow_special, else ids of "<", "im", "g", ">", "a"
+        """
+
+    @abc.abstractmethod
+    def encode_with_spans(self, text: str) -> list[Token]:
+        """Plain text -> ids, as `encode` without special tokens, with the characters that each stands for."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """Ids -> text as the released tokenizer gives it.
+
+        Bytes that are no UTF-8 become U+FFFD. An id outside the table (a model's vocabulary may be larger) decodes to
+        nothing; the released code fails on it.
+
+        Args:
+          skip_special: leave out all special tokens.
+        """
+
+
+def _kinds() -> tuple[type[Tokenizer], type[Tokenizer]]:
+    from navil_jax.data.tokenizers.byte_level import ByteLevelTokenizer  # both build on this module
+    from navil_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
+
+    return SentencePieceTokenizer, ByteLevelTokenizer
+
+
+def with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Grows the tokenizer of a plain language model by the markers of images and boxes that it lacks.
+
+    They get the ids after all others, in the order of `config.SPECIAL_TOKENS`. Markers of the chat template that a base
+    model lacks come before them, or at the ids that its table keeps for them (as in the InternLM2 chat releases).
+
+    Returns:
+      A tokenizer with changed JSON files; the same one if it lacks nothing.
+
+    Example: InternLM2's 92544 pieces -> </box> is 92544, ..., <IMG_FRAME_BREAK> is 92555
+    """
+    size, added = tokenizer.vocab_size, {}
+    for token in (*tokenizer.MARKERS, *SPECIAL_TOKENS):
+        if token not in tokenizer._ids:
+            reserved = tokenizer.reserved_id(token)
+            added[token] = max(size, 1 + max(added.values(), default=0)) if reserved is None else reserved
+    if not added:
+        return tokenizer
+    files, name = tokenizer.files(), tokenizer._name
+    config = parse_json(files, CONFIG_FILE, name)
+    said = {str(i): {"content": token, **PLAIN_TOKEN, "special": True} for token, i in added.items()}
+    config["added_tokens_decoder"] = config.get("added_tokens_decoder", {}) | said
+    config["additional_special_tokens"] = [*(config.get("additional_special_tokens") or []), *added]
+    beyond = {token: i for token, i in added.items() if i >= size}
+    files[CONFIG_FILE] = json_bytes(config)
+    files[ADDED_FILE] = json_bytes(parse_json(files, ADDED_FILE, name) | beyond)
+    if MAP_FILE in files:
+        table = parse_json(files, MAP_FILE, name)
+        more = [{"content": token, **PLAIN_TOKEN} for token in added]
+        table["additional_special_tokens"] = [*table.get("additional_special_tokens", []), *more]
+        files[MAP_FILE] = json_bytes(table)
+    if JSON_FILE in files:
+        whole = parse_json(files, JSON_FILE, name)
+        whole["added_tokens"] = [*whole.get("added_tokens", []), *({"id": int(i), **said[i]} for i in said)]
+        files[JSON_FILE] = json_bytes(whole)
+    return Tokenizer.from_files(files, name)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str | Path) -> None:
+    """Raises a `UserError` if the tokenizer has ids that a model's vocabulary lacks; `name` is the model's."""
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{name}: the tokenizer in {tokenizer._name} has {tokenizer.vocab_size} ids, the model {vocab_size}; "
+            "they do not belong together"
+        )
+
+
+def any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the tokens, longest first; matches nothing if there are none."""
+    return re.compile("(" + ("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)) or r"(?!)") + ")")
+
+
+def content(token: str | Mapping[str, Any] | None) -> str | None:
+    """The text of a token in tokenizer_config.json, which is a text or a mapping."""
+    return token["content"] if isinstance(token, Mapping) else token
+
+
+def parse_json(files: Mapping[str, bytes], file: str, name: str) -> dict:
+    """A JSON file's content, {} where there is none. Raises `UserError` if it is no JSON object."""
+    try:
+        value = json.loads(files.get(file, b"{}"))
+    except ValueError as error:
+        raise UserError(f"{name}/{file}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{name}/{file}: not a JSON object")
+    return value
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """As JSON files of tokenizers are written."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,1 @@
+"""Generation: prefill and cached decoding, sampling, and an assistant that answers."""

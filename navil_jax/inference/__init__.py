@@ -1,1 +1,0 @@
-"""Generation: prefill, cached decoding, sampling, and a conversation about pictures."""

@@ -1,0 +1,138 @@
+"""Plans a run on TPUs without one: `python -m navil_jax.plan --config configs/navil_2b.py --topology v5p-128`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from navil_jax.config import Config, MeshConfig, validate
+from navil_jax.config.flags import parse
+from navil_jax.errors import UserError, report_user_errors
+from navil_jax.plan import report, shardings
+from navil_jax.plan.planner import Plan, as_json, make_plan, plan_inference
+from navil_jax.plan.statistics import MIXTURES, simulate
+from navil_jax.plan.topology import Slice, parse_topology
+
+ABOUT = """Compiles the training step for a TPU slice and says what it needs. No TPU and no network is needed; the TPU
+compiler is (pip install libtpu).
+
+does NaViL-2B's first stage fit 64 v5p chips, and how long does it take:
+  python -m navil_jax.plan --config configs/navil_2b_s1_1.py --topology v5p-128
+
+the largest batch that fits, and only whether it fits (five times faster):
+  python -m navil_jax.plan --config configs/navil_2b_s1_1.py --topology v6e-64 --batch 0
+  python -m navil_jax.plan --config configs/navil_2b_s1_1.py --topology v6e-64 --effort fast
+
+how every parameter lies on the slice:
+  python -m navil_jax.plan --config configs/navil_9b_s2.py --topology v5p-128 --mesh fsdp=32,tensor=2 --shardings
+
+several slices and meshes, as a table and an image:
+  python -m navil_jax.plan --config configs/navil_9b_s2.py --sweep v5p-128,v6e-256,v5e-256 --mesh fsdp=-1 \\
+    --mesh fsdp=-1,tensor=2 --png plans.png
+
+How to read it: docs/tpu.md. Exit status: 0 all fit, 1 something does not fit, 2 bad input (one line says what)."""
+
+
+@report_user_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    jax.config.update("jax_platforms", "cpu")  # shapes are all that is computed here; a device stays free
+    config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, _add_options)
+    names = [name for name in (options.sweep or options.topology or "").split(",") if name]
+    if not names:
+        raise UserError("--topology: which slice? For example v5p-128, v5e-256, v6e-64 or 2xv5e-256")
+    places = [parse_topology(name, options.slices) for name in names]
+    meshes = [parse_mesh(text, config.mesh) for text in options.mesh] or [config.mesh]
+    if options.shardings:
+        for place in places:
+            for mesh in meshes:
+                print(shardings.text(dataclasses.replace(config, mesh=mesh), place))
+        return 0
+    plans, lines = [], []
+    for place in places:
+        for mesh in meshes:
+            try:
+                plans.append(_plan(dataclasses.replace(config, mesh=mesh), place, options))
+            except UserError as error:
+                if not options.sweep:
+                    raise
+                lines.append({"topology": place.name, "mesh": str(error)})
+                continue
+            lines.append(report.row(plans[-1]))
+            if not options.sweep:
+                print(report.text(plans[-1]), flush=True)
+            if options.inference:
+                found = plan_inference(plans[-1].config, place, plans[-1].statistics, options.kernel_efficiency)
+                print(report.inference_text(found, place), flush=True)
+    if len(lines) > 1 or options.sweep:
+        print(report.table(lines))
+    if options.png and plans:
+        report.draw(options.png, plans)
+    if options.json:
+        Path(options.json).write_text(json.dumps([as_json(plan) for plan in plans], indent=2) + "\n")
+    return 0 if len(plans) == len(lines) and all(plan.fits for plan in plans) else 1
+
+
+def _plan(config: Config, place: Slice, options: argparse.Namespace) -> Plan:
+    validate(config)
+    return make_plan(
+        config,
+        place,
+        simulate(config, options.mixture),
+        rows=options.batch,
+        efficiency=options.kernel_efficiency,
+        effort=options.effort,
+        search=not options.no_search,
+        hlo=options.hlo,
+    )
+
+
+def parse_mesh(text: str, mesh: MeshConfig) -> MeshConfig:
+    """`fsdp=-1,tensor=2` -> the mesh with these axes changed.
+
+    Raises:
+      UserError: no such axis, or not a number.
+    """
+    axes = [field.name for field in dataclasses.fields(MeshConfig) if field.type is int]
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in axes or not size.lstrip("-").isdecimal():
+            raise UserError(f"--mesh: {part!r} is no AXIS=SIZE; axes are {', '.join(axes)}")
+        mesh = dataclasses.replace(mesh, **{name: int(size)})
+    return mesh
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--topology", metavar="NAME", help="slice as Google Cloud names it, such as v5p-128; 2xv5e-256 for two slices")
+    add("--slices", type=int, default=1, help="number of such slices (default: 1)")
+    add("--sweep", metavar="NAMES", help="several slices, separated by commas: prints a table")
+    add(
+        "--mesh",
+        action="append",
+        default=[],
+        metavar="AXES",
+        help="such as fsdp=-1,tensor=2; may be given several times",
+    )
+    add("--batch", type=int, metavar="ROWS", help="rows of the global batch; 0: the most that fit (default: data.rows)")
+    add("--mixture", choices=list(MIXTURES), default="captions", help="what the rows are taken to hold (docs/tpu.md)")
+    add("--effort", choices=["full", "fast"], default="full", help="fast: only whether it fits")
+    add("--no-search", action="store_true", help="does not look for the largest batch that fits")
+    add(
+        "--kernel-efficiency",
+        type=float,
+        metavar="SHARE",
+        help="of the peak, that attention kernels are taken to reach",
+    )
+    add("--shardings", action="store_true", help="prints how every parameter lies on the slice, and compiles nothing")
+    add("--inference", action="store_true", help="also compiles prefill and decoding (navil_jax/generate/engine.py)")
+    add("--json", metavar="FILE", help="writes all figures")
+    add("--png", metavar="FILE", help="draws where the time of each step goes")
+    add("--hlo", default="", metavar="FILE", help="keeps the compiled program's text")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

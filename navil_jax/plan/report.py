@@ -1,0 +1,258 @@
+"""Plans as text, tables and an image."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from navil_jax.model.flops import PARTS
+from navil_jax.plan.planner import Inference, Plan, executed_over_useful
+from navil_jax.plan.timing import Timing
+from navil_jax.plan.topology import GIB, Slice
+
+SHOWN_COSTS = 8  # of the largest ones
+
+
+def text(plan: Plan) -> str:
+    """The whole plan, for people."""
+    parts = [_head(plan), _rows(plan), _memory(plan)]
+    if plan.timing:
+        parts += [_time(plan, plan.timing), _costs(plan, plan.timing), _collectives(plan.timing), _flops(plan)]
+    else:
+        parts.append("time: not modelled, as " + ("the step does not fit" if not plan.fits else "effort is fast"))
+    if not plan.fits:
+        parts.append(_advice(plan))
+    return "\n\n".join([*parts, _sources(plan)])
+
+
+def _head(plan: Plan) -> str:
+    place, mesh = plan.place, plan.compiled.mesh
+    shape = " x ".join(map(str, place.shape))
+    slices = f"{place.slices} slices of " if place.slices > 1 else ""
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
+    verdict = "FITS" if plan.fits else "DOES NOT FIT"
+    return (
+        f"{place.name}: {slices}{shape} chips, {place.hosts} hosts, {place.devices} devices "
+        f"({plan.compiled.device_kind}); mesh {axes}\n"
+        f"{plan.rows} rows a step, {plan.rows / plan.shards:g} for each of {plan.shards} groups of devices: {verdict}"
+    )
+
+
+def _rows(plan: Plan) -> str:
+    data, found = plan.config.data, plan.statistics
+    counts = found.counts
+    fill = ", ".join(f"{name} {share:.0%}" for name, share in found.fill.items())
+    lines = [
+        f"rows of {data.visual_slots:,} visual, {data.text_slots:,} text and {data.patch_slots:,} patch slots hold",
+        f"  {found.samples:.1f} samples, {counts.visual_tokens:,.0f} visual and {counts.text_tokens:,.0f} text tokens, "
+        f"{counts.patches:,.0f} patches (filled: {fill})",
+        f"  {found.origin}",
+    ]
+    if min(found.fill.values()) < 0.9:
+        advice = found.advice
+        lines.append(
+            f"  these samples would fill {advice.visual_slots:,} visual, {advice.text_slots:,} text and "
+            f"{advice.patch_slots:,} patch slots alike"
+        )
+    return "\n".join(lines)
+
+
+def _memory(plan: Plan) -> str:
+    compiled, limit = plan.compiled, plan.place.generation.hbm
+    if math.isinf(compiled.total):
+        return f"the compiler refuses it: {compiled.refusal}"
+    lines = [f"HBM of a device: {compiled.total / GIB:.2f} of {limit / GIB:.2f} GiB (compiler)"]
+    for name, size in compiled.state.items():
+        if size:
+            lines.append(f"  {size / GIB:8.2f}  {name}")
+    if compiled.memory:
+        memory = compiled.memory
+        others = {
+            "padding of their layouts": memory["argument"] - sum(compiled.state.values()),
+            "activations, gradients and other temporaries": memory["temp"],
+            "results that replace no argument": memory["output"] - memory["alias"],
+            "program": memory["generated_code"],
+        }
+        lines += [f"  {size / GIB:8.2f}  {name}" for name, size in others.items() if size > 0.005 * GIB]
+        if memory["host_temp"]:
+            lines.append(f"  {memory['host_temp'] / GIB:8.2f}  on the host (offloaded), not counted above")
+    else:
+        rest = compiled.total - sum(compiled.state.values())
+        lines.append(f"  {rest / GIB:8.2f}  activations, gradients, other temporaries and the program")
+    if plan.largest_rows is not None:
+        most = plan.largest_rows
+        per = most / plan.shards
+        lines.append(
+            f"largest batch that fits: {most} rows, {per:g} for each group (by memory at little effort)"
+            if most
+            else "not even one row for each group of devices fits"
+        )
+    return "\n".join(lines)
+
+
+def _time(plan: Plan, timing: Timing) -> str:
+    peak = plan.place.generation.peak
+    compute, kernels = sum(timing.compute.values()), sum(timing.kernels.values())
+    hidden = max(0.0, sum(timing.collectives.values()) - timing.exposed)
+    chips = plan.place.chips
+    samples = "steps x batch_samples" if plan.config.batch_samples else "steps x samples of a step"
+    return "\n".join(
+        [
+            f"step: {timing.step:.3f} s modelled ({timing.slowest:.3f} s if no collective were hidden)",
+            f"  {compute:8.3f}  compute (compiler's cycles at {plan.place.generation.clock / 1e9:g} GHz)",
+            f"  {kernels:8.3f}  attention kernels (model)",
+            f"  {timing.waiting:8.3f}  waiting for the device with the heaviest attention (model)",
+            f"  {timing.exposed:8.3f}  collectives that nothing hides; {hidden:.3f} s more run beside work (model)",
+            f"MFU: {plan.mfu:.1%} modelled (useful FLOPs on real tokens; peak {peak / 1e12:g} TFLOP/s a device, bf16)",
+            f"{plan.tokens_per_second:,.0f} tokens/s ({plan.tokens_per_second / chips:,.0f} a chip), "
+            f"{plan.samples_per_second:,.1f} samples/s",
+            f"{plan.days:.2f} days, {plan.chip_hours:,.0f} chip-hours for {plan.samples:,.0f} samples ({samples})",
+        ]
+    )
+
+
+def _costs(plan: Plan, timing: Timing) -> str:
+    costs = dict(timing.compute) | {f"{tower} attention kernels": time for tower, time in timing.kernels.items()}
+    costs["waiting for the heaviest rows"] = timing.waiting
+    costs["collectives that nothing hides"] = timing.exposed
+    largest = sorted(costs.items(), key=lambda item: -item[1])[:SHOWN_COSTS]
+    return "\n".join(
+        ["largest costs:"] + [f"  {seconds:8.3f}  {seconds / timing.step:5.1%}  {name}" for name, seconds in largest]
+    )
+
+
+def _collectives(timing: Timing) -> str:
+    lines = ["collectives of a device and step:      GiB   count   seconds"]
+    for kind, size in sorted(timing.collective_bytes.items(), key=lambda item: -item[1]):
+        count, seconds = timing.collective_counts[kind], timing.collectives[kind]
+        lines.append(f"  {kind:30} {size / GIB:9.2f} {count:7,} {seconds:9.3f}")
+    return "\n".join(lines) if len(lines) > 1 else "no collectives"
+
+
+def _flops(plan: Plan) -> str:
+    ratios = executed_over_useful(plan)
+    lines = ["useful FLOPs of a step (T):     forward  backward   executed/useful"]
+    for part in PARTS:
+        flops = plan.useful[part]
+        if flops.forward:
+            ratio = f"{ratios[part]:.2f}" if part in ratios else "-"
+            lines.append(f"  {part:26} {flops.forward / 1e12:10.1f} {flops.backward / 1e12:9.1f}   {ratio:>10}")
+    return "\n".join(
+        [
+            *lines,
+            "  executed: with empty slots; in attention with the masked pairs of whole blocks; without recomputation",
+        ]
+    )
+
+
+def _advice(plan: Plan) -> str:
+    """What to change, by what takes the most."""
+    compiled, config = plan.compiled, plan.config
+    over = (compiled.total - plan.place.generation.hbm) / GIB
+    much = "Too much for each device" if math.isinf(over) else f"{over:.2f} GiB too much for each device"
+    state = sum(compiled.state.values())
+    lines = [f"{much}. What helps:"]
+    if plan.largest_rows:
+        lines.append(f"  fewer rows: --batch {plan.largest_rows} fits")
+        if config.optimizer.microbatches == 1:
+            lines.append("  the same rows in parts: --config.optimizer.microbatches=2 (as many steps, less memory)")
+    elif plan.largest_rows == 0:
+        lines.append(
+            "  not even one row fits: split rows (--mesh fsdp=-1,context=2) or weights (--mesh fsdp=-1,tensor=2)"
+        )
+    if config.model.remat in ("none", "attention", "dots"):
+        lines.append("  recompute in the backward pass: --config.model.remat=full")
+    if state > plan.place.generation.hbm / 2:
+        lines.append("  parameters and optimizer take most: more chips, or more of them on the axis fsdp")
+        if compiled.mesh["data"] > 1:
+            lines.append(
+                f"  every one of data={compiled.mesh['data']} groups holds all parameters: --mesh data=1,fsdp=-1"
+            )
+    lines.append("  shorter rows: fewer slots (config.data.visual_slots, text_slots, patch_slots)")
+    return "\n".join(lines)
+
+
+def _sources(plan: Plan) -> str:
+    generation, compiled = plan.place.generation, plan.compiled
+    return (
+        f"From the TPU compiler: memory, cycles outside of kernels, which collectives (compiled in "
+        f"{compiled.seconds:.0f} s, {compiled.host_bytes / GIB:.1f} GiB of host memory).\n"
+        f"From a model: attention kernels at {plan.efficiency:.0%} of peak with heads of 128, "
+        f"collectives at {generation.link / 1e9:g} GB/s a link and direction; the rows' contents.\n"
+        "Left out: the host (reading data, start-up, checkpoints, evaluation), contention on the network, slow or lost "
+        "chips. Nothing of it was run on a TPU."
+    )
+
+
+def inference_text(found: Sequence[Inference], place: Slice) -> str:
+    """Prefill and decoding, a line each."""
+    lines = []
+    for one in found:
+        compiled, what = one.compiled, {"prefill": "prompts as long as a row", "decode": "a token for each"}[one.task]
+        need = f"{compiled.total / GIB:.2f} of {place.generation.hbm / GIB:.2f} GiB"
+        time = f"{one.timing.step * 1e3:,.1f} ms modelled" if one.timing else "DOES NOT FIT"
+        lines.append(f"{one.task} of {one.rows} rows ({what}): {need}, {time}")
+    return "\n".join(lines)
+
+
+COLUMNS = ("topology", "mesh", "rows/group", "HBM GiB", "largest", "step s", "MFU", "tokens/s", "days", "chip-hours")
+
+
+def row(plan: Plan) -> dict[str, str]:
+    """One line of the table of a sweep, by column."""
+    mesh = " ".join(f"{axis}={size}" for axis, size in plan.compiled.mesh.items() if size > 1)
+    cells = {
+        "topology": plan.place.name,
+        "mesh": mesh,
+        "rows/group": f"{plan.rows / plan.shards:g}",
+        "HBM GiB": f"{plan.compiled.total / GIB:.1f} of {plan.place.generation.hbm / GIB:.1f}",
+        "largest": "-" if plan.largest_rows is None else f"{plan.largest_rows / plan.shards:g}",
+    }
+    if not plan.timing:
+        return cells | dict.fromkeys(COLUMNS[5:], "-" if plan.fits else "does not fit")
+    return cells | {
+        "step s": f"{plan.timing.step:.3f}",
+        "MFU": f"{plan.mfu:.1%}",
+        "tokens/s": f"{plan.tokens_per_second:,.0f}",
+        "days": f"{plan.days:.1f}",
+        "chip-hours": f"{plan.chip_hours:,.0f}",
+    }
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Markdown; columns are those of the longest row, and missing cells stay empty."""
+    columns = list(max(rows, key=len))
+    widths = {name: max(len(name), *(len(cells.get(name, "")) for cells in rows)) for name in columns}
+    line = lambda cells: "| " + " | ".join(cells.get(name, "").ljust(widths[name]) for name in columns) + " |"  # noqa: E731
+    rule = "|" + "|".join("-" * (widths[name] + 2) for name in columns) + "|"
+    return "\n".join([line({name: name for name in columns}), rule, *(line(cells) for cells in rows)])
+
+
+def draw(path: str | Path, plans: Sequence[Plan]) -> None:
+    """A bar per plan: where its step's time goes, with days and MFU; plans that do not fit have no bar."""
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.5 * len(plans)), layout="constrained")
+    names = [f"{plan.place.name}\n{row(plan)['mesh']}, {plan.rows / plan.shards:g} rows a group" for plan in plans]
+    shares = {
+        "compute (compiler)": [sum(p.timing.compute.values()) if p.timing else 0.0 for p in plans],
+        "attention kernels (model)": [sum(p.timing.kernels.values()) if p.timing else 0.0 for p in plans],
+        "waiting for the heaviest rows (model)": [p.timing.waiting if p.timing else 0.0 for p in plans],
+        "collectives not hidden (model)": [p.timing.exposed if p.timing else 0.0 for p in plans],
+    }
+    left = [0.0] * len(plans)
+    for name, values in shares.items():
+        axes.barh(range(len(plans)), values, left=left, label=name)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    for place, (plan, end) in enumerate(zip(plans, left, strict=True)):
+        said = f" {plan.days:.1f} days, MFU {plan.mfu:.0%}" if plan.timing else " does not fit"
+        axes.text(end, place, said, va="center", fontsize=8)
+    axes.set_yticks(range(len(plans)), names, fontsize=8)
+    axes.set_xlabel("modelled seconds a step")
+    axes.margins(x=0.25)
+    axes.invert_yaxis()
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""The paper's scaling study: grid, runs, laws, figures and advice."""

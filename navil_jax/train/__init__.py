@@ -1,0 +1,1 @@
+"""The trainer: loss, optimizer, compiled step, checkpoints, evaluators and logs."""

@@ -1,0 +1,365 @@
+"""Checkpoints: parameters, optimizer state, place in the data, config, tokenizer and metrics, written as one by Orbax.
+
+A checkpoint is the folder `<folder>/<step>`, where `step` counts finished training steps. It appears only when it is
+complete. Saving is asynchronous: training goes on while the files are written.
+"""
+
+import base64
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from navil_jax.config import Config, validate
+from navil_jax.config.flags import differences, from_json, to_json
+from navil_jax.errors import UserError
+from navil_jax.model.params import Params, flatten, unflatten
+from navil_jax.paths import absolute, path_of
+
+# What may differ between a run and its continuation: nothing that changes which numbers come out, but for the length.
+FREE_KEYS = ("workdir", "steps", "log_every", "profile_steps", "eval_", "checkpoint_every", "keep_checkpoints", "mesh.")
+FREE_KEYS += ("model.remat", "model.attention", "data.threads", "data.workers", "data.max_bad_share", "resume_with")
+FREE_KEYS += tuple(f"optimizer.{key}" for key in ("microbatches", "not_finite", "spike", "max_skipped"))
+# What cannot change within a run, even if config.resume_with asks for it: what is saved would not fit.
+FIXED_KEYS = ("model.", "optimizer.algorithm", "optimizer.rules", "optimizer.ema_decay", "init_")
+# What may differ besides between the models of two runs, of which the second starts with the first one's parameters.
+FREE_MODEL_KEYS = (
+    "model.remat",
+    "model.attention",
+    "model.param_dtype",
+    "model.compute_dtype",
+    "model.gradient_sums",
+    "model.lora_",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a checkpoint says of itself."""
+
+    config: Config
+    tokenizer: dict[str, bytes]  # file name -> content
+    metrics: dict[str, float]
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the first parameters were converted from
+    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)  # of the training data, by key
+
+
+class Checkpoints:
+    """The checkpoints of one folder. Close it (or use `with`), so that the last write is finished.
+
+    Args:
+      folder: local or gs:// path.
+      keep: newest checkpoints that stay when a new one is written; None: only read, and the folder must exist.
+    """
+
+    def __init__(self, folder: str | epath.Path, keep: int | None = None):
+        self.folder = path_of(folder)
+        if keep is None and not self.folder.exists():
+            raise UserError(f"{self.folder}: no such checkpoint folder")
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(keep),
+            read_only=keep is None,
+            create=keep is not None,
+            cleanup_tmp_directories=keep is not None,
+        )
+        self._handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "ema": ocp.StandardCheckpointHandler(),
+            "iterator": grain.checkpoint.CheckpointHandler(),
+            "record": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(absolute(self.folder), options=options, item_handlers=self._handlers)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Finished steps of the newest complete checkpoint; None if there is none."""
+        return self._manager.latest_step()
+
+    def wait(self) -> None:
+        """Blocks until everything saved so far is on disk; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def save(
+        self,
+        step: int,
+        params: Params | None,
+        record: Record,
+        optimizer_state: Any = None,
+        iterator: grain.DatasetIterator | None = None,
+        ema: Params | None = None,
+    ) -> None:
+        """Starts to write a checkpoint; the arrays may be donated as soon as this returns. A step is written once.
+
+        Args:
+          step: finished training steps.
+          params: nested dicts of arrays, trainable and frozen ones; None where they are written by other means.
+          record: config, tokenizer files and metrics.
+          optimizer_state: any pytree of arrays; without it the checkpoint can be read and started from, not continued.
+          iterator: of the data, before the batch of the next step is drawn.
+          ema: running averages of the trainable parameters, where there are some.
+        """
+        if step == self.latest_step:
+            return
+        tokenizer = {name: base64.b64encode(content).decode() for name, content in record.tokenizer.items()}
+        said = {"config": to_json(record.config), "tokenizer": tokenizer}
+        said |= {"metrics": record.metrics, "origin": record.origin, "fingerprints": record.fingerprints}
+        items = {"record": ocp.args.JsonSave(said)}
+        if params is not None:
+            items["params"] = ocp.args.StandardSave(params)
+        if optimizer_state is not None:
+            items["optimizer"] = ocp.args.StandardSave(optimizer_state)
+        if ema:
+            items["ema"] = ocp.args.StandardSave(ema)
+        if iterator is not None:
+            items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def record(self) -> Record:
+        """What the newest checkpoint says of itself.
+
+        Raises:
+          UserError: no checkpoint, an incomplete one, or one without a tokenizer.
+        """
+        said = self._restore(record=ocp.args.JsonRestore())["record"]
+        try:
+            config, tokenizer, metrics = said["config"], said["tokenizer"], said["metrics"]
+        except KeyError as error:
+            raise UserError(
+                f"{self._newest()}: its record has no {error}, it was not written by this program"
+            ) from error
+        if not tokenizer:
+            raise UserError(
+                f"{self._newest()}: holds no tokenizer, so its tokens cannot be told; take another checkpoint"
+            )
+        files = {name: base64.b64decode(content) for name, content in tokenizer.items()}
+        return Record(from_json(config), files, metrics, said.get("origin", {}), said.get("fingerprints", {}))
+
+    def restore(
+        self, params: Params, optimizer_state: Any, ema: Params, iterator: grain.DatasetIterator
+    ) -> tuple[Params, Any, Params]:
+        """Reads the newest checkpoint to go on with training.
+
+        Args:
+          params, optimizer_state, ema: abstract arrays (`jax.ShapeDtypeStruct` with a sharding): each process reads
+            its own shards only. An empty `ema` is not read.
+          iterator: is put to the saved place.
+
+        Returns:
+          The parameters, the optimizer state and the running averages.
+
+        Raises:
+          UserError: no checkpoint, an incomplete one, other parameters than asked for (names the first ones), or
+            written by another number of processes: each has its own place in the data.
+        """
+        arrays = {"params": params, "optimizer": optimizer_state} | ({"ema": ema} if ema else {})
+        for item, wanted in arrays.items():
+            self._check_shapes(item, wanted)
+        self._check_processes()
+        items = self._restore(
+            iterator=grain.checkpoint.CheckpointRestore(iterator),
+            **{item: ocp.args.StandardRestore(wanted) for item, wanted in arrays.items()},
+        )
+        return items["params"], items["optimizer"], items["ema"] if ema else {}
+
+    @property
+    def averages(self) -> frozenset[str]:
+        """Names of the parameters whose running averages the newest checkpoint's evaluations use; mostly none.
+
+        What was evaluated is what is talked with, exported and started from, so the averages are read in the place of
+        these parameters wherever the run is not continued. A checkpoint of step 0 was converted and has none.
+        """
+        config = self.record().config
+        if not (self.latest_step and config.optimizer.ema_decay and config.eval_ema):
+            return frozenset()
+        with self._reading("ema"):
+            return frozenset(_shapes(self._manager.item_metadata(self.latest_step)["ema"].tree))
+
+    def restore_params(self, params: Params) -> Params:
+        """Reads the parameters of the newest checkpoint alone, `averages` in the place of those that have one.
+
+        Arguments and errors as in `restore`. Averages are float32 on disk and rounded to the dtypes asked for.
+        """
+        self._check_shapes("params", params)
+        averages = self.averages
+        if not averages:
+            return self._restore(params=ocp.args.StandardRestore(params))["params"]
+        wanted = flatten(params)
+        averaged = unflatten({name: wanted.pop(name) for name in averages})
+        found = flatten(self._restore(ema=ocp.args.StandardRestore(averaged))["ema"])
+        if wanted:
+            with self._reading("params"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                rest = unflatten(wanted)
+                restore_args = ocp.checkpoint_utils.construct_restore_args(rest)
+                args = ocp.args.PyTreeRestore(rest, restore_args=restore_args, partial_restore=True)
+                found |= flatten(reader.restore(absolute(self._newest() / "params"), args=args))
+        return unflatten(found)
+
+    def _newest(self) -> epath.Path:
+        if self.latest_step is None:
+            raise UserError(f"{self.folder}: holds no complete checkpoint (no folder named by a step)")
+        return self.folder / str(self.latest_step)
+
+    def _restore(self, **items: ocp.args.CheckpointArgs) -> ocp.args.Composite:
+        with self._reading(*items):
+            return self._manager.restore(self.latest_step, args=ocp.args.Composite(**items))
+
+    @contextlib.contextmanager
+    def _reading(self, *items: str) -> Iterator[None]:
+        """Missing items of the newest checkpoint, and failures to read them, as a `UserError`."""
+        folder = self._newest()
+        for name in items:
+            if not (folder / name).exists():
+                raise UserError(
+                    f"{folder}: {name} is missing; if half copied, delete this folder to use an older checkpoint; "
+                    "if it holds parameters only, start from it with config.init_from"
+                )
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            first = str(error).strip().split("\n")[0].split(" [tensorstore_spec")[0]
+            raise UserError(f"{folder}: cannot be read ({first}); delete this folder to use an older one") from error
+
+    def _check_processes(self) -> None:
+        with self._reading("iterator"):
+            names = [path.stem for path in (self._newest() / "iterator").glob("process_*-of-*.json")]
+        counts = {int(name.rpartition("-")[2]) for name in names}
+        if counts and counts != {jax.process_count()}:
+            raise UserError(
+                f"{self._newest()}: was written by {min(counts)} processes, and this run has {jax.process_count()}; "
+                "go on with as many, or start from its parameters with config.init_from"
+            )
+
+    def _check_shapes(self, item: str, wanted: Any) -> None:
+        """Compares names and shapes with the checkpoint's before anything is read."""
+        with self._reading(item):
+            saved = _shapes(self._manager.item_metadata(self.latest_step)[item].tree)
+        asked = _shapes(wanted)
+        wrong = [
+            f"{name} is {saved.get(name, 'absent')} there and {asked.get(name, 'absent')} here"
+            for name in sorted(saved | asked)
+            if saved.get(name) != asked.get(name)
+        ]
+        if wrong:
+            more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(
+                f"{self._newest()}: its {item} are those of another model or recipe: {'; '.join(wrong[:3])}{more}"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Leaf name -> shape, where names do not depend on the kind of container (dict, tuple, named tuple)."""
+
+    def part(key: Any) -> str:
+        return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
+
+    return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def find_checkpoints(path: str | epath.Path) -> epath.Path:
+    """The folder for `Checkpoints`.
+
+    Args:
+      path: workdir of a run, its `checkpoints` folder, or the newest checkpoint in there; local or gs://.
+
+    Raises:
+      UserError: there is no such folder, or it is another checkpoint than the newest.
+    """
+    path = path_of(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint folder; give the workdir of a training run")
+    if not path.is_dir():
+        raise UserError(f"{path}: not a folder; give the workdir of a training run")
+    if any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path}: holds PyTorch weights (*.safetensors); convert them first: "
+            f"python -m navil_jax.convert import {path} FOLDER"
+        )
+    if (path / "checkpoints").is_dir():
+        return path / "checkpoints"
+    if not path.name.isdecimal():
+        return path
+    folder = absolute(path).parent
+    with Checkpoints(folder) as checkpoints:
+        if str(checkpoints.latest_step) != path.name:
+            raise UserError(f"{path}: not the newest checkpoint, which is {folder}/{checkpoints.latest_step}")
+    return folder
+
+
+def check_continues(
+    saved: Config,
+    config: Config,
+    folder: str | epath.Path,
+    fingerprints: tuple[dict[str, str], dict[str, str]] = ({}, {}),
+) -> dict[str, tuple[Any, Any]]:
+    """What is changed on purpose, by `config.resume_with`: key -> (value so far, value from here on).
+
+    Args:
+      fingerprints: of the data so far and of those from here on (`data.sources.fingerprints`); other data count as
+        another config. Missing so far: the data were read before there were fingerprints.
+
+    Raises:
+      UserError: `config` is otherwise not a continuation of the run that wrote the checkpoints in `folder`. Its length
+        may always change, but not if that moves the end of a cosine.
+    """
+    changed = {k: v for k, v in differences(saved, config).items() if not k.startswith(FREE_KEYS)}
+    if config.optimizer.schedule == "cosine" and saved.steps != config.steps:
+        changed["steps"] = saved.steps, config.steps
+    before, now = fingerprints
+    changed |= {k: (before.get(k), now.get(k)) for k in before | now if before.get(k) != now.get(k)}
+    asked = tuple(key.strip() for key in config.resume_with.split(",") if key.strip())
+    fixed = {k: v for k, v in changed.items() if k.startswith(FIXED_KEYS)}
+    refused = fixed or {k: v for k, v in changed.items() if not k.startswith(asked)}
+    if refused:
+        way = "" if fixed else f", or change it in this run from here on with config.resume_with={','.join(refused)}"
+        raise UserError(
+            f"{folder}: holds a run with another config: {_listed(refused)}; set config.workdir to a new folder{way}"
+        )
+    return changed
+
+
+def with_model_of(config: Config, saved: Config) -> Config:
+    """The config with the model, template, system message and image settings of another one (`config.init_model`).
+
+    How the model is computed (remat, attention, dtypes) and its low-rank updates stay as in `config`.
+    """
+    names = {key.removeprefix("model.") for key in FREE_MODEL_KEYS}
+    own = {
+        field.name: getattr(config.model, field.name)
+        for field in dataclasses.fields(config.model)
+        if field.name.startswith(tuple(names))
+    }
+    prompt = {name: getattr(saved.data, name) for name in ("template", "system_message")}
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(saved.model, **own),
+        images=saved.images,
+        data=dataclasses.replace(config.data, **prompt),
+    )
+    validate(config)
+    return config
+
+
+def check_same_model(saved: Config, config: Config, folder: str | epath.Path) -> None:
+    """Raises a `UserError` if parameters of the run in `folder` would mean something else in `config.model`."""
+    changed = {k: v for k, v in differences(saved, config).items() if k.startswith("model.")}
+    changed = {k: v for k, v in changed.items() if not k.startswith(FREE_MODEL_KEYS)}
+    if changed:
+        raise UserError(f"{folder}: holds another model: {_listed(changed)}; change the recipe or config.init_from")
+
+
+def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
+    more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return ", ".join(f"{key} was {old} and is {new}" for key, (old, new) in list(changed.items())[:3]) + more

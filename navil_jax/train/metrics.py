@@ -1,0 +1,202 @@
+"""What a run shows: JSONL files, TensorBoard events, progress lines and images at the end."""
+
+import dataclasses
+import datetime
+import json
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import matplotlib
+import numpy as np
+from tensorboardX import SummaryWriter
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+class MetricsLog:
+    """Writes `<folder>/metrics.jsonl`, one object per line, `timings.jsonl`, and TensorBoard events beside them.
+
+    Lines written so far are on disk as soon as `write` returns, so nothing is lost when the process is killed. Times
+    are kept apart: they differ from run to run, and nothing in metrics.jsonl does.
+
+    Args:
+      folder: is made if it does not exist.
+      step: finished steps of the checkpoint that the run goes on from (0: none). What was logged for later steps by
+        an earlier attempt is dropped, so that no step stands there twice.
+    """
+
+    def __init__(self, folder: str | Path, step: int = 0):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        kept = [json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
+        self._file = path.open("a", buffering=1)
+        self._timings = (folder / "timings.jsonl").open("a", buffering=1)
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one line `{"step": step, **values}` and its scalars."""
+        self._add(self._file, step, values)
+
+    def write_timing(self, step: int, done: "Throughput") -> None:
+        """Adds a line about the steps up to this one: seconds_per_step, tokens_per_second, data_wait (share), useful
+        FLOP/s of a device, their share of its peak (mfu) and its peak memory where these are known."""
+        seconds = max(done.seconds, 1e-9)
+        values = {
+            "seconds_per_step": seconds / done.steps,
+            "tokens_per_second": done.tokens / seconds,
+            "data_wait": done.data_wait / seconds,
+            "flops_per_second": done.flops / seconds,
+        }
+        if done.peak:
+            values["mfu"] = done.flops / seconds / done.peak
+        if done.memory:
+            values["peak_memory_gib"] = done.memory / 2**30
+        self._add(self._timings, step, values)
+
+    def _add(self, file: TextIO, step: int, values: Mapping[str, float]) -> None:
+        file.write(json.dumps({"step": step} | {k: float(v) for k, v in values.items()}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._timings.close()
+        self._events.close()
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL log; none if there is no file. A line cut off by a kill is left out."""
+    if not Path(path).exists():
+        return []
+    lines = Path(path).read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """Sums over some steps; `tokens` and `patches` are real ones, the slots count padding too."""
+
+    seconds: float
+    steps: int
+    tokens: int
+    images: int
+    patches: int
+    token_slots: int
+    patch_slots: int
+    data_wait: float = 0.0  # seconds of `seconds` in which the host waited for a batch
+    flops: float = 0.0  # useful ones of one device; padding is no use
+    peak: float | None = None  # FLOP/s of one device, where it is known
+    memory: int | None = None  # bytes in use at most so far on a device, where that is known
+
+
+def progress_line(step: int, steps: int, loss: float, learning_rate: float, done: Throughput, samples: str = "") -> str:
+    """One line about the steps since the last one.
+
+    Args:
+      steps: at which the run will end.
+      samples: how far a run counted in samples is.
+
+    Example:
+      step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  0.15 TFLOP/s  padding 10% of tokens, 25% of ...
+    """
+    seconds = max(done.seconds, 1e-9)
+    token_padding, patch_padding = 1 - done.tokens / done.token_slots, 1 - done.patches / done.patch_slots
+    left = datetime.timedelta(seconds=round((steps - step) * seconds / done.steps))
+    speed = f"MFU {done.flops / seconds / done.peak:.1%}" if done.peak else f"{done.flops / seconds / 1e12:.3g} TFLOP/s"
+    return "  ".join(
+        [
+            f"step {step}/{steps}",
+            *([samples] if samples else []),
+            f"loss {loss:.4f}",
+            f"lr {learning_rate:.1e}",
+            f"{done.tokens / seconds:,.0f} tokens/s",
+            f"{done.images / seconds:,.1f} images/s",
+            speed,
+            *([f"peak memory {done.memory / 2**30:.1f} GiB"] if done.memory else []),
+            f"padding {token_padding:.0%} of tokens, {patch_padding:.0%} of patches",
+            f"data wait {done.data_wait / seconds:.1%}",
+            f"ETA {left}",
+        ]
+    )
+
+
+def plot_losses(path: str | Path, lines: Iterable[Mapping[str, Any]], title: str) -> None:
+    """Draws the training loss (raw and smoothed) and every held-out loss of a log into a PNG.
+
+    Args:
+      path: file to write.
+      lines: of `read_log`: `loss` is the training loss, keys that start with `eval/` and end with `loss` are held out.
+      title: stands above the curves.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name == "loss" or (name.startswith("eval/") and name.endswith("loss")):
+                curves.setdefault(name, []).append((line["step"], value))
+    figure, axis = plt.subplots(figsize=(8, 4.5), dpi=120)
+    for name, points in curves.items():
+        steps, values = np.array(points).T
+        if name == "loss":
+            axis.plot(steps, values, color="0.8", linewidth=0.8)
+            axis.plot(steps, _smooth(values), label="training (smoothed)", color="0.3")
+        else:
+            axis.plot(steps, values, "o-", markersize=4, label=name.removeprefix("eval/"))
+    axis.set(xlabel="step", ylabel="loss", title=title)
+    axis.grid(alpha=0.3)
+    if curves:
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean with a window of a fiftieth of the run, shorter at the start. [n] -> [n]"""
+    window = max(1, len(values) // 50)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A held-out question with what the model says."""
+
+    image: Any  # whatever matplotlib's imshow takes; None: no image
+    question: str
+    answer: str
+    truth: str
+    right: bool
+
+
+def plot_answers(path: str | Path, answers: Sequence[Answer], columns: int = 4) -> None:
+    """Draws a grid of images with question, answer (green: right, red: wrong) and truth into a PNG."""
+    rows = max(1, -(-len(answers) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.6 * rows), dpi=110, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, shown in zip(axes.flat, answers, strict=False):
+        if shown.image is not None:
+            axis.imshow(shown.image)
+        axis.set_title(_wrap(shown.question), fontsize=8, parse_math=False)
+        said = shown.answer if shown.right else f"{shown.answer or '(nothing)'}  (truth: {shown.truth})"
+        colour = "tab:green" if shown.right else "tab:red"
+        axis.text(
+            0.5, -0.03, _wrap(said), transform=axis.transAxes, ha="center", va="top", fontsize=8, color=colour,
+            parse_math=False,
+        )  # fmt: skip
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _wrap(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 36, max_lines=3)) or " "

@@ -1,0 +1,209 @@
+"""Metrics on their way from the devices to the log, and the watch over them."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Collection, Mapping
+
+import jax
+import numpy as np
+
+from navil_jax.batch import Batch
+from navil_jax.config import Config
+from navil_jax.errors import UserError
+from navil_jax.model.flops import Counts, count_batch, peak_flops, total, useful_flops
+from navil_jax.paths import path_of
+from navil_jax.train.metrics import MetricsLog, Throughput, progress_line
+from navil_jax.train.profiling import peak_memory
+
+IN_FLIGHT = 2  # steps that the devices may be behind, so that they never wait for the host
+SUMMED = ("tokens", "text_tokens", "samples")  # metrics whose sums over the run are logged as <name>_seen
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    number: int
+    metrics: dict[str, jax.Array]
+    ids: np.ndarray  # [3, B, L]: segment_ids, source_ids, sample_ids of this process's rows
+    counts: Mapping[str, int]  # of samples read so far, to be logged with the step
+    real: Counts  # what is no padding in this process's rows
+    most_samples: int  # that the step can hold
+
+
+class Recorder:
+    """Writes the metrics of every step to the log, some steps late, and watches over them.
+
+    Args:
+      config: the run's.
+      log: None on all processes but the first.
+      trained: names of the trained parameters, for counting FLOPs.
+      before: the scalars of the step that the run goes on from; {} at its start.
+    """
+
+    def __init__(self, config: Config, log: MetricsLog | None, trained: Collection[str], before: Mapping[str, float]):
+        self._config, self._log, self._trained = config, log, frozenset(trained)
+        self._pending: list[_Step] = []
+        self._done: list[dict[str, np.ndarray]] = []  # since the last progress line
+        self._real: list[Counts] = []  # as many
+        self._newest = 0  # step that `last` is of
+        self._clock: float | None = None
+        self._waited = 0.0  # seconds for data since the last progress line
+        self._skipped = 0  # steps in a row
+        self.last = dict(before)  # the newest step's scalars, for the checkpoint
+
+    def add(
+        self, step: int, metrics: dict[str, jax.Array], batch: Batch, waited: float, counts: Mapping[str, int]
+    ) -> None:
+        """Takes what a step returned, and waits for the step `IN_FLIGHT` before it; prints every `log_every` steps.
+
+        Args:
+          waited: seconds that the host waited for the batch.
+          counts: samples read so far by `<source>/<what became of them>`; every `log_every` steps they are logged.
+        """
+        ids = np.stack([batch.segment_ids, batch.source_ids, batch.sample_ids])
+        shown = counts if step % self._config.log_every == 0 else {}
+        most = most_samples(batch.segment_ids, self._config)
+        self._pending.append(_Step(step, metrics, ids, shown, count_batch(batch, self._config.model), most))
+        self._waited += waited
+        if self._clock is None:
+            self.flush()
+            self.restart_clock()
+        elif len(self._pending) > IN_FLIGHT:
+            jax.block_until_ready(self._pending[-IN_FLIGHT - 1].metrics)
+        if step % self._config.log_every == 0:
+            self.flush(IN_FLIGHT)
+
+    def restart_clock(self) -> None:
+        """Leaves out of the throughput what happened since the last progress line (compilation, evaluation)."""
+        self._clock, self._done, self._real, self._waited = time.monotonic(), [], [], 0.0
+
+    def flush(self, keep: int = 0) -> None:
+        """Fetches, checks and logs all steps but the newest `keep`, and prints a line about them.
+
+        Raises:
+          UserError: a step is such that the run must stop; names it and its samples.
+        """
+        if self._collect(keep) and self._clock is not None and self._done:
+            self._print()
+
+    def ended(self, step: int) -> bool:
+        """Whether the run has its length after `step`.
+
+        A run counted in samples ends with the first step at which it has them all. While steps in flight cannot hold as
+        many, nothing is waited for.
+        """
+        planned = self._config.steps * self._config.batch_samples
+        if not planned:
+            return step >= self._config.steps
+        if self.samples_seen + sum(step.most_samples for step in self._pending) >= planned:
+            self._collect()
+        return self.samples_seen >= planned
+
+    @property
+    def samples_seen(self) -> int:
+        return int(self.last.get("samples_seen", 0))
+
+    def _collect(self, keep: int = 0) -> bool:
+        """Fetches, checks and logs all steps but the newest `keep`; whether there were any."""
+        ready, self._pending = self._pending[: len(self._pending) - keep], self._pending[len(self._pending) - keep :]
+        for step, metrics in zip(ready, jax.device_get([step.metrics for step in ready]), strict=True):
+            self._check(step, metrics)
+            sums = {f"{name}_seen": self.last.get(f"{name}_seen", 0) + int(metrics[name]) for name in SUMMED}
+            counts = {f"samples/{name}": n for name, n in step.counts.items()}
+            self._newest, self.last = step.number, self._scalars(metrics) | sums | counts
+            if self._log:
+                self._log.write(step.number, self.last)
+            self._done.append(metrics)
+            self._real.append(step.real)
+        return bool(ready)
+
+    def _scalars(self, metrics: dict[str, np.ndarray]) -> dict[str, float]:
+        """Scalars by name; the loss of each source that the batch holds as `loss/<source>`."""
+        scalars = {name: float(value) for name, value in metrics.items() if value.ndim == 0 and np.isfinite(value)}
+        for source, loss, weight in zip(
+            self._config.data.sources, metrics["source_loss"], metrics["source_weight"], strict=True
+        ):
+            if weight > 0 and np.isfinite(loss):
+                scalars[f"loss/{source.name}"] = float(loss)
+        return scalars
+
+    def _print(self) -> None:
+        now, config, count, last, step = time.monotonic(), self._config, len(self._done), self.last, self._newest
+        data = config.data
+        sums = {name: int(sum(metrics[name] for metrics in self._done)) for name in ("tokens", "images", "patches")}
+        slots = count * data.rows
+        real = Counts(*np.sum([dataclasses.astuple(counts) for counts in self._real], axis=0))
+        done = Throughput(
+            seconds=now - self._clock,
+            steps=count,
+            token_slots=slots * (data.visual_slots + data.text_slots),
+            patch_slots=slots * data.patch_slots,
+            data_wait=self._waited,
+            flops=total(useful_flops(config.model, real, self._trained)) / jax.local_device_count(),
+            peak=peak_flops(jax.local_devices()[0].device_kind),
+            memory=peak_memory(),
+            **sums,
+        )
+        if self._log:
+            self._log.write_timing(step, done)
+        steps, samples = config.steps, ""
+        if planned := config.steps * config.batch_samples:
+            steps = max(step, math.ceil(step * planned / max(1, self.samples_seen)))
+            samples = f"{self.samples_seen:,} of {planned:,} samples"
+        if jax.process_index() == 0:
+            loss, rate = last.get("loss", math.nan), last["learning_rate"]
+            print(progress_line(step, steps, loss, rate, done, samples), flush=True)
+        self._clock, self._done, self._real, self._waited = now, [], [], 0.0
+
+    def _check(self, step: _Step, metrics: dict[str, np.ndarray]) -> None:
+        """Notes, passes over or stops at what a good step does not have, as the config says.
+
+        Raises:
+          UserError: the run must stop; names the step and its samples.
+        """
+        policy = self._config.optimizer
+        bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(metrics[name])]
+        self._skipped = self._skipped + 1 if metrics["skipped"] else 0
+        if not bad and not metrics["spike"]:
+            return
+        samples = self._note(step, "not_finite" if bad else "spike")
+        if bad:
+            said, key = f"{bad[0]} is {metrics[bad[0]]}", "not_finite"
+        else:
+            usual = f"{metrics['loss_mean']:.4f} +- {math.sqrt(metrics['loss_variance']):.4f}"
+            said, key = f"loss {metrics['loss']:.4f} is a spike (the last ones: {usual})", "spikes"
+        said = f"step {step.number}: {said}; samples of its batch: {samples}"
+        if getattr(policy, key) == "stop" or self._skipped > policy.max_skipped:
+            again = f"{self._skipped} steps in a row were skipped" if metrics["skipped"] else "nothing was saved since"
+            raise UserError(
+                f"{said}; {again}; look at these, pass over such steps with config.optimizer.{key}=skip, or lower "
+                "config.optimizer.peak_learning_rate in a new workdir"
+            )
+        if jax.process_index() == 0:
+            print(f"{said}{'; skipped' if metrics['skipped'] else ''}", flush=True)
+
+    def _note(self, step: _Step, what: str) -> str:
+        """Writes the samples of this process's rows to a file, and gives the first ones and the file's name."""
+        samples = _samples(step.ids, self._config)
+        path = path_of(self._config.workdir) / f"{what}_step_{step.number}_process_{jax.process_index()}.json"
+        path.write_text(json.dumps({"step": step.number, "samples": samples}))
+        shown = ", ".join(samples[:8]) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
+        return f"{shown} (all in {path})"
+
+
+def most_samples(segment_ids: np.ndarray, config: Config) -> int:
+    """The most samples that a global batch can hold of which this process knows its own rows, [rows, L].
+
+    Other processes' rows may hold one in every text slot, so of several processes each knows another number; none is
+    below the true one.
+    """
+    own = int(segment_ids.max(axis=1, initial=0).sum())
+    return own + (config.data.rows - len(segment_ids)) * config.data.text_slots
+
+
+def _samples(ids: np.ndarray, config: Config) -> list[str]:
+    """`<source>/<index>` of all samples in a batch."""
+    segments, sources, samples = ids
+    pairs = np.unique(np.stack([sources[segments > 0], samples[segments > 0]], axis=1), axis=0)
+    return [f"{config.data.sources[source].name}/{sample}" for source, sample in pairs.tolist()]

@@ -1,1 +1,0 @@
-"""Loss, optimizer, step, checkpoints and logs."""

@@ -1,1 +1,0 @@
-"""Weights in the names and layouts of PyTorch checkpoints."""
