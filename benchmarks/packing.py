@@ -33,8 +33,8 @@ from navil_jax.data.images import plan_scales
 from navil_jax.data.packing import SIZES, SlotAdvice, advise_slots, best_fill, choose_row, sizes_of
 from navil_jax.data.pipeline import make_dataset, sample_stream
 from navil_jax.data.prompt import image_length, role_texts
-from navil_jax.data.run_tokenizer import complete, new_tokenizer
-from navil_jax.data.sources import Sample, expand_sources, open_source
+from navil_jax.data.run import complete, open_run
+from navil_jax.data.sample import Sample
 from navil_jax.data.tokenizers.sentencepiece import train_tokenizer
 from navil_jax.errors import UserError, report_user_errors
 
@@ -258,10 +258,9 @@ def report_state(steps: tuple[int, ...]) -> None:
 
 def report_recipe(config: Config, samples: int) -> None:
     """Prints the slots that fit a recipe's own data."""
-    config = expand_sources(config)
-    tokenizer = new_tokenizer(config, None)
-    config = complete(config, tokenizer)
-    stream = sample_stream(config, [open_source(entry, "train") for entry in config.data.sources], tokenizer)
+    opened = open_run(config, None)
+    config = opened.config
+    stream = sample_stream(config, opened.sources, opened.tokenizer)
     found = [sample for sample in (stream[place] for place in range(samples)) if isinstance(sample, Usable)]
     if not found:
         raise UserError(f"none of {samples} samples fits a row of this recipe; see config.data.oversize")

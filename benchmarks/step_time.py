@@ -22,9 +22,8 @@ from PIL import Image
 from navil_jax.config import Config
 from navil_jax.config.flags import parse
 from navil_jax.data.pipeline import make_dataset
-from navil_jax.data.run_tokenizer import complete, new_tokenizer
-from navil_jax.data.sources import expand_sources, open_source
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.run import OpenRun, open_run
+from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.engine import Engine
@@ -41,12 +40,10 @@ NO_STOP = -1
 Row = tuple[str, str]  # what, and how much
 
 
-def training_rows(
-    config: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, steps: int
-) -> tuple[list[Row], Params]:
+def training_rows(opened: OpenRun, mesh: jax.sharding.Mesh, steps: int) -> tuple[list[Row], Params]:
     """Measures `steps` steps after a first one that compiles; also gives the parameters they end with."""
-    sources = [open_source(entry, "train") for entry in config.data.sources]
-    iterator = iter(make_dataset(config, sources, tokenizer))
+    config = opened.config
+    iterator = iter(make_dataset(config, opened.sources, opened.tokenizer))
     state = initial_state(config, mesh, initial_params(config, mesh))
     train_step = make_train_step(config, mesh)
     batch = global_batch(next(iterator), mesh)
@@ -142,12 +139,10 @@ def main(argv: list[str] | None = None) -> int:
     config, options = parse(sys.argv[1:] if argv is None else argv, __doc__, _add_options)
     if options.steps < 1 or options.new_tokens < 2:
         raise UserError("--steps must be at least 1 and --new-tokens at least 2")
-    config = expand_sources(config)
-    mesh = make_mesh(config.mesh)
-    tokenizer = new_tokenizer(config, None)
-    config = complete(config, tokenizer)
+    mesh, opened = make_mesh(config.mesh), open_run(config, None)
+    config, tokenizer = opened.config, opened.tokenizer
     data, device = config.data, jax.devices()[0].device_kind
-    rows, params = training_rows(config, mesh, tokenizer, options.steps)
+    rows, params = training_rows(opened, mesh, options.steps)
     count = sum(x.size for x in flatten(params).values())
     rows = [
         ("recipe", options.config),

@@ -13,22 +13,22 @@ if typing.TYPE_CHECKING:
 
 
 def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str = "") -> Pretrained:
-    """A model with its config, tokenizer and preprocessing, from a run's workdir or a PyTorch folder.
+    """A model with its config, tokenizer and preprocessing, from a folder of any kind.
 
     Args:
-      path: workdir of a run (or its newest checkpoint), or a released NaViL, InternLM2 or Qwen3 folder.
+      path: workdir of a run (or its newest checkpoint), a Hugging Face folder of NaViL or of a language model, or an id
+        on the hub such as OpenGVLab/NaViL-2B.
       mesh: devices to spread the parameters over; None: all.
-      tokenizer: folder of the tokenizer, for a PyTorch folder that has none.
+      tokenizer: folder of the tokenizer, for a Hugging Face folder that has none.
 
     Raises:
       UserError: the checkpoint is not whole, or of an architecture that is not known.
 
     Example:
       loaded = navil_jax.load_pretrained("NaViL-2B")
+      loaded.ask("What animal is this?", ["cat.png"])  # "A cat."
       x, _ = loaded.model(batch)  # [B, L, H]
     """
-    from navil_jax.convert.__main__ import (
-        loading as pretrained,  # JAX starts when a model is loaded, not when the package is imported
-    )
+    from navil_jax.convert import loading  # JAX starts when a model is loaded, not when the package is imported
 
-    return pretrained.load_pretrained(path, mesh, tokenizer)
+    return loading.load_pretrained(path, mesh, tokenizer)

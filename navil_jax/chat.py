@@ -10,10 +10,11 @@ from absl import logging
 from PIL import Image
 
 from navil_jax.config import MeshConfig
+from navil_jax.convert.loading import load_assistant
 from navil_jax.data.images import ImagePatches, load_image
 from navil_jax.data.prompt import PLACEHOLDER
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.generate.assistant import Assistant, load
+from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.sampling import Sampler
 from navil_jax.sharding import make_mesh
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)  # Orbax says at every reading that it only reads
     try:
         images = [load_image(file) for file in options.image]
-        assistant = load(options.checkpoint, make_mesh(MeshConfig()))
+        assistant = load_assistant(options.checkpoint, make_mesh(MeshConfig()))
         if assistant.averaged:
             print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
         conversation = Conversation(assistant, sampler, options.max_new_tokens)

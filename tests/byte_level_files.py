@@ -6,7 +6,8 @@ import json
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from navil_jax.data.tokenizers.base import Tokenizer, with_special_tokens
+from navil_jax.data.tokenizers import Tokenizer, tokenizer_from_files
+from navil_jax.data.tokenizers.base import with_special_tokens
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,7 +51,7 @@ PLAIN_SIZE = trained().get_vocab_size(with_added_tokens=False)
 
 @functools.cache
 def load(layout: str = "both") -> Tokenizer:
-    return Tokenizer.from_files(LAYOUTS[layout])
+    return tokenizer_from_files(LAYOUTS[layout])
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from navil_jax.data.sources import BadSample, Sample, Source
+from navil_jax.data.sample import BadSample, Sample, Source
 
 
 def jpeg(red: int = 200) -> bytes:

@@ -15,7 +15,7 @@ from navil_jax.data.features import FeatureSource, Usable
 from navil_jax.data.mixture import mix
 from navil_jax.data.pipeline import make_dataset, sample_stream
 from navil_jax.data.quarantine import Quarantine
-from navil_jax.data.sources import Sample
+from navil_jax.data.sample import Sample
 
 SAMPLES = 6
 

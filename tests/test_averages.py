@@ -17,10 +17,10 @@ from tiny import tiny_model
 from navil_jax import chat, load_pretrained
 from navil_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig
 from navil_jax.convert import __main__ as convert
-from navil_jax.convert.opening import open_checkpoint
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.convert.loading import load_assistant
+from navil_jax.convert.opened import open_checkpoint, open_start
+from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
-from navil_jax.generate.assistant import load
 from navil_jax.model import lora
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten, unflatten
@@ -28,7 +28,7 @@ from navil_jax.sharding import make_mesh
 from navil_jax.train.checkpoint import Checkpoints, Record
 from navil_jax.train.start import first_params
 
-TOKENIZER = Tokenizer.load(FOLDER / "prompts" / "tokenizer")
+TOKENIZER = load_tokenizer(FOLDER / "prompts" / "tokenizer")
 FIELDS = {"special_token_ids": TOKENIZER.special_token_ids, "compute_dtype": "bfloat16", "param_dtype": "bfloat16"}
 MODEL = tiny_model("internlm2", {"vocab_size": 600, "depth": 1}, **FIELDS)
 WITH_UPDATES = dataclasses.replace(MODEL, lora_rank=2)
@@ -83,7 +83,9 @@ def mesh() -> jax.sharding.Mesh:
 def started(workdir: Path, model: ModelConfig = MODEL) -> tuple[dict[str, jax.Array], str]:
     """What a next stage begins with, and what is said of it."""
     said = []
-    params = first_params(Config(model=model, init_from=str(workdir)), mesh(), said.append)
+    config = Config(model=model, init_from=str(workdir))
+    with open_start(config) as opened:
+        params = first_params(config, mesh(), opened, said.append)
     return flatten(params), " ".join(said)
 
 
@@ -154,13 +156,13 @@ def test_averages_that_are_gone_are_told(tmp_path: Path, run: Path):
 
 def test_chat_computes_with_what_was_evaluated(run: Path, raw: Path, capsys: pytest.CaptureFixture, monkeypatch):
     params, ema = arrays(MODEL)
-    assistant = load(run, mesh())
+    assistant = load_assistant(run, mesh())
     found = flatten(assistant.engine.params)
     assert assistant.averaged
     assert found[NORM].dtype == jnp.float32
     assert found[TEXT].dtype == found[VISUAL].dtype == jnp.bfloat16
     assert_same(found, params | ema)
-    assert not load(raw, mesh()).averaged
+    assert not load_assistant(raw, mesh()).averaged
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     for workdir, said in ((run, "the running averages of the parameters answer"), (raw, "")):
         assert chat.main(["--checkpoint", str(workdir)]) == 0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from navil_jax.data.sources import SPLITS, fingerprints, open_source
+from navil_jax.data.sample import SPLITS
+from navil_jax.data.sources import fingerprints, open_source
 from navil_jax.data.toy import book, pages
 from navil_jax.errors import UserError
 from navil_jax.study.text import write_corpus

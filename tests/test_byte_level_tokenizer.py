@@ -13,7 +13,8 @@ from tokenizers import normalizers
 
 from navil_jax.config import SPECIAL_TOKENS
 from navil_jax.data.prompt import chat_prompt, encode_conversation, encode_prompt, prompt_ids, response_text
-from navil_jax.data.tokenizers.base import Tokenizer, with_special_tokens
+from navil_jax.data.tokenizers import load_tokenizer, tokenizer_from_files
+from navil_jax.data.tokenizers.base import with_special_tokens
 from navil_jax.data.tokenizers.byte_level import ByteLevelTokenizer
 from navil_jax.errors import UserError
 from navil_jax.generate.assistant import stream_text
@@ -44,7 +45,7 @@ class TestLayouts:
 
     def test_files_come_back_as_they_were(self, layout: str, tmp_path: Path) -> None:
         load(layout).save(tmp_path / "new")
-        assert Tokenizer.load(tmp_path / "new").files() == load(layout).files() == LAYOUTS[layout]
+        assert load_tokenizer(tmp_path / "new").files() == load(layout).files() == LAYOUTS[layout]
 
     def test_growing(self, layout: str) -> None:
         plain, tokenizer = load(layout), with_special_tokens(load(layout))
@@ -52,7 +53,7 @@ class TestLayouts:
         assert tokenizer.special_token_ids == tuple(range(size, size + len(SPECIAL_TOKENS)))
         assert tokenizer.vocab_size == size + len(SPECIAL_TOKENS)
         assert with_special_tokens(tokenizer) is tokenizer
-        assert Tokenizer.from_files(tokenizer.files()).special_token_ids == tokenizer.special_token_ids
+        assert tokenizer_from_files(tokenizer.files()).special_token_ids == tokenizer.special_token_ids
         ids = tokenizer.encode("<img><IMG_CONTEXT></img><think>", allow_special=True)
         assert ids[:3] == [tokenizer.token_id(token) for token in ("<img>", "<IMG_CONTEXT>", "</img>")]
         assert tokenizer.decode(ids) == "<img><IMG_CONTEXT></img><think>"
@@ -160,10 +161,10 @@ def test_streamed_pieces_join_to_the_answer(text: str) -> None:
 )
 def test_broken_files(files: Mapping[str, bytes], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        Tokenizer.from_files(LAYOUTS["both"] | files)
+        tokenizer_from_files(LAYOUTS["both"] | files)
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_bytes(LAYOUTS["both"]["vocab.json"])
     with pytest.raises(UserError, match=r"no tokenizer\.model .* no vocab\.json with merges\.txt"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)

@@ -27,9 +27,10 @@ from navil_jax.config import (
     ModelConfig,
     VisionConfig,
 )
+from navil_jax.convert.loading import load_assistant
 from navil_jax.data.prompt import response_text
-from navil_jax.data.tokenizers.base import Tokenizer
-from navil_jax.generate.assistant import Assistant, load, stream_text
+from navil_jax.data.tokenizers import load_tokenizer
+from navil_jax.generate.assistant import Assistant, stream_text
 from navil_jax.generate.engine import Engine
 from navil_jax.generate.sampling import Sampler
 from navil_jax.model import lora
@@ -37,7 +38,7 @@ from navil_jax.model import params as model_params
 from navil_jax.sharding import make_mesh
 from navil_jax.train.checkpoint import Checkpoints, Record
 
-TOKENIZER = Tokenizer.load(FOLDER / "prompts" / "tokenizer")
+TOKENIZER = load_tokenizer(FOLDER / "prompts" / "tokenizer")
 STEP = 3
 MODEL = ModelConfig(
     vision=VisionConfig(depth=1, width=16, mlp_dim=32, num_heads=2),
@@ -86,12 +87,12 @@ class TestCommand:
         answer = capsys.readouterr().out
         images = [assistant().read_image(image)]
         assert answer == "".join(assistant().answer((), "What is it?", images, Sampler(), 8)) + "\n"
-        monkeypatch.setattr(chat, "load", lambda *_: assistant())
+        monkeypatch.setattr(chat, "load_assistant", lambda *_: assistant())
         assert run(*arguments, "--temperature", "3", "--top-k", "50", "--top-p", "0.9", "--seed", "5") == 0
         assert capsys.readouterr().out != answer
 
     def test_conversation(self, image: Path, capsys: pytest.CaptureFixture, monkeypatch):
-        monkeypatch.setattr(chat, "load", lambda *_: assistant())
+        monkeypatch.setattr(chat, "load_assistant", lambda *_: assistant())
         lines = [f"/image {image}", "What is it?", "And now?", "/image", "/nothing", "look at <image>", "/help"]
         lines += ["", "/reset", "What is it?", "/quit", "never read"]
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
@@ -110,7 +111,7 @@ class TestCommand:
         assert chat.HELP in out
 
     def test_end_of_input_and_ctrl_c(self, capsys: pytest.CaptureFixture, monkeypatch):
-        monkeypatch.setattr(chat, "load", lambda *_: assistant())
+        monkeypatch.setattr(chat, "load_assistant", lambda *_: assistant())
         monkeypatch.setattr("sys.stdin", io.StringIO(""))
         assert run("--checkpoint", "any") == 0
 
@@ -154,11 +155,11 @@ class TestMistakes:
             self.check(capsys, said, "--checkpoint", workdir, "--image", file)
 
     def test_folders(self, workdir: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-        self.check(capsys, "none: no such checkpoint folder", "--checkpoint", tmp_path / "none")
+        self.check(capsys, "none: no such folder", "--checkpoint", tmp_path / "none")
         self.check(capsys, "noise.png: not a folder", "--checkpoint", image)
-        self.check(capsys, "no complete checkpoint", "--checkpoint", tmp_path)
+        self.check(capsys, "holds neither config.json", "--checkpoint", tmp_path)
         (tmp_path / "model.safetensors").touch()
-        self.check(capsys, "PyTorch weights", "--checkpoint", tmp_path)
+        self.check(capsys, "holds neither config.json", "--checkpoint", tmp_path)
         older = shutil.copytree(workdir / "checkpoints" / str(STEP), tmp_path / "old" / "1").parent
         shutil.copytree(older / "1", older / "2")
         self.check(capsys, f"not the newest checkpoint, which is {older.resolve()}/2", "--checkpoint", older / "1")
@@ -196,11 +197,11 @@ class TestMistakes:
 
 @pytest.mark.parametrize("path", ["checkpoints", f"checkpoints/{STEP}"])
 def test_the_folder_may_be_named_in_other_ways(workdir: Path, path: str):
-    assert load(workdir / path, make_mesh(MeshConfig())).config == CONFIG
+    assert load_assistant(workdir / path, make_mesh(MeshConfig())).config == CONFIG
 
 
 def test_a_checkpoint_comes_back_in_the_dtype_of_the_products(workdir: Path):
-    loaded = load(workdir, make_mesh(MeshConfig(), jax.devices()[:1]))
+    loaded = load_assistant(workdir, make_mesh(MeshConfig(), jax.devices()[:1]))
     assert loaded.config == CONFIG
     assert loaded.tokenizer.files() == TOKENIZER.files()
     expected = model_params.flatten(random_params())
@@ -227,7 +228,7 @@ def test_low_rank_updates_answer_as_their_merged_kernels_do(tmp_path: Path, imag
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(STEP, params, Record(dataclasses.replace(CONFIG, model=model), TOKENIZER.files(), {}))
     one = make_mesh(MeshConfig(), jax.devices()[:1])
-    adapted = load(tmp_path, one)
+    adapted = load_assistant(tmp_path, one)
     merged = Assistant(CONFIG, TOKENIZER, Engine(plain, lora.merged(params, model.lora_scale), one))
     prompt = merged.prompt((), "What is it?", [merged.read_image(image)])
     logits = [talk.engine.prefill([prompt], 8)[0] for talk in (adapted, merged)]
@@ -304,4 +305,6 @@ def test_a_mistake_is_one_line_of_the_real_command(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent.parent, timeout=120)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == f"error: {tmp_path}: holds no complete checkpoint (no folder named by a step)\n"
+    assert done.stderr.startswith(f"error: {tmp_path}: holds neither config.json, as a Hugging Face folder does, nor")
+    assert done.stderr.count("
+") == 1

@@ -11,8 +11,9 @@ import pytest
 from tiny import tiny_model
 
 from navil_jax.config import Config, ImageConfig, ModelConfig
+from navil_jax.config.continuing import check_continues, check_same_model, with_model_of
 from navil_jax.errors import UserError
-from navil_jax.train.checkpoint import Checkpoints, Record, check_continues, check_same_model, with_model_of
+from navil_jax.train.checkpoint import Checkpoints, Record
 from navil_jax.train.optimizer import make_optimizer, split_trainable
 
 RECORD = Record(Config(steps=9), {"tokenizer.model": bytes(range(256))}, {"loss": 1.5}, {}, {"data.sources.0": "0a"})

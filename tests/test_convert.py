@@ -21,7 +21,7 @@ from navil_jax.config import ModelConfig
 from navil_jax.convert import __main__ as convert
 from navil_jax.convert import importing, param_files
 from navil_jax.convert.importing import import_checkpoint
-from navil_jax.convert.opening import open_checkpoint
+from navil_jax.convert.opened import open_checkpoint
 from navil_jax.convert.param_files import ParamsWriter
 from navil_jax.convert.verify.golden import build_batch, in_order, sample_features
 from navil_jax.errors import UserError
@@ -339,11 +339,11 @@ def test_both_formats_load_as_the_same_model(name, tmp_path):
 
 def test_a_folder_that_is_no_checkpoint(tmp_path, capsys):
     assert command("import", tmp_path / "none", tmp_path / "run") == 2
-    message = f"error: {tmp_path}/none: no such folder; give a PyTorch folder with config.json, or the workdir of a run"
+    message = f"error: {tmp_path}/none: no such folder; give a Hugging Face folder with config.json"
     assert message in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert command("import", tmp_path / "empty", tmp_path / "run") == 2
-    assert "empty: holds neither config.json, as a PyTorch folder does, nor checkpoints" in capsys.readouterr().err
+    assert "empty: holds neither config.json, as a Hugging Face folder does, nor checkpoints" in capsys.readouterr().err
 
 
 def test_averages_are_exported_only_where_there_are_some(tmp_path, capsys):

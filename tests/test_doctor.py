@@ -15,6 +15,7 @@ from made_data import talk, write_lines
 from PIL import Image
 
 from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig
+from navil_jax.data.__main__ import main
 from navil_jax.data.features import TooLong, fitting_features
 from navil_jax.data.formats import open_format
 from navil_jax.data.inspect import doctor, examination
@@ -25,12 +26,13 @@ from navil_jax.data.inspect.summary import duplicates, shared, slot_advice
 from navil_jax.data.inspect.token_map import row_budgets
 from navil_jax.data.pipeline import batch_spec, make_dataset
 from navil_jax.data.quarantine import Quarantine
-from navil_jax.data.sources import SOURCES, Sample, Source
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.sample import Sample, Source
+from navil_jax.data.sources import SOURCES
+from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
 
 FOLDER = Path(__file__).parent / "golden" / "prompts" / "tokenizer"
-TOKENIZER = Tokenizer.load(FOLDER)
+TOKENIZER = load_tokenizer(FOLDER)
 SLOTS = {"visual_slots": 48, "text_slots": 160, "patch_slots": 160}
 FLAGS = [f"--config.data.{name}={slots}" for name, slots in SLOTS.items()]
 FLAGS += ["--config.images.min_patches=4", "--config.images.max_patches=256", f"--config.data.tokenizer={FOLDER}"]
@@ -61,7 +63,7 @@ def lines(tmp_path: Path) -> str:
 
 
 def run(lines: str, out: Path, *more: str) -> int:
-    return doctor.main(["--source", f"llava:{lines}", "--out", str(out), *FLAGS, *more])
+    return main(["doctor", "--source", f"llava:{lines}", "--out", str(out), *FLAGS, *more])
 
 
 def json_lines(path: Path) -> list[dict]:
@@ -360,7 +362,7 @@ def test_histogram_marks_the_room_of_a_row() -> None:
 def test_built_in_sources_and_two_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "scenes" in SOURCES
     options = doctor.argparse.Namespace(source=["scenes", "llava:a/x.jsonl", "llava:b/x.jsonl"], root="")
-    sources = doctor._with_sources(Config(), options).data.sources
+    sources = doctor.with_sources(Config(), options).data.sources
     assert [source.name for source in sources] == ["scenes", "x.jsonl", "x.jsonl-2"]
 
 
@@ -374,7 +376,7 @@ def test_mistakes(lines: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> 
         (["--source", f"llava:{lines}", "--config.data.tokenizer=nowhere"], "nowhere: no such folder"),
         (["--config", "nothing.py"], "nothing.py: no such config file"),
     ):
-        assert doctor.main([*arguments, "--out", str(tmp_path / "report")]) == 2
+        assert main(["doctor", *arguments, "--out", str(tmp_path / "report")]) == 2
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
@@ -382,7 +384,7 @@ def test_mistakes(lines: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
-        doctor.main(["--help"])
+        main(["doctor", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert "--config.data.quarantine=reports/stage1/quarantine.jsonl" in text

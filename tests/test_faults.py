@@ -21,12 +21,12 @@ from navil_jax.data import features as features_module
 from navil_jax.data.features import Skipped, Usable
 from navil_jax.data.pipeline import make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine, SampleWatch
-from navil_jax.data.sources import BadSample, Sample
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.sample import BadSample, Sample
+from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
-from navil_jax.train.trainer import run
+from navil_jax.train.__main__ import train
 
-TOKENIZER = Tokenizer.load(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
+TOKENIZER = load_tokenizer(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +264,7 @@ def test_a_failing_reader_ends_training(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr(toy_recipe.Colors, "__getitem__", failing)
     with pytest.raises(RuntimeError, match=r"reading sample 40 of source colors .* failed: SystemExit"):
-        run(dataclasses.replace(config, workdir=str(tmp_path)))
+        train(dataclasses.replace(config, workdir=str(tmp_path)))
 
 
 @pytest.mark.slow

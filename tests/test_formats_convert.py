@@ -14,7 +14,8 @@ from navil_jax.data.__main__ import main
 from navil_jax.data.convert import Converted, convert
 from navil_jax.data.formats import open_format
 from navil_jax.data.formats.progress import Progress
-from navil_jax.data.sources import SOURCES, Sample, check_index
+from navil_jax.data.sample import Sample, check_index
+from navil_jax.data.sources import SOURCES
 from navil_jax.errors import UserError
 
 

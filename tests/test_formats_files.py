@@ -13,7 +13,7 @@ from made_data import jpeg, outcomes, talk, tar_bytes
 
 from navil_jax.data.formats import FORMATS, open_format
 from navil_jax.data.formats.array_record import pack, shard_name, unpack, write_shard
-from navil_jax.data.sources import BadSample, Sample
+from navil_jax.data.sample import BadSample, Sample
 from navil_jax.errors import UserError
 
 IMAGE = jpeg()

@@ -19,7 +19,8 @@ from navil_jax.config import Config, DataConfig, SourceConfig, validate
 from navil_jax.data.formats import files, open_format
 from navil_jax.data.formats.index import SUFFIX, FileIndex
 from navil_jax.data.formats.records import IMAGE_FIELDS, TEXT_FIELDS, conversation, to_sample
-from navil_jax.data.sources import BadSample, Sample, expand_sources, for_source, open_source, usable_samples
+from navil_jax.data.sample import BadSample, Sample, usable_samples
+from navil_jax.data.sources import expand_sources, for_source, open_source
 from navil_jax.errors import UserError
 
 GOOD = {"image": "a.jpg", "conversations": talk("<image>\nWhat?", "A cat.", "Sure?", "Yes.", system="Be brief.")}

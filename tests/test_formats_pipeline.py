@@ -14,13 +14,14 @@ from navil_jax.config import Config, DataConfig, ImageConfig, MeshConfig, ModelC
 from navil_jax.data.__main__ import main as convert_main
 from navil_jax.data.pipeline import evaluation_batches, make_dataset, sample_counts
 from navil_jax.data.sources import expand_sources, open_source
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.sharding import make_mesh
-from navil_jax.train.evaluators import Evaluator
-from navil_jax.train.metrics import plot_answers, read_log
-from navil_jax.train.trainer import run
+from navil_jax.train.__main__ import train
+from navil_jax.train.held_out import HeldOut
+from navil_jax.train.metrics import read_log
+from navil_jax.train.plots import plot_answers
 
-TOKENIZER = Tokenizer.load(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
+TOKENIZER = load_tokenizer(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +98,7 @@ def test_a_run_trains_on_a_meta_file_and_converted_shards(folder: Path) -> None:
         toy, workdir=str(folder / "run"), steps=3, data=dataclasses.replace(toy.data, sources=sources)
     )
     assert [entry.name for entry in expand_sources(toy).data.sources] == ["a", "b", "shards"]
-    assert run(toy) == 0
+    assert train(toy) == 0
     log = read_log(folder / "run" / "metrics.jsonl")
     assert {"eval/shards/loss", "eval/shards/accuracy"} <= {key for line in log for key in line}
 
@@ -105,7 +106,7 @@ def test_a_run_trains_on_a_meta_file_and_converted_shards(folder: Path) -> None:
 def test_without_held_out_samples_there_is_nothing_to_score(folder: Path) -> None:
     path = write_lines(folder / "a.jsonl", [{"text": "a"}])
     mixture = config(SourceConfig("files", kind="llava", path=path))
-    evaluator = Evaluator(mixture, make_mesh(MeshConfig()), TOKENIZER)
+    evaluator = HeldOut(mixture, make_mesh(MeshConfig()), TOKENIZER)
     scores = evaluator.score({})
     assert (scores, evaluator.metrics(scores), evaluator.rows(scores)) == ([], {}, [])
     plot_answers(folder / "answers.png", evaluator.answers(scores, 4))

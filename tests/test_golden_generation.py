@@ -9,7 +9,7 @@ from navil_jax.convert.hf_config import image_config, read_config
 from navil_jax.convert.verify.compare import Recorder, engine, generation_pairs
 from navil_jax.convert.verify.golden import Case, patch_features
 from navil_jax.data.prompt import response_text
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.sampling import Sampler
 
@@ -51,7 +51,7 @@ def golden_assistant(case: Case) -> Assistant:
     released = read_config(FOLDER / case.name)
     data = DataConfig(template=released["template"], system_message=released["system_message"])
     config = Config(model=case.config, images=image_config(released), data=data)
-    return Assistant(config, Tokenizer.load(FOLDER / "prompts" / "tokenizer"), engine(case))
+    return Assistant(config, load_tokenizer(FOLDER / "prompts" / "tokenizer"), engine(case))
 
 
 @pytest.mark.parametrize("name", TEXT_CASES)

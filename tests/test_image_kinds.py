@@ -15,7 +15,7 @@ from navil_jax.config import Config, DataConfig, ImageConfig, SourceConfig, Visi
 from navil_jax.data import images
 from navil_jax.data.features import FeatureSource, sample_features
 from navil_jax.data.images import image_patches, load_image
-from navil_jax.data.sources import Sample
+from navil_jax.data.sample import Sample
 from navil_jax.data.transforms import augment
 from navil_jax.errors import UserError
 

@@ -11,12 +11,10 @@ from navil_jax.train.metrics import (
     Answer,
     MetricsLog,
     Throughput,
-    _smooth,
-    plot_answers,
-    plot_losses,
     progress_line,
     read_log,
 )
+from navil_jax.train.plots import _smooth, plot_answers, plot_losses
 
 
 def write(folder, steps, start=0, scale=1.0):

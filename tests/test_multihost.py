@@ -17,12 +17,12 @@ from navil_jax.config import MeshConfig
 from navil_jax.config.flags import load_config
 from navil_jax.data.pipeline import make_dataset
 from navil_jax.data.sources import open_source
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.tokenizers import tokenizer_from_files
 from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh
+from navil_jax.train.__main__ import main
 from navil_jax.train.checkpoint import Checkpoints
 from navil_jax.train.step import abstract_state, global_batch, initial_params, initial_state, make_train_step
-from navil_jax.train.trainer import main
 
 pytest.importorskip("gcsfs")
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def alone(bucket, runs):
     with Checkpoints("gs://bucket/fsdp/checkpoints") as checkpoints:
         record = checkpoints.record()
     config = dataclasses.replace(record.config, mesh=MeshConfig())
-    tokenizer = Tokenizer.from_files(record.tokenizer)
+    tokenizer = tokenizer_from_files(record.tokenizer)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state, train_step = initial_state(config, mesh, initial_params(config, mesh)), make_train_step(config, mesh)
     losses = []

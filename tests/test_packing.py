@@ -26,11 +26,11 @@ from navil_jax.data.packing import MAX_WAITING, PackedRows, advise_slots, best_f
 from navil_jax.data.pipeline import evaluation_batches, make_dataset, sample_counts
 from navil_jax.data.prompt import encode_conversation, image_length
 from navil_jax.data.quarantine import Quarantine, SampleWatch
-from navil_jax.data.sources import Sample
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.sample import Sample
+from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
 
-TOKENIZER = Tokenizer.load(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
+TOKENIZER = load_tokenizer(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
 SPEC = BatchSpec(rows=1, visual_slots=20, text_slots=30, patch_slots=64)
 BUDGETS = np.array([20, 30, 64])
 sizes_strategy = st.tuples(st.integers(0, 20), st.integers(1, 30), st.integers(0, 64))

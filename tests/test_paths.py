@@ -8,7 +8,7 @@ from bucket_server import serve
 
 from navil_jax import paths
 from navil_jax.convert import __main__ as convert
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
 from navil_jax.paths import RunFiles, absolute, local_path, path_of
 
@@ -59,11 +59,11 @@ def test_what_an_error_leaves_is_uploaded(bucket):
 
 
 def test_a_tokenizer_on_a_bucket(bucket):
-    tokenizer = Tokenizer.load(TOKENIZER)
+    tokenizer = load_tokenizer(TOKENIZER)
     tokenizer.save("gs://bucket/words")
-    assert Tokenizer.load("gs://bucket/words").files() == tokenizer.files()
+    assert load_tokenizer("gs://bucket/words").files() == tokenizer.files()
     with pytest.raises(UserError, match="gs://bucket/none: no such folder with a tokenizer"):
-        Tokenizer.load("gs://bucket/none")
+        load_tokenizer("gs://bucket/none")
 
 
 def test_what_another_host_writes_is_seen(bucket):

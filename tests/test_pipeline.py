@@ -22,11 +22,11 @@ from navil_jax.data.features import FeatureSource, sample_features
 from navil_jax.data.mixture import mix
 from navil_jax.data.pipeline import batch_spec, evaluation_batches, make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine
-from navil_jax.data.sources import Sample
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.sample import Sample
+from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
 
-TOKENIZER = Tokenizer.load(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
+TOKENIZER = load_tokenizer(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
 CONTEXT = TOKENIZER.token_id("<IMG_CONTEXT>")
 BUDGETS = {"visual_slots": 48, "text_slots": 160, "patch_slots": 160}
 

@@ -13,11 +13,12 @@ from test_doctor import FOLDER, TOKENIZER, check_page, training_config
 
 from navil_jax.batch import BatchSpec
 from navil_jax.config import ImageConfig
+from navil_jax.data.__main__ import main
 from navil_jax.data.features import sample_features
-from navil_jax.data.inspect import page, preview, terminal
+from navil_jax.data.inspect import page, terminal
 from navil_jax.data.inspect.reading import Span, read_spans, view_rows, view_sample
 from navil_jax.data.pipeline import batch_spec
-from navil_jax.data.sources import Sample
+from navil_jax.data.sample import Sample
 
 RECIPE = str(Path(__file__).parent / "toy_recipe.py")
 CONTEXT = TOKENIZER.token_id("<IMG_CONTEXT>")
@@ -103,12 +104,19 @@ def test_long_text_is_cut_short() -> None:
 
 
 def arguments(*more: str) -> list[str]:
-    return ["--config", RECIPE, f"--config.data.tokenizer={FOLDER}", "--config.model.decoder.vocab_size=92556", *more]
+    return [
+        "preview",
+        "--config",
+        RECIPE,
+        f"--config.data.tokenizer={FOLDER}",
+        "--config.model.decoder.vocab_size=92556",
+        *more,
+    ]
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "rows.html"
-    assert preview.main(arguments("--rows", "3", "--out", str(path))) == 0
+    assert main(arguments("--rows", "3", "--out", str(path))) == 0
     text = capsys.readouterr().out
     assert text.count("\nrow ") == 3
     assert "[image 1: 32 x 32 pixels, 5 tokens]" in text
@@ -123,7 +131,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_colours_on_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert preview.main(arguments("--rows", "1")) == 0
+    assert main(arguments("--rows", "1")) == 0
     assert "\x1b[32m{" in capsys.readouterr().out
 
 
@@ -134,7 +142,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (["--out", str(tmp_path / "no" / "a.html")], "cannot be written"),
         (["--config.data.quarantine=none.jsonl"], "none.jsonl"),
     ):
-        assert preview.main(arguments(*more)) == 2
+        assert main(arguments(*more)) == 2
         error = capsys.readouterr().err
         assert said in error
         assert error.splitlines()[-1].startswith("error: ")
@@ -142,6 +150,6 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
-        preview.main(["--help"])
+        main(["preview", "--help"])
     assert ended.value.code == 0
     assert "--rows 4 --out rows.html" in capsys.readouterr().out

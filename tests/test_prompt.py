@@ -20,17 +20,17 @@ from navil_jax.data.prompt import (
     response_text,
     with_placeholders,
 )
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
 from navil_jax.generate.assistant import stream_text
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZERS = {
-    "golden.json": Tokenizer.load(GOLDEN / "prompts" / "tokenizer"),
-    "golden_dummy_prefix.json": Tokenizer.load(GOLDEN / "prompts" / "tokenizer_dummy_prefix"),
+    "golden.json": load_tokenizer(GOLDEN / "prompts" / "tokenizer"),
+    "golden_dummy_prefix.json": load_tokenizer(GOLDEN / "prompts" / "tokenizer_dummy_prefix"),
 }
 TOKENIZER = TOKENIZERS["golden.json"]
-QWEN3 = Tokenizer.load(GOLDEN / "prompts" / "tokenizer_qwen3")  # <think> and </think> are added tokens, but not special
+QWEN3 = load_tokenizer(GOLDEN / "prompts" / "tokenizer_qwen3")  # <think> and </think> are added tokens, but not special
 THINK = [QWEN3.token_id(token) for token in ("<think>", "</think>")]
 THINK_CASES = json.loads((GOLDEN / "prompts" / "golden_qwen3_think.json").read_text())["conversations"]
 CONVERSATIONS = [

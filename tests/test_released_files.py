@@ -12,10 +12,11 @@ from navil_jax.config import SPECIAL_TOKENS, Config, DataConfig, ImageConfig, So
 from navil_jax.config.flags import load_config
 from navil_jax.convert.hf_config import image_config, model_config, prompt_config, read_config, released_config
 from navil_jax.convert.hf_files import model_card, preprocessor_config, write_companions
-from navil_jax.data.tokenizers.base import Tokenizer, with_special_tokens
+from navil_jax.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
+from navil_jax.data.tokenizers.base import with_special_tokens
 
 FOLDER = Path(__file__).parent / "golden"
-RELEASED = Tokenizer.load(FOLDER / "prompts" / "tokenizer")
+RELEASED = load_tokenizer(FOLDER / "prompts" / "tokenizer")
 
 
 def write(folder: Path, name: str, tokenizer: Tokenizer, **changes: Any) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def write(folder: Path, name: str, tokenizer: Tokenizer, **changes: Any) -> dict
 def test_a_released_model_s_folder(tmp_path: Path) -> None:
     files = write(tmp_path, "internlm2_small", RELEASED)
     assert files["config.json"] == read_config(FOLDER / "internlm2_small") == read_config(tmp_path)
-    assert Tokenizer.load(tmp_path).files() == RELEASED.files()
+    assert load_tokenizer(tmp_path).files() == RELEASED.files()
     assert files["generation_config.json"] == {
         "_from_model_config": True,
         "bos_token_id": 1,
@@ -49,7 +50,7 @@ def test_a_released_model_s_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["tokenizer.json", "vocab.json"])
 def test_files_that_a_byte_level_tokenizer_lacks_follow_from_its_others(tmp_path: Path, layout: str) -> None:
-    plain = Tokenizer.from_files(LAYOUTS[layout])
+    plain = tokenizer_from_files(LAYOUTS[layout])
     files = write(tmp_path, "text_only_qwen3", plain)
     added = files["added_tokens.json"]
     assert added == {token: plain.token_id(token) for token in added}
@@ -61,7 +62,7 @@ def test_files_that_a_byte_level_tokenizer_lacks_follow_from_its_others(tmp_path
     }
     ids = {"eos_token_id": plain.token_id("<|im_end|>"), "pad_token_id": plain.token_id("<|endoftext|>")}
     assert files["generation_config.json"] == {"_from_model_config": True, **ids}
-    again = Tokenizer.load(tmp_path)
+    again = load_tokenizer(tmp_path)
     assert (again.encode("<think>a", True), again.vocab_size) == (plain.encode("<think>a", True), plain.vocab_size)
 
 
@@ -70,7 +71,7 @@ def test_a_grown_tokenizer_s_folder(tmp_path: Path) -> None:
     ids = dict(zip(SPECIAL_TOKENS, grown().special_token_ids, strict=True))
     assert ids.items() <= files["added_tokens.json"].items()
     assert set(SPECIAL_TOKENS) <= set(files["special_tokens_map.json"]["additional_special_tokens"])
-    again = Tokenizer.load(tmp_path)
+    again = load_tokenizer(tmp_path)
     assert again.special_token_ids == grown().special_token_ids
     assert with_special_tokens(again) is again
 

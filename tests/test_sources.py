@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from navil_jax.data.sources import SOURCES, SPLITS, Sample, open_source
+from navil_jax.data.sample import SPLITS, Sample
+from navil_jax.data.sources import SOURCES, open_source
 from navil_jax.data.toy import easy_vqa, pages, scenes
 from navil_jax.data.toy.baselines import commonest_answer, question_only
 from navil_jax.data.toy.easy_vqa import EasyVqa, EasyVqaCaptions, question_kind

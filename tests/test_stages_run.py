@@ -15,15 +15,17 @@ from test_convert import copy_case
 
 from navil_jax import chat, load_pretrained
 from navil_jax.config import DataConfig, DecoderConfig, ImageConfig, ModelConfig, SourceConfig, VisionConfig
+from navil_jax.config.continuing import check_continues
 from navil_jax.config.flags import load_config
 from navil_jax.convert import __main__ as convert
-from navil_jax.convert.opening import open_checkpoint
+from navil_jax.convert.opened import open_checkpoint, open_start
+from navil_jax.data.run import open_run
 from navil_jax.errors import UserError
 from navil_jax.model.params import flatten
-from navil_jax.train import trainer as train
-from navil_jax.train.checkpoint import Checkpoints, check_continues
+from navil_jax.train import trainer
+from navil_jax.train.__main__ import train
+from navil_jax.train.checkpoint import Checkpoints
 from navil_jax.train.metrics import read_log
-from navil_jax.train.start import inherited
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = ("s1_1", "s1_2", "s2")
@@ -64,8 +66,8 @@ def cache(tmp_path_factory):
     for key, value in keys.items():
         jax.config.update(key, value)
     with pytest.MonkeyPatch.context() as patch:
-        make_mesh = train.make_mesh
-        patch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+        make_mesh = trainer.make_mesh
+        patch.setattr(trainer, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
         yield
     for key, value in before.items():
         jax.config.update(key, value)
@@ -128,8 +130,8 @@ def run_stages(folder, stages, before, data, kill_at=0):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(train, "_fail_if_asked", lambda step: die() if step == kill_at else None)
                 with pytest.raises(Killed):
-                    train.run(config)
-        assert train.run(config) == 0
+                    train(config)
+        assert train(config) == 0
         before = folder / stage
     return [folder / stage for stage in stages]
 
@@ -220,7 +222,7 @@ def test_fine_tuning_by_low_rank_updates(tmp_path, whole, data):
     """The base stays; the export holds base and updates as one, which computes what the run computes."""
     config = small("finetune", tmp_path / "run", whole[-1], data)
     assert config.init_model
-    assert train.run(config) == 0
+    assert train(config) == 0
     arrays, _ = saved(tmp_path / "run")
     base = parameters(whole[-1])
     updates = [name for name in arrays if name.startswith("['optimizer']") and "lora" not in name]
@@ -246,8 +248,8 @@ def test_data_changed_on_purpose_hold_from_there_on(tmp_path, whole, init, data,
     sources = (dataclasses.replace(config.data.sources[0], weight=2.0),)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources), steps=5)
     with pytest.raises(UserError, match="resume_with=data"):
-        train.run(config)
-    assert train.run(dataclasses.replace(config, resume_with="data.sources")) == 0
+        train(config)
+    assert train(dataclasses.replace(config, resume_with="data.sources")) == 0
     assert "data.sources.0.weight was 1.0 and is 2.0" in capsys.readouterr().out
     longer, before = ((folder / "metrics.jsonl").read_text() for folder in (tmp_path / "run", whole[0]))
     steps = [line for line in before.split("\n") if '"samples"' in line]
@@ -258,9 +260,13 @@ def test_data_changed_on_purpose_hold_from_there_on(tmp_path, whole, init, data,
 
 
 def test_a_fine_tuning_recipe_has_the_model_and_tokenizer_of_its_start(tmp_path, init, data):
-    config, tokenizer = inherited(small("finetune", tmp_path / "run", init, data))
+    recipe = small("finetune", tmp_path / "run", init, data)
+    with open_start(recipe) as start:
+        opened = open_run(recipe, start)
+    config, tokenizer = opened.config, opened.tokenizer
     assert config.model.decoder == MODEL.decoder
     assert config.model.lora_rank == 2
     assert config.model.special_token_ids == tokenizer.special_token_ids
     assert sorted(tokenizer.special_token_ids) == list(range(546, 558))
-    assert inherited(small("finetune", tmp_path, tmp_path / "nothing", data))[1] is None
+    with open_start(small("finetune", tmp_path, tmp_path / "nothing", data), planned=True) as start:
+        assert start is None

@@ -22,7 +22,7 @@ from navil_jax.config import (
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh
-from navil_jax.train.evaluators import SampleScore, accuracies, losses, score_samples, token_accuracies
+from navil_jax.train.held_out import SampleScore, accuracies, losses, score_samples, token_accuracies
 from navil_jax.train.loss import weighted_mean
 from navil_jax.train.step import (
     EvalScores,

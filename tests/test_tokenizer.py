@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from navil_jax.config import SPECIAL_TOKENS
-from navil_jax.data.tokenizers.base import Tokenizer, check_vocabulary, with_special_tokens
+from navil_jax.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
+from navil_jax.data.tokenizers.base import check_vocabulary, with_special_tokens
 from navil_jax.data.tokenizers.sentencepiece import CHAT_MARKERS, SentencePieceTokenizer, train_tokenizer
 from navil_jax.errors import UserError
 
@@ -21,7 +22,7 @@ CORPUS = ["What colour is the box?\nIt is red.", "How many boxes are there? 12 o
 
 @pytest.fixture(params=CASES)
 def released(request: pytest.FixtureRequest) -> tuple[Tokenizer, dict]:
-    return Tokenizer.load(PROMPTS / request.param), json.loads((PROMPTS / CASES[request.param]).read_text())
+    return load_tokenizer(PROMPTS / request.param), json.loads((PROMPTS / CASES[request.param]).read_text())
 
 
 def test_released_texts(released: tuple[Tokenizer, dict]) -> None:
@@ -66,13 +67,13 @@ def test_decode_leaves_out_ids_beyond_the_table(released: tuple[Tokenizer, dict]
 
 
 def test_decode_tightens_punctuation() -> None:
-    tokenizer = Tokenizer.load(PROMPTS / "tokenizer")
+    tokenizer = load_tokenizer(PROMPTS / "tokenizer")
     assert tokenizer.decode(tokenizer.encode("yes , it is n't .", allow_special=False)) == "yes, it isn't."
 
 
 @given(text=st.text(max_size=40))
 def test_spans_cover_the_text(text: str) -> None:
-    tokenizer = Tokenizer.load(PROMPTS / "tokenizer")
+    tokenizer = load_tokenizer(PROMPTS / "tokenizer")
     tokens = tokenizer.encode_with_spans(text)
     assert [token.id for token in tokens] == tokenizer.encode(text, allow_special=False)
     ends = [0, *(token.end for token in tokens)]
@@ -83,8 +84,8 @@ def test_spans_cover_the_text(text: str) -> None:
 def test_files_come_back_as_they_were(tmp_path: Path, released: tuple[Tokenizer, dict]) -> None:
     tokenizer, _ = released
     tokenizer.save(tmp_path / "new" / "folder")
-    again = Tokenizer.load(tmp_path / "new" / "folder")
-    embedded = Tokenizer.from_files(tokenizer.files())
+    again = load_tokenizer(tmp_path / "new" / "folder")
+    embedded = tokenizer_from_files(tokenizer.files())
     assert again.files() == tokenizer.files() == embedded.files()
     assert set(tokenizer.files()) == set(FILES[:4])
     text = "<|im_start|>user\n<img>"
@@ -93,19 +94,19 @@ def test_files_come_back_as_they_were(tmp_path: Path, released: tuple[Tokenizer,
 
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="absent"):
-        Tokenizer.load(tmp_path / "absent")
+        load_tokenizer(tmp_path / "absent")
     with pytest.raises(UserError, match=r"tokenizer\.model"):
-        Tokenizer.load(tmp_path)
-    files = Tokenizer.load(PROMPTS / "tokenizer").files()
+        load_tokenizer(tmp_path)
+    files = load_tokenizer(PROMPTS / "tokenizer").files()
     with pytest.raises(UserError, match="SentencePiece"):
-        Tokenizer.from_files(files | {"tokenizer.model": b"broken"})
+        tokenizer_from_files(files | {"tokenizer.model": b"broken"})
     with pytest.raises(UserError, match="JSON"):
-        Tokenizer.from_files(files | {"added_tokens.json": b"{"})
+        tokenizer_from_files(files | {"added_tokens.json": b"{"})
     config = json.loads(files["tokenizer_config.json"])
     config["added_tokens_decoder"].pop("546")
     added = json.loads(files["added_tokens.json"])
     added.pop("<img>")
-    without = Tokenizer.from_files(
+    without = tokenizer_from_files(
         files | {"tokenizer_config.json": json.dumps(config).encode(), "added_tokens.json": json.dumps(added).encode()}
     )
     with pytest.raises(UserError, match="<img>"):
@@ -115,7 +116,7 @@ def test_bad_folders(tmp_path: Path) -> None:
 def test_training(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     tokenizer = train_tokenizer(CORPUS, 320, tmp_path / "a")
     again = train_tokenizer(CORPUS, 320, tmp_path / "b")
-    assert tokenizer.files() == again.files() == Tokenizer.load(tmp_path / "a").files()
+    assert tokenizer.files() == again.files() == load_tokenizer(tmp_path / "a").files()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(FILES[:4])
     assert capfd.readouterr() == ("", "")
     assert tokenizer.vocab_size <= 320 + 18
@@ -157,12 +158,12 @@ def base_tokenizer(drop: int = 0, **config: object) -> Tokenizer:
     for piece in model.pieces[len(model.pieces) - drop :]:
         piece.piece = f"[OTHER_{piece.piece}]"
     files = {"tokenizer.model": model.SerializeToString()}
-    return Tokenizer.from_files(files | {"tokenizer_config.json": json.dumps(BASE_CONFIG | config).encode()})
+    return tokenizer_from_files(files | {"tokenizer_config.json": json.dumps(BASE_CONFIG | config).encode()})
 
 
 def test_a_base_model_s_tokenizer_grows_like_the_releases() -> None:
     """The markers of the chat template get the ids that the table keeps for them, the special tokens new ones."""
-    plain, released = base_tokenizer(), Tokenizer.load(PROMPTS / "tokenizer")
+    plain, released = base_tokenizer(), load_tokenizer(PROMPTS / "tokenizer")
     assert (plain.vocab_size, plain.pad_id) == (546, 2)
     with pytest.raises(UserError, match="</box>"):
         _ = plain.special_token_ids
@@ -176,7 +177,7 @@ def test_a_base_model_s_tokenizer_grows_like_the_releases() -> None:
     assert grown.decode(ids) == released.decode(ids)
     assert grown.decode(ids, skip_special=True) == released.decode(ids, skip_special=True)
     assert grown.encode(text, allow_special=False) == released.encode(text, allow_special=False)
-    assert Tokenizer.from_files(grown.files()).files() == grown.files()
+    assert tokenizer_from_files(grown.files()).files() == grown.files()
     assert with_special_tokens(grown) is grown
 
 
@@ -187,14 +188,14 @@ def test_markers_without_a_reserved_piece_come_before_the_special_tokens() -> No
 
 
 def test_growing_keeps_the_ids_that_are_there() -> None:
-    released = Tokenizer.load(PROMPTS / "tokenizer")
+    released = load_tokenizer(PROMPTS / "tokenizer")
     assert with_special_tokens(released) is released
     files = released.files()
     config, added = json.loads(files["tokenizer_config.json"]), json.loads(files["added_tokens.json"])
     config["added_tokens_decoder"].pop("546")
     added.pop("<img>")
     files |= {"tokenizer_config.json": json.dumps(config).encode(), "added_tokens.json": json.dumps(added).encode()}
-    grown = with_special_tokens(Tokenizer.from_files(files))
+    grown = with_special_tokens(tokenizer_from_files(files))
     ids = dict(zip(SPECIAL_TOKENS, released.special_token_ids, strict=True)) | {"<img>": 558}
     assert dict(zip(SPECIAL_TOKENS, grown.special_token_ids, strict=True)) == ids
     table = json.loads(grown.files()["special_tokens_map.json"])["additional_special_tokens"]
@@ -202,7 +203,7 @@ def test_growing_keeps_the_ids_that_are_there() -> None:
 
 
 def test_a_vocabulary_larger_than_the_model_s() -> None:
-    tokenizer = Tokenizer.load(PROMPTS / "tokenizer")
+    tokenizer = load_tokenizer(PROMPTS / "tokenizer")
     check_vocabulary(tokenizer, 558, "model")
     with pytest.raises(UserError, match=r"here: the tokenizer in .* has 558 ids, the model 557"):
         check_vocabulary(tokenizer, 557, "here")

@@ -11,8 +11,8 @@ from PIL import Image
 
 from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, VisionConfig
 from navil_jax.config.flags import load_config
+from navil_jax.data.__main__ import main
 from navil_jax.data.images import image_patches
-from navil_jax.data.inspect import tokens
 from navil_jax.data.inspect.token_map import draw_tokens, image_tokens
 from navil_jax.data.prompt import image_text
 from navil_jax.errors import UserError
@@ -51,7 +51,7 @@ def test_documented_example() -> None:
 
 
 def test_table(image: Path, capsys: pytest.CaptureFixture) -> None:
-    assert tokens.main(["--image", str(image), "--config.images.multiscale=false"]) == 0
+    assert main(["tokens", "--image", str(image), "--config.images.multiscale=false"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{image}: 640 x 480 pixels",
         "  scale      resized      patches  visual tokens  line breaks  frame breaks  padding",
@@ -64,7 +64,7 @@ def test_table(image: Path, capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize("slots", ["visual_slots=300", "text_slots=16", "patch_slots=1196"])
 def test_a_image_that_fits_no_row_is_called_so(image: Path, capsys: pytest.CaptureFixture, slots: str) -> None:
     arguments = ["--image", str(image), "--config.images.multiscale=false", f"--config.data.{slots}"]
-    assert tokens.main(arguments) == 0
+    assert main(["tokens", *arguments]) == 0
     assert "DOES NOT FIT A ROW: " in capsys.readouterr().out
 
 
@@ -74,7 +74,7 @@ def test_json_of_several_images_and_a_recipe(image: Path, tmp_path: Path, capsys
     exif[0x0112] = 6
     Image.new("RGB", (100, 60)).save(small, exif=exif)
     recipe = str(ROOT / "configs" / "demo.py")
-    assert tokens.main(["--config", recipe, "--json", "--image", str(image), "--image", str(small)]) == 0
+    assert main(["tokens", "--config", recipe, "--json", "--image", str(image), "--image", str(small)]) == 0
     large, little = json.loads(capsys.readouterr().out)
     assert (large["image"], little["image"]) == (str(image), str(small))
     assert little["scales"] == [
@@ -85,7 +85,7 @@ def test_json_of_several_images_and_a_recipe(image: Path, tmp_path: Path, capsys
     data = load_config(recipe).data
     budgets = {"visual_tokens": data.visual_slots, "text_tokens": data.text_slots, "patches": data.patch_slots}
     assert large["row"] == budgets
-    assert tokens.main(["--config", recipe, "--image", str(small)]) == 0
+    assert main(["tokens", "--config", recipe, "--image", str(small)]) == 0
     assert "EXIF orientation 6 is not applied" in capsys.readouterr().out
 
 
@@ -122,7 +122,7 @@ def test_drawing_numbers_windows_on_from_scale_to_scale(monkeypatch: pytest.Monk
 
 def test_drawing_of_the_command(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "drawing.png"
-    assert tokens.main(["--image", str(image), "--out", str(path)]) == 0
+    assert main(["tokens", "--image", str(image), "--out", str(path)]) == 0
     assert capsys.readouterr().err == f"drawn: {path}\n"
     assert Image.open(path).format == "PNG"
 
@@ -137,7 +137,7 @@ def test_mistakes(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture) ->
         (["--image", str(image), "--config.images.max_patch=3"], "max_patch"),
         (["--image", str(image), "--out", str(tmp_path / "no" / "a.png")], "cannot be written"),
     ):
-        assert tokens.main(arguments) == 2
+        assert main(["tokens", *arguments]) == 2
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
@@ -150,7 +150,7 @@ def test_models_without_images() -> None:
 
 def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
-        tokens.main(["--help"])
+        main(["tokens", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert "--image a.jpg --image b.jpg --json" in text

@@ -15,11 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from navil_jax.train.__main__ import main
 from navil_jax.train.checkpoint import Checkpoints
 from navil_jax.train.metrics import read_log
-from navil_jax.train.trainer import main
 
-RECIPE = Path(__file__).parent / "toy_recipe.py"
+RECIPE, KILL = (Path(__file__).parent / name for name in ("toy_recipe.py", "kill_at_step.py"))
 RESUME = ("--config.steps=40", "--config.checkpoint_every=7", "--config.eval_every=10", "--config.eval_samples=4")
 
 
@@ -41,9 +41,10 @@ def train(workdir, *flags):
     return main(["--config", str(RECIPE), f"--config.workdir={workdir}", *flags])
 
 
-def start(workdir, cache, *flags, **environment):
-    """Starts the command in a process of its own, on one device."""
-    command = [sys.executable, "-m", "navil_jax.train", "--config", str(RECIPE), f"--config.workdir={workdir}", *flags]
+def start(workdir, cache, *flags, fatal=0, **environment):
+    """Starts the command in a process of its own, on one device; it dies before step `fatal`."""
+    program = [str(KILL), str(fatal)] if fatal else ["-m", "navil_jax.train"]
+    command = [sys.executable, *program, "--config", str(RECIPE), f"--config.workdir={workdir}", *flags]
     settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     settings |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(RECIPE.parents[1])}
     return subprocess.Popen(
@@ -91,9 +92,9 @@ def test_interrupted_run_ends_as_one_that_was_not(tmp_path, cache):
     status, output = finish(start(whole, cache, *RESUME))
     assert status == 0, output
 
-    killed = start(parts, cache, *RESUME, NAVIL_FAIL_AT_STEP="4")
+    killed = start(parts, cache, *RESUME, fatal=4)
     assert finish(killed)[0] == -signal.SIGKILL
-    killed = start(parts, cache, *RESUME, NAVIL_FAIL_AT_STEP="16")
+    killed = start(parts, cache, *RESUME, fatal=16)
     assert finish(killed)[0] == -signal.SIGKILL
     killed = start(parts, cache, *RESUME)
     signal_after(killed, parts, 20, signal.SIGKILL)

@@ -23,7 +23,7 @@ from navil_jax.convert.verify.compare import Pair, by_group, forward_pairs, text
 from navil_jax.convert.verify.golden import load_case as load_golden
 from navil_jax.convert.verify.outputs import Allowed, distributions, made_batch, report
 from navil_jax.convert.verify.tensors import compare_tensor, rounding
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
 from navil_jax.train.checkpoint import Checkpoints, Record
 
@@ -70,7 +70,7 @@ def as_bfloat16(tensors: dict[str, np.ndarray]) -> None:
 
 
 def saved_run(workdir: Path, config: ModelConfig, params: Any) -> Path:
-    files = Tokenizer.load(FOLDER / "prompts" / "tokenizer").files()
+    files = load_tokenizer(FOLDER / "prompts" / "tokenizer").files()
     with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
         params = jax.tree.map(jax.numpy.asarray, params)
         checkpoints.save(3, params, Record(Config(model=config), files, {}))

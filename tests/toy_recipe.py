@@ -14,7 +14,8 @@ from navil_jax.config import (
     SourceConfig,
     VisionConfig,
 )
-from navil_jax.data.sources import SOURCES, Sample
+from navil_jax.data.sample import Sample
+from navil_jax.data.sources import SOURCES
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 

@@ -165,7 +165,7 @@ class DataConfig:
     patch_slots: int = 24576
     packing_lookahead: int = 32  # rows' worth of samples of which a row takes what fills it; more waste less
     balance_window: int = 1  # steps among which rows are grouped by the cost of their attention; 1: as they are packed
-    oversize: Literal["drop", "shrink", "error"] = "drop"  # samples longer than a row; shrink: their images
+    oversize: Literal["drop", "resize", "error"] = "drop"  # samples longer than a row; resize: their images
     tokenizer: str = ""  # folder with tokenizer.model or tokenizer.json; empty: one is trained on the text
     tokenizer_size: int = 1024  # pieces of a tokenizer that is trained
     template: Literal["internlm2-chat", "qwen3-chat"] = "internlm2-chat"
@@ -236,6 +236,15 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluatorConfig:
+    """What is measured on held-out samples: by a name of `train.evaluators.EVALUATORS`, or "package.module:Class"."""
+
+    name: str
+    every: int | None = None  # steps between evaluations; none: eval_every; 0: only at the end
+    samples: int | None = None  # of every source each time; none: eval_samples; at the end all are used
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -253,6 +262,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     log_every: int = 10
     profile_steps: tuple[int, ...] = ()  # first and last step of an xprof trace in <workdir>/profile; none: no trace
+    evaluators: tuple[EvaluatorConfig, ...] = (EvaluatorConfig("held_out"),)  # what is measured, see EvaluatorConfig
     eval_every: int = 0  # steps between evaluations; 0: at the end only
     eval_samples: int = 0  # held-out samples per source for evaluations during the run; 0: all
     eval_baseline_samples: int = 10_000  # training samples that the report's question-only baseline learns from
@@ -294,7 +304,7 @@ def validate(config: Config) -> None:
     require(
         data.rows % optimizer.microbatches == 0,
         "optimizer.microbatches",
-        f"data.rows = {data.rows} cannot be cut into {optimizer.microbatches} parts",
+        f"data.rows = {data.rows} cannot be cut into {optimizer.microbatches} microbatches",
     )
     require(
         not config.init_model or bool(config.init_from),

@@ -33,6 +33,7 @@ def parse(
     description: str,
     add_options: Callable[[argparse.ArgumentParser], None] | None = None,
     default: Config | None = None,
+    command: str = "train",
 ) -> tuple[Config, argparse.Namespace]:
     """Reads a command's arguments.
 
@@ -42,6 +43,7 @@ def parse(
       description: what `--help` says above the options; below them stands every config key.
       add_options: adds the command's own options.
       default: the config if no --config is given; None: one must be given.
+      command: what stands behind `python -m navil_jax.`, for the help.
 
     Returns:
       The validated config and the command's own options.
@@ -51,6 +53,7 @@ def parse(
       -> (Config(model=ModelConfig(decoder=DecoderConfig(depth=2, ...))), Namespace(config="tiny.py"))
     """
     parser = argparse.ArgumentParser(
+        prog=f"python -m navil_jax.{command}",
         description=description,
         epilog=describe(Config),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from navil_jax.convert.hf_config import released_config
 from navil_jax.convert.hf_files import write_companions
-from navil_jax.convert.opening import OpenCheckpoint, open_checkpoint, require_whole
+from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint, require_whole
 from navil_jax.convert.stored import TensorInfo
 from navil_jax.convert.writer import write_safetensors
 from navil_jax.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from navil_jax.convert.opening import OpenCheckpoint, open_checkpoint, require_whole
+from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint, require_whole
 from navil_jax.convert.param_files import ParamsWriter
 from navil_jax.convert.params import iterate_params
 from navil_jax.convert.writer import check_space

@@ -9,7 +9,7 @@ from typing import Any
 from navil_jax.config import Config, DecoderConfig, VisionConfig
 from navil_jax.convert.groups import GROUPS, UNKNOWN, tensor_groups
 from navil_jax.convert.names import name_table
-from navil_jax.convert.opening import OpenCheckpoint, open_checkpoint
+from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
 from navil_jax.convert.stored import StoredTensor
 from navil_jax.convert.tables import table
 

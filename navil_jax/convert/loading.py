@@ -1,18 +1,27 @@
-"""A checkpoint of either format as a model in memory."""
+"""load_pretrained and load_assistant: a checkpoint of any kind as a model in memory, or as one that answers."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from PIL import Image
 
 from navil_jax.config import Config, ImageConfig, MeshConfig
-from navil_jax.convert.opening import OpenCheckpoint, open_checkpoint, require_whole
-from navil_jax.convert.params import iterate_params
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.convert.exporting import export_checkpoint
+from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
+from navil_jax.data.tokenizers import Tokenizer
+from navil_jax.data.tokenizers.base import check_vocabulary
+from navil_jax.errors import UserError
+from navil_jax.generate.assistant import Assistant
+from navil_jax.generate.engine import Engine
+from navil_jax.generate.sampling import Sampler
 from navil_jax.model import params as model_params
 from navil_jax.model.navil import NaViL
-from navil_jax.model.params import Params
+from navil_jax.model.params import Params, flatten, unflatten
 from navil_jax.sharding import make_mesh
 from navil_jax.train.checkpoint import Checkpoints, find_checkpoints
 
@@ -22,45 +31,102 @@ class Pretrained:
     """A model with what belongs to it.
 
     Attributes:
-      model: the Flax module with its parameters.
+      path: the folder that it was read from.
       config: of the run, or what the folder's config.json says of model, images and prompt.
       tokenizer: of the checkpoint.
+      params: nested dicts of arrays on the devices of `mesh`.
     """
 
-    model: NaViL
+    path: str
     config: Config
     tokenizer: Tokenizer
+    params: Params
+    mesh: Mesh
+
+    @functools.cached_property
+    def model(self) -> NaViL:
+        """The Flax module with its parameters."""
+        return model_params.bind(self.config.model, self.params)
 
     @property
     def images(self) -> ImageConfig:
         """How images are prepared for it: `data.images.image_patches(image, images, config.model.vision)`."""
         return self.config.images
 
+    @functools.cached_property
+    def assistant(self) -> Assistant:
+        """What answers; programs that it has compiled are kept."""
+        return Assistant(self.config, self.tokenizer, Engine(self.config.model, self.params, self.mesh))
+
+    def ask(
+        self,
+        question: str,
+        images: Sequence[str | Path | bytes | Image.Image] = (),
+        sampler: Sampler | None = None,
+        max_new_tokens: int = 1024,
+    ) -> str:
+        """The answer to one question about some images; without a `sampler`, the likeliest tokens.
+
+        Raises:
+          UserError: an image cannot be read, or the prompt is too long.
+
+        Example: loaded.ask("What animal is this?", ["cat.png"]) -> "A cat."
+        """
+        patches = [self.assistant.read_image(image) for image in images]
+        return "".join(self.assistant.answer((), question, patches, sampler or Sampler(), max_new_tokens))
+
+    def export(self, folder: str | Path, dtype: str = "") -> None:
+        """Writes the checkpoint it was read from in the release's format; see `exporting.export_checkpoint`."""
+        export_checkpoint(Path(self.path), Path(folder), dtype)
+
 
 def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str = "") -> Pretrained:
     """See `navil_jax.load_pretrained`."""
     mesh = mesh or make_mesh(MeshConfig())
     with open_checkpoint(path, tokenizer) as checkpoint:
-        require_whole(checkpoint)
-        whole = checkpoint.kind == "orbax" and not checkpoint.combined
-        params = _restore(checkpoint, mesh) if whole else _read(checkpoint, mesh)
-        return Pretrained(model_params.bind(checkpoint.config.model, params), checkpoint.config, checkpoint.tokenizer)
+        model = checkpoint.config.model
+        params = checkpoint.restore(model, mesh)
+        return Pretrained(str(checkpoint.path), checkpoint.config, checkpoint.tokenizer, params, mesh)
 
 
-def _restore(checkpoint: OpenCheckpoint, mesh: Mesh) -> Params:
-    model = checkpoint.config.model
-    wanted = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        model_params.shapes(model),
-        model_params.shardings(model, mesh),
-    )
+def load_assistant(path: str | Path, mesh: Mesh) -> Assistant:
+    """A checkpoint that answers, with its weights in the dtype they are computed in.
+
+    They are those that the run's evaluations use: running averages, where they do, in float32.
+
+    Args:
+      path: as in `open_checkpoint`.
+      mesh: devices to spread the parameters over.
+
+    Raises:
+      UserError: missing, empty, incomplete or of another kind, or without its tokenizer.
+    """
+    with open_checkpoint(path) as checkpoint:
+        config, tokenizer = checkpoint.config, checkpoint.tokenizer
+        if checkpoint.record is not None:  # its updates stay apart, as its evaluations have them
+            config = checkpoint.record.config
+        if tokenizer is None:
+            raise UserError(f"{path}: holds no tokenizer; copy the files of one into the folder")
+        check_vocabulary(tokenizer, config.model.decoder.vocab_size, str(path))
+        if config.model.special_token_ids and config.model.special_token_ids != tokenizer.special_token_ids:
+            raise UserError(f"{path}: the ids of special tokens in its tokenizer and its config.model differ")
+        params = checkpoint.restore(config.model, mesh, functools.partial(_computed, config, _averages(checkpoint)))
+    return Assistant(config, tokenizer, Engine(config.model, params, mesh), checkpoint.averaged)
+
+
+def _averages(checkpoint: OpenCheckpoint) -> frozenset[str]:
+    if not checkpoint.averaged:
+        return frozenset()
     with Checkpoints(find_checkpoints(checkpoint.path)) as checkpoints:
-        return checkpoints.restore_params(wanted)
+        return checkpoints.averages
 
 
-def _read(checkpoint: OpenCheckpoint, mesh: Mesh) -> Params:
-    """One parameter after the other, so that the host never holds all."""
-    model = checkpoint.config.model
-    shardings = model_params.flatten(model_params.shardings(model, mesh))
-    params = iterate_params(model, checkpoint.tensors)
-    return model_params.unflatten({name: jax.device_put(value, shardings[name]) for name, value in params})
+def _computed(config: Config, averages: frozenset[str], wanted: Params) -> Params:
+    """The dtypes to read. Every product casts its matrix anyway, so reading it in that dtype changes nothing."""
+
+    def leaf(name: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        own = jnp.float32 if name in averages else x.dtype
+        dtype = config.model.compute_dtype if name.endswith(("kernel", "embedding")) else own
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+
+    return unflatten({name: leaf(name, x) for name, x in flatten(wanted).items()})

@@ -9,11 +9,12 @@ import numpy as np
 
 from navil_jax.config import Config, ModelConfig, validate
 from navil_jax.convert.importing import fingerprint, write_params
-from navil_jax.convert.opening import OpenCheckpoint, open_checkpoint, require_whole
+from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint, require_whole
 from navil_jax.convert.param_files import ParamsWriter
 from navil_jax.convert.params import iterate_params
 from navil_jax.convert.writer import check_space
-from navil_jax.data.tokenizers.base import Tokenizer, with_special_tokens
+from navil_jax.data.tokenizers import Tokenizer
+from navil_jax.data.tokenizers.base import with_special_tokens
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 from navil_jax.train.checkpoint import Record

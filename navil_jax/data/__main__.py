@@ -1,14 +1,26 @@
-"""Work on data: `python -m navil_jax.data convert --from llava --path train.jsonl --out data/train`."""
+"""Work on data: `python -m navil_jax.data COMMAND ...`; the commands are
+
+  convert   data of any kind to sharded ArrayRecord, the format to train from
+  doctor    opens every sample before a run does, and reports what is wrong
+  preview   shows packed rows as training sees them
+  tokens    says what images cost in tokens
+
+`python -m navil_jax.data COMMAND --help` says more.
+"""
 
 import argparse
 import dataclasses
+import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from navil_jax.config import SourceConfig
+from navil_jax.config import Config, SourceConfig
+from navil_jax.config.flags import parse
 from navil_jax.data import formats
 from navil_jax.data.convert import SHARD_SAMPLES, convert
 from navil_jax.data.formats import files
+from navil_jax.data.inspect import doctor, preview, tokens
+from navil_jax.data.run import OpenRun, open_run
 from navil_jax.data.sources import SOURCES, expand_meta, open_source
 from navil_jax.errors import UserError, report_user_errors
 
@@ -37,27 +49,63 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.
 
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
+        raise UserError(f"no command {name!r}; nearest is {nearest!r}, all are {', '.join(COMMANDS)}")
+    command, interrupted = COMMANDS[name]
     try:
-        return _convert(options)
+        return command(rest)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the first missing shard")
+        print(f"\nstopped{interrupted}")
         return 130
 
 
+def _doctor(argv: Sequence[str]) -> int:
+    config, options = parse(argv, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
+    out = doctor.out_folder(config, options)
+    config = doctor.with_sources(config, options)
+    opened = _opened(config)
+    if opened.trained:
+        opened.tokenizer.save(out / "tokenizer")
+    return doctor.run(opened, out, options)
+
+
+def _preview(argv: Sequence[str]) -> int:
+    config, options = parse(argv, preview.ABOUT, preview.add_options, command="data preview")
+    return preview.run(_opened(config), options)
+
+
+def _tokens(argv: Sequence[str]) -> int:
+    return tokens.run(*parse(argv, tokens.ABOUT, tokens.add_options, default=Config(), command="data tokens"))
+
+
+def _opened(config: Config) -> OpenRun:
+    from navil_jax.convert.opened import open_start  # slow to import, and every process of the doctor imports this file
+
+    with open_start(config, planned=True) as start:
+        if start is None and not config.data.tokenizer:
+            print("training a tokenizer on the text of the sources; --config.data.tokenizer=FOLDER takes another one")
+        return open_run(config, start)
+
+
+def _convert(argv: Sequence[str]) -> int:
+    return _convert_options(_parser().parse_args(argv))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m navil_jax.data", description="Work on data.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     about = "Converts data of any kind to sharded ArrayRecord, the format to train from."
-    command = commands.add_parser(
-        "convert",
-        help=about,
+    parser = argparse.ArgumentParser(
+        prog="python -m navil_jax.data convert",
         description=about,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = command.add_argument
+    add = parser.add_argument
     add("--from", required=True, dest="kind", metavar="KIND", help="kind of the data, see below")
     add("--path", default="", help="file, folder, pattern with * or {000..127}, or address such as gs://bucket/x.tar")
     add("--out", required=True, metavar="FOLDER", help="where the shards go, local or at an address")
@@ -74,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _convert(options: argparse.Namespace) -> int:
+def _convert_options(options: argparse.Namespace) -> int:
     if options.shards < 0:
         raise UserError(f"--shards: {options.shards} is no number of files")
     if options.kind in SOURCES:
@@ -102,6 +150,13 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: st
     extra = "".join(f", {name}={value!r}" for name, value in settings.items() if value != defaults[name])
     print(f'  SourceConfig("{part.name}", kind="array_record", path="{out}"{extra})')
 
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "convert": (_convert, "; the same command goes on with the first missing shard"),
+    "doctor": (_doctor, "; the same command goes on from here"),
+    "preview": (_preview, ""),
+    "tokens": (_tokens, ""),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

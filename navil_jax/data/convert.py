@@ -8,7 +8,7 @@ from navil_jax.data.formats import files
 from navil_jax.data.formats.array_record import SUFFIX, pack, shard_name, write_shard
 from navil_jax.data.formats.progress import Progress
 from navil_jax.data.formats.records import is_of_sample, reason
-from navil_jax.data.sources import BadSample, Source
+from navil_jax.data.sample import BadSample, Source
 from navil_jax.errors import UserError
 
 SHARD_SAMPLES = 10_000  # of a shard, if the number of shards is not given

@@ -13,8 +13,8 @@ from navil_jax.batch import SampleFeatures
 from navil_jax.config import Config
 from navil_jax.data.images import ImagePatches, image_patches, load_image, plan_scales
 from navil_jax.data.prompt import Grids, encode_conversation, image_length
-from navil_jax.data.sources import BadSample, Sample, Source
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.sample import BadSample, Sample, Source
+from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.transforms import augment
 from navil_jax.errors import UserError
 

@@ -20,8 +20,9 @@ from navil_jax.data.images import largest_scale
 from navil_jax.data.mixture import Reader, mix
 from navil_jax.data.packing import PackedRows, counts_of
 from navil_jax.data.quarantine import Quarantine, SampleWatch
-from navil_jax.data.sources import Source, for_source
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.sample import Source
+from navil_jax.data.sources import for_source
+from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.workers import Workers
 from navil_jax.errors import UserError
 

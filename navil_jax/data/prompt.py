@@ -18,7 +18,8 @@ import numpy as np
 
 from navil_jax.batch import SampleFeatures
 from navil_jax.config import DEFAULT_SYSTEM_MESSAGE
-from navil_jax.data.tokenizers.base import Token, Tokenizer
+from navil_jax.data.tokenizers import Tokenizer
+from navil_jax.data.tokenizers.base import Token
 from navil_jax.errors import UserError
 
 PLACEHOLDER = "<image>"

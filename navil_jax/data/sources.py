@@ -1,66 +1,20 @@
-"""What a data source is, and the sources by name.
+"""Sources by name or by kind of file, and what a recipe says of each.
 
-A source is any random-access collection of `Sample`s. To add one, put a function from the split to a `Source` into
-`SOURCES` and name it in the recipe's `data.sources`.
+To add a source, put a function from the split to a `sample.Source` into `SOURCES` and name it in the recipe's
+`data.sources`.
 """
 
-import contextlib
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Literal, Protocol
-
-from PIL import Image
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from navil_jax.config import Config, ImageConfig, SourceConfig
+from navil_jax.data import formats
+from navil_jax.data.formats.meta import meta_sources
+from navil_jax.data.sample import SPLITS, Source, Split
 from navil_jax.errors import UserError
-
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
-Turn = tuple[str, str]  # question, answer
-CAPTION_PROMPT = "Describe the picture."
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """One conversation about some images (none: text only).
-
-    Example:
-      Sample("scenes/test/5", images=(image,), turns=(("Is there a red star?", "yes"),), kind="presence")
-    """
-
-    key: str  # where it comes from: names the sample in messages and quarantine files
-    images: tuple[Image.Image | bytes | Path, ...]  # decoded, encoded, or a file
-    turns: tuple[Turn, ...]
-    kind: str = ""  # question kind, a row of accuracy tables; "" where the turns are of several kinds
-    system: str | None = None  # the system message that came with it; None: that of the source
-
-
-class BadSample(UserError):
-    """A sample that cannot be used. Others of its source can: what reads them goes on, and tells."""
-
-    def __init__(self, source: str, key: str, reason: str) -> None:
-        """Args: source: file or folder; key: names the sample in it; reason: one line."""
-        super().__init__(source, key, reason)
-        self.source, self.key, self.reason = source, key, reason
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.reason} ({self.source})"
-
-
-class Source(Protocol):
-    """Random access to samples: the same index always gives an equal sample. Must be picklable."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample:
-        """Sample `index`; IndexError outside 0..len-1."""
-        ...
-
-    def texts(self) -> Iterable[str]:
-        """Questions and answers to train a tokenizer on: enough to show every word, without decoding images."""
-        ...
 
 
 def fingerprints(sources: Sequence[Source]) -> dict[str, str]:
@@ -75,49 +29,21 @@ def fingerprints(sources: Sequence[Source]) -> dict[str, str]:
     return {f"data.sources.{number}.fingerprint": source.fingerprint() for number, source in telling.items()}
 
 
-def check_index(index: int, length: int) -> None:
-    """Raises IndexError outside 0..length-1, which also ends plain iteration over a source."""
-    if not 0 <= index < length:
-        raise IndexError(f"index {index} outside 0..{length - 1}")
+def _lazily(module: str, name: str, **options: Any) -> Callable[[Split], Source]:
+    """A class or function of `data.toy`, imported when it is opened: nobody needs the data packages of the others."""
 
+    def opened(split: Split) -> Source:
+        return getattr(importlib.import_module(f"navil_jax.data.toy.{module}"), name)(split, **options)
 
-# The data packages of a source are imported when it is opened: nobody needs those of the others.
-def _easy_vqa(split: Split) -> Source:
-    from navil_jax.data.toy.easy_vqa import EasyVqa
-
-    return EasyVqa(split)
-
-
-def _easy_vqa_captions(split: Split) -> Source:
-    from navil_jax.data.toy.easy_vqa import EasyVqaCaptions
-
-    return EasyVqaCaptions(split)
-
-
-def _scenes(split: Split) -> Source:
-    from navil_jax.data.toy.scenes import Scenes
-
-    return Scenes(split)
-
-
-def _scenes_captions(split: Split) -> Source:
-    from navil_jax.data.toy.scenes import Scenes
-
-    return Scenes(split, length=None if split == "train" else 400, questions=0)
-
-
-def _pages(split: Split) -> Source:
-    from navil_jax.data.toy.pages import Pages
-
-    return Pages(split)
+    return opened
 
 
 SOURCES: dict[str, Callable[[Split], Source]] = {
-    "easy_vqa": _easy_vqa,
-    "easy_vqa_captions": _easy_vqa_captions,
-    "pages": _pages,
-    "scenes": _scenes,
-    "scenes_captions": _scenes_captions,
+    "easy_vqa": _lazily("easy_vqa", "EasyVqa"),
+    "easy_vqa_captions": _lazily("easy_vqa", "EasyVqaCaptions"),
+    "pages": _lazily("pages", "Pages"),
+    "scenes": _lazily("scenes", "Scenes"),
+    "scenes_captions": _lazily("scenes", "captions"),
 }
 
 
@@ -148,8 +74,6 @@ def open_source(entry: SourceConfig | str, split: Split) -> Source:
 
 
 def _open_files(entry: SourceConfig, split: Split) -> Source:
-    from navil_jax.data import formats  # imports this module for `Sample`
-
     formats.check_kind(entry.kind)
     if not has_split(entry, split):
         raise UserError(f"source {entry.name}: no held-out samples; give their path as held_out")
@@ -169,8 +93,6 @@ def expand_meta(entry: SourceConfig, max_patches: int = ImageConfig.max_patches)
     """The parts of a source of kind "meta", any other as it is. Raises `UserError` for a bad meta file."""
     if entry.kind != "meta":
         return (entry,)
-    from navil_jax.data.formats.meta import meta_sources
-
     return meta_sources(entry, max_patches)
 
 
@@ -193,10 +115,3 @@ def for_source(config: Config, number: int) -> Config:
     if entry.max_patches is not None:
         images = dataclasses.replace(images, max_patches=entry.max_patches)
     return dataclasses.replace(config, images=images, data=dataclasses.replace(config.data, **own))
-
-
-def usable_samples(source: Source) -> Iterator[Sample]:
-    """The samples of a source in its order, without the bad ones."""
-    for index in range(len(source)):
-        with contextlib.suppress(BadSample):
-            yield source[index]

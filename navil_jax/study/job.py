@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from navil_jax.config.flags import from_json
+from navil_jax.convert.opened import open_start
 from navil_jax.convert.upcycling import initialise_from
 from navil_jax.errors import report_user_errors
 from navil_jax.sharding import start_hosts
@@ -23,7 +24,8 @@ def main(path: str) -> int:
     config = from_json(job["config"])
     if job["language"] and not Path(config.init_from).exists():
         initialise_from(Path(job["language"]), config, Path(config.init_from))
-    return run(config)
+    with open_start(config) as start:
+        return run(config, start)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ from pathlib import Path
 
 from navil_jax.config import SPECIAL_TOKENS, Config, ModelConfig
 from navil_jax.config.flags import to_json
+from navil_jax.data.run import make_tokenizer
+from navil_jax.data.sources import open_source
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 from navil_jax.study.grid import Run, Study, language_config, run_config
 from navil_jax.study.results import Row, read_results, write_results
 from navil_jax.study.text import write_corpus
 from navil_jax.train.metrics import read_log
-from navil_jax.train.trainer import new_tokenizer
 
 POLL = 0.2  # seconds
 SHOWN_LINES = 5  # of the log of a run that failed
@@ -126,7 +127,7 @@ def _prepare(study: Study, folder: Path) -> None:
         return
     config = dataclasses.replace(study.base, data=dataclasses.replace(study.base.data, sources=sources))
     partial = folder / "tokenizer.partial"
-    new_tokenizer(config, partial)
+    make_tokenizer(config, [open_source(source, "train") for source in sources]).save(partial)
     partial.rename(folder / "tokenizer")
 
 

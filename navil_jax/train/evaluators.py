@@ -1,182 +1,125 @@
-"""Teacher-forced scores of held-out samples, grouped by sample, and the table of accuracies.
+"""Evaluators: what is measured of a model while it trains, at the end, and by `python -m navil_jax.evaluate`.
 
-A sample's answer is right if every target with a loss weight is the likeliest token when the true tokens before it are
-given. That is exactly when greedy decoding writes the whole answer, with the token that ends it: up to the first wrong
-token both see the same tokens, and one wrong token makes either wrong. What decoding would write after the first wrong
-token is not known, so a wrong answer is kept up to that token.
+To add one, write a class like `Evaluator` and name it in `config.evaluators`: by a key of `EVALUATORS`, or as
+"package.module:Class".
 """
 
-import dataclasses
-import itertools
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import abc
+import importlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
-from navil_jax.config import Config
-from navil_jax.data.images import load_image
-from navil_jax.data.pipeline import evaluation_batches
-from navil_jax.data.prompt import response_text
-from navil_jax.data.sources import Source, has_split, open_source, usable_samples
-from navil_jax.data.tokenizers.base import Tokenizer
-from navil_jax.data.toy.baselines import commonest_answer, question_only
+from navil_jax.config import Config, EvaluatorConfig
+from navil_jax.data.tokenizers import Tokenizer
+from navil_jax.errors import UserError
 from navil_jax.model.params import Params
-from navil_jax.train.metrics import Answer
-from navil_jax.train.step import EvalScores, global_batch, make_eval_step
+from navil_jax.paths import RunFiles
+from navil_jax.train.metrics import MetricsLog, draw, read_log
+from navil_jax.train.step import TrainState
+
+EVALUATORS = {
+    "held_out": "navil_jax.train.held_out:HeldOut",
+    "generated": "navil_jax.generate.evaluator:Generated",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleScore:
-    """One held-out sample."""
+class Evaluator(abc.ABC):
+    """Measures a model. It is made once for a run."""
 
-    source: int  # number in config.data.sources
-    sample: int  # index in its source
-    right: bool
-    loss: float  # sum over targets of weight * cross-entropy
-    weight: float  # sum of weights
-    answer: tuple[int, ...]  # likeliest tokens at the targets with a weight, up to the first wrong one
-    tokens: tuple[int, int]  # targets with a weight: how many of them are the likeliest token, and how many there are
+    @abc.abstractmethod
+    def __init__(self, config: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer) -> None: ...
+
+    @abc.abstractmethod
+    def score(self, params: Params, limit: int = 0) -> Any:
+        """The scores of the first `limit` held-out samples of every source (0: all). Runs on every process."""
+
+    @abc.abstractmethod
+    def metrics(self, scores: Any) -> dict[str, float]:
+        """What is logged: names that start with eval/."""
+
+    def report(self, scores: Any, folder: Path, final: bool) -> str:
+        """Writes files about the scores, on the first process; gives what is printed of them."""
+        return "  ".join(f"{name} {value:.4f}" for name, value in self.metrics(scores).items())
 
 
-def score_samples(scores: EvalScores) -> list[SampleScore]:
-    """Groups the slots of a batch by sample, in packing order.
+def make_evaluator(name: str, config: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer) -> Evaluator:
+    """The evaluator of a name of `EVALUATORS`, or of "package.module:Class".
+
+    Raises:
+      UserError: there is no such evaluator.
+    """
+    module, colon, attribute = EVALUATORS.get(name, name).partition(":")
+    if not colon:
+        raise UserError(
+            f"config.evaluators: no evaluator {name!r}; use one of {list(EVALUATORS)} or package.module:Class"
+        )
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f"config.evaluators: {name}: {error}") from error
+    return made(config, mesh, tokenizer)
+
+
+class Evaluations:
+    """The evaluators of a run, when they are due, into its log and folder.
 
     Args:
-      scores: arrays [B, T] on the host.
-
-    Example: one row, segments 1 1 2 0, weights 1 1 1 0, targets 5 6 7 -1, predictions 5 0 7 3
-      -> sample of segment 1 wrong with answer (5, 0), sample of segment 2 right with answer (7,)
+      log: None on all processes but the first.
+      say: prints a line.
     """
-    found = []
-    for row in range(len(scores.segment_ids)):
-        for segment in range(1, scores.segment_ids[row].max(initial=0) + 1):
-            slots = (scores.segment_ids[row] == segment) & (scores.loss_weights[row] > 0)
-            if not slots.any():
-                continue
-            weights, answer = scores.loss_weights[row, slots], scores.predictions[row, slots]
-            correct = answer == scores.targets[row, slots]
-            known = len(answer) if correct.all() else int(np.argmin(correct)) + 1
-            found.append(
-                SampleScore(
-                    source=int(scores.source_ids[row, slots][0]),
-                    sample=int(scores.sample_ids[row, slots][0]),
-                    right=bool(correct.all()),
-                    loss=float(np.sum(weights * scores.cross_entropy[row, slots], dtype=np.float64)),
-                    weight=float(np.sum(weights, dtype=np.float64)),
-                    answer=tuple(answer[:known].tolist()),
-                    tokens=(int(correct.sum()), len(correct)),
-                )
-            )
-    return found
 
+    def __init__(
+        self,
+        config: Config,
+        mesh: jax.sharding.Mesh,
+        tokenizer: Tokenizer,
+        files: RunFiles,
+        log: MetricsLog | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config, self._files, self._log, self._say = config, files, log, say
+        made = [(entry, make_evaluator(entry.name, config, mesh, tokenizer)) for entry in config.evaluators]
+        self._evaluators: list[tuple[EvaluatorConfig, Evaluator]] = made
 
-class Evaluator:
-    """Scores the held-out split of every source of a config."""
+    def due(self, step: int) -> bool:
+        """Whether an evaluator runs after this step."""
+        return any(self._is_due(entry, step) for entry, _ in self._evaluators)
 
-    def __init__(self, config: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer):
-        self._config, self._mesh, self._tokenizer = config, mesh, tokenizer
-        held_out = {i: entry for i, entry in enumerate(config.data.sources) if has_split(entry, "test")}
-        self._names = {i: entry.name for i, entry in held_out.items()}
-        self._sources: dict[int, Source] = {i: open_source(entry, "test") for i, entry in held_out.items()}
-        self._step = make_eval_step(config, mesh)
-        self._kinds: dict[tuple[int, int], str] = {}
+    def run(self, state: TrainState, step: int) -> None:
+        """Scores some held-out samples with the evaluators that are due."""
+        self._say(f"step {step}: evaluating")
+        for entry, evaluator in self._evaluators:
+            if self._is_due(entry, step):
+                samples = self._config.eval_samples if entry.samples is None else entry.samples
+                scores = evaluator.score(self._params(state), samples)
+                if self._log:
+                    self._log.write(step, evaluator.metrics(scores))
+                    self._say(evaluator.report(scores, self._files.local, final=False))
 
-    def score(self, params: Params, limit: int = 0) -> list[SampleScore]:
-        """Scores the first `limit` held-out samples of every source (0: all). Every process gets all scores."""
-        place = (jax.process_index(), jax.process_count())
-        found = []
-        for number, source in self._sources.items():
-            for batch in evaluation_batches(self._config, source, self._tokenizer, number, limit, *place):
-                found += score_samples(jax.device_get(self._step(params, global_batch(batch, self._mesh))))
-        return found
+    def finish(self, state: TrainState) -> None:
+        """Scores all held-out samples with every evaluator, and draws the loss curve."""
+        self._say("evaluating on all held-out samples")
+        began, step, folder = time.monotonic(), int(state.step), self._files.local
+        for _, evaluator in self._evaluators:
+            scores = evaluator.score(self._params(state))
+            if self._log:
+                values = evaluator.metrics(scores)
+                before = [line for line in read_log(folder / "metrics.jsonl") if line["step"] == step]
+                if {"step": step} | values not in before:
+                    self._log.write(step, values)
+                self._say(evaluator.report(scores, folder, final=True))
+        if self._log:
+            title = f"{self._files.folder.name}, {step} steps"
+            draw("plot_losses", folder / "loss.png", read_log(folder / "metrics.jsonl"), title)
+            self._say(f"evaluated in {time.monotonic() - began:.0f} s")
 
-    def metrics(self, scores: Sequence[SampleScore]) -> dict[str, float]:
-        """eval/<source>/loss, /accuracy (of whole answers), /token_accuracy, and eval/<source>/<kind>/accuracy."""
-        values = losses(scores, self._names) | token_accuracies(scores, self._names)
-        totals: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
-        for (source, kind), (right, asked) in accuracies(scores, self._kinds_of(scores)).items():
-            totals[source] += (right, asked)
-            values[f"eval/{self._names[source]}/{kind}/accuracy"] = right / asked
-        return values | {f"eval/{self._names[s]}/accuracy": right / asked for s, (right, asked) in totals.items()}
+    def _is_due(self, entry: EvaluatorConfig, step: int) -> bool:
+        every = self._config.eval_every if entry.every is None else entry.every
+        return every > 0 and step % every == 0
 
-    def rows(self, scores: Sequence[SampleScore]) -> list["Row"]:
-        """The table of accuracies, beside what can be scored without looking at the images."""
-        counts = accuracies(scores, self._kinds_of(scores))
-        rows = []
-        for number, name in self._names.items():
-            held_out = [self._sources[number][score.sample] for score in scores if score.source == number]
-            source = open_source(self._config.data.sources[number], "train")
-            train = itertools.islice(usable_samples(source), self._config.eval_baseline_samples)
-            commonest, blind = commonest_answer(held_out), question_only(train, held_out)
-            for (source, kind), (right, asked) in counts.items():
-                if source == number:
-                    rows.append(Row(name, kind, asked, right / asked, commonest[kind], blind[kind]))
-        return rows
-
-    def answers(self, scores: Sequence[SampleScore], count: int) -> list[Answer]:
-        """The first scores, evenly over the sources, as images with the model's answers."""
-        shown = []
-        for number, source in self._sources.items():
-            of_source = (score for score in scores if score.source == number)
-            for score in itertools.islice(of_source, -(-count // len(self._sources))):
-                sample = source[score.sample]
-                image = load_image(sample.images[0]) if sample.images else None
-                question, truth = sample.turns[-1]
-                answer = response_text(self._tokenizer, score.answer) + ("" if score.right else " ...")
-                shown.append(Answer(image, question, answer, truth, score.right))
-        return shown
-
-    def _kinds_of(self, scores: Sequence[SampleScore]) -> dict[tuple[int, int], str]:
-        for score in scores:
-            if (score.source, score.sample) not in self._kinds:
-                self._kinds[score.source, score.sample] = self._sources[score.source][score.sample].kind
-        return self._kinds
-
-
-def losses(scores: Sequence[SampleScore], sources: Mapping[int, str]) -> dict[str, float]:
-    """Weighted loss of every source that has samples: {"eval/<source>/loss": ...}."""
-    sums: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    for score in scores:
-        sums[score.source] += (score.loss, score.weight)
-    return {f"eval/{sources[source]}/loss": float(loss / weight) for source, (loss, weight) in sorted(sums.items())}
-
-
-def token_accuracies(scores: Sequence[SampleScore], sources: Mapping[int, str]) -> dict[str, float]:
-    """Share of targets that are the likeliest token, which says more of long texts than whole answers do."""
-    sums: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    for score in scores:
-        sums[score.source] += score.tokens
-    return {f"eval/{sources[s]}/token_accuracy": float(right / asked) for s, (right, asked) in sorted(sums.items())}
-
-
-def accuracies(scores: Sequence[SampleScore], kinds: Mapping[tuple[int, int], str]) -> dict[tuple[int, str], tuple]:
-    """(source, kind) -> (right answers, samples); `kinds` says the kind of (source, sample)."""
-    counts: defaultdict[tuple[int, str], np.ndarray] = defaultdict(lambda: np.zeros(2, int))
-    for score in scores:
-        counts[score.source, kinds[score.source, score.sample]] += (score.right, 1)
-    return {key: (int(right), int(asked)) for key, (right, asked) in sorted(counts.items())}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of the table of accuracies; shares lie between 0 and 1."""
-
-    source: str
-    kind: str
-    samples: int
-    accuracy: float
-    commonest_answer: float  # of the best constant answer
-    question_only: float  # of the most frequent training answer to the same question
-
-
-def table(rows: Iterable[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| source | kind | samples | accuracy | commonest answer | question only |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        shares = " | ".join(f"{100 * share:.1f}%" for share in (row.accuracy, row.commonest_answer, row.question_only))
-        lines.append(f"| {row.source} | {row.kind} | {row.samples} | {shares} |")
-    return "\n".join(lines)
+    def _params(self, state: TrainState) -> Params:
+        return state.averaged_params if self._config.eval_ema else state.params

@@ -1,19 +1,13 @@
-"""What a run shows: JSONL files, TensorBoard events, progress lines and images at the end."""
+"""What a run shows: JSONL files, TensorBoard events and progress lines."""
 
 import dataclasses
 import datetime
 import json
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import matplotlib
-import numpy as np
 from tensorboardX import SummaryWriter
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 
 class MetricsLog:
@@ -127,45 +121,6 @@ def progress_line(step: int, steps: int, loss: float, learning_rate: float, done
     )
 
 
-def plot_losses(path: str | Path, lines: Iterable[Mapping[str, Any]], title: str) -> None:
-    """Draws the training loss (raw and smoothed) and every held-out loss of a log into a PNG.
-
-    Args:
-      path: file to write.
-      lines: of `read_log`: `loss` is the training loss, keys that start with `eval/` and end with `loss` are held out.
-      title: stands above the curves.
-    """
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in lines:
-        for name, value in line.items():
-            if name == "loss" or (name.startswith("eval/") and name.endswith("loss")):
-                curves.setdefault(name, []).append((line["step"], value))
-    figure, axis = plt.subplots(figsize=(8, 4.5), dpi=120)
-    for name, points in curves.items():
-        steps, values = np.array(points).T
-        if name == "loss":
-            axis.plot(steps, values, color="0.8", linewidth=0.8)
-            axis.plot(steps, _smooth(values), label="training (smoothed)", color="0.3")
-        else:
-            axis.plot(steps, values, "o-", markersize=4, label=name.removeprefix("eval/"))
-    axis.set(xlabel="step", ylabel="loss", title=title)
-    axis.grid(alpha=0.3)
-    if curves:
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean with a window of a fiftieth of the run, shorter at the start. [n] -> [n]"""
-    window = max(1, len(values) // 50)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
-
-
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """A held-out question with what the model says."""
@@ -177,26 +132,11 @@ class Answer:
     right: bool
 
 
-def plot_answers(path: str | Path, answers: Sequence[Answer], columns: int = 4) -> None:
-    """Draws a grid of images with question, answer (green: right, red: wrong) and truth into a PNG."""
-    rows = max(1, -(-len(answers) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.6 * rows), dpi=110, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, shown in zip(axes.flat, answers, strict=False):
-        if shown.image is not None:
-            axis.imshow(shown.image)
-        axis.set_title(_wrap(shown.question), fontsize=8, parse_math=False)
-        said = shown.answer if shown.right else f"{shown.answer or '(nothing)'}  (truth: {shown.truth})"
-        colour = "tab:green" if shown.right else "tab:red"
-        axis.text(
-            0.5, -0.03, _wrap(said), transform=axis.transAxes, ha="center", va="top", fontsize=8, color=colour,
-            parse_math=False,
-        )  # fmt: skip
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def _wrap(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, 36, max_lines=3)) or " "
+def draw(name: str, path: Path, *content: Any) -> None:
+    """Draws a PNG with a function of `train.plots`; without matplotlib, which nothing else here needs, only says so."""
+    try:
+        from navil_jax.train import plots
+    except ModuleNotFoundError as error:
+        print(f"{path.name}: not drawn, as the package {error.name} is missing; pip install matplotlib", flush=True)
+        return
+    getattr(plots, name)(path, *content)

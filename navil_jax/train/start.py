@@ -1,78 +1,92 @@
-"""What a run begins with: parameters, fresh or of another run, and that one's tokenizer and model."""
+"""Start: the training state of step 0, fresh or from another checkpoint, or that after the newest checkpoint's step."""
 
-import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Protocol
 
+import grain
 import jax
+import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from navil_jax.config import Config, ModelConfig
-from navil_jax.data.tokenizers.base import Tokenizer
-from navil_jax.model import lora
-from navil_jax.model import params as model_params
-from navil_jax.model.params import Params, flatten, unflatten
-from navil_jax.paths import path_of
-from navil_jax.train.checkpoint import Checkpoints, Record, check_same_model, find_checkpoints, with_model_of
-from navil_jax.train.optimizer import with_trained_in_float32
-from navil_jax.train.step import initial_params
+from navil_jax.config.continuing import check_continues, check_same_model
+from navil_jax.data.run import Earlier
+from navil_jax.errors import UserError
+from navil_jax.model.params import Params
+from navil_jax.train.checkpoint import Checkpoints, Record
+from navil_jax.train.optimizer import split_trainable, with_trained_in_float32
+from navil_jax.train.step import Running, TrainState, abstract_state, initial_params, initial_state
 
 
-def inherited(config: Config) -> tuple[Config, Tokenizer | None]:
-    """The config with the model of `init_from` where `init_model` asks for it, and that run's tokenizer.
+class Start(Earlier, Protocol):
+    """A checkpoint whose parameters a run starts with: `convert.opened.OpenCheckpoint`, whatever its format."""
 
-    Where there is no such run (yet), the config as it is and None.
-    """
-    if not config.init_from or not path_of(config.init_from).exists():
-        return config, None
-    with Checkpoints(find_checkpoints(config.init_from)) as other:
-        record = other.record()
-    tokenizer = Tokenizer.from_files(record.tokenizer)
-    return with_model_of(config, record.config) if config.init_model else config, tokenizer
+    path: epath.Path
+    record: Record | None
+    step: int
+    averaged: bool
+
+    def restore(self, model: ModelConfig, mesh: Mesh, with_dtypes: Callable[[Params], Params], seed: int) -> Params: ...
 
 
-def first_params(config: Config, mesh: Mesh, say: Callable[[str], None] = print) -> Params:
-    """Parameters for step 0, each on the devices that hold it.
+def first_params(config: Config, mesh: Mesh, start: Start | None, say: Callable[[str], None] = print) -> Params:
+    """Parameters for step 0, each on the devices that hold it: those of `start`, or fresh ones.
 
-    They are those of the newest checkpoint of `config.init_from`, running averages where that run's evaluations use
-    them, or fresh ones. Low-rank updates that the other run has and this one has not, or of another rank, go into
-    their kernels; new ones start at zero.
+    What trains is float32, whatever the checkpoint has. Running averages stand in the place of the parameters where
+    the evaluations of that run use them.
 
     Raises:
-      UserError: the other run's model is another one.
+      UserError: the model of `start` is another one.
     """
-    if not config.init_from:
+    if start is None:
         return initial_params(config, mesh)
-    with Checkpoints(find_checkpoints(config.init_from)) as other:
-        record = other.record()
-        check_same_model(record.config, config, other.folder)
-        what = "running averages of the parameters" if other.averages else "parameters"
-        say(f"{what} of step {other.latest_step} of {other.folder}{_unfinished(record, other.latest_step)}")
-        saved = record.config.model
-        theirs = dataclasses.replace(config.model, lora_rank=saved.lora_rank, lora_scale=saved.lora_scale)
-        params = other.restore_params(with_trained_in_float32(config.optimizer, _abstract(theirs, mesh)))
-    return params if theirs == config.model else _with_updates(config, mesh, params, theirs.lora_scale)
+    check_same_model(start.config, config, start.path)
+    what = "running averages of the parameters" if start.averaged else "parameters"
+    say(f"{what} of step {start.step} of {start.path}{_unfinished(start)}")
+    trained = functools.partial(with_trained_in_float32, config.optimizer)
+    return start.restore(config.model, mesh, trained, config.seed)
 
 
-def _abstract(model: ModelConfig, mesh: Mesh) -> Params:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        model_params.shapes(model),
-        model_params.shardings(model, mesh),
-    )
-
-
-def _with_updates(config: Config, mesh: Mesh, params: Params, scale: float) -> Params:
-    """Merges the updates in `params`, and adds fresh ones of `config.model.lora_rank`."""
-
-    def adapt(params: Params) -> Params:
-        fresh = flatten(model_params.initialise(config.model, config.seed))
-        return unflatten(fresh | flatten(lora.merged(params, scale)))
-
-    return jax.jit(adapt, out_shardings=model_params.shardings(config.model, mesh), donate_argnums=0)(params)
-
-
-def _unfinished(record: Record, step: int) -> str:
+def _unfinished(start: Start) -> str:
     """A note where the other run did not come to its end; a converted checkpoint has no steps."""
-    config, seen = record.config, record.metrics.get("samples_seen", 0)
-    ended = seen >= config.steps * config.batch_samples if config.batch_samples else step >= config.steps
-    return "" if ended or not step else f", which has not come to its end ({config.steps:,} steps planned)"
+    if start.record is None or not start.step:
+        return ""
+    config, seen = start.record.config, start.record.metrics.get("samples_seen", 0)
+    ended = seen >= config.steps * config.batch_samples if config.batch_samples else start.step >= config.steps
+    return "" if ended else f", which has not come to its end ({config.steps:,} steps planned)"
+
+
+def newest_state(
+    config: Config,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    iterator: grain.DatasetIterator,
+    fingerprints: dict[str, str],
+    say: Callable[[str], None] = print,
+) -> tuple[TrainState, dict[str, float]]:
+    """The state after the newest checkpoint's step, and its metrics; the iterator is put to its place in the data.
+
+    Raises:
+      UserError: the config or the data are not those of a continuation, or the run is longer than config.steps.
+    """
+    record, step = checkpoints.record(), checkpoints.latest_step
+    data = record.fingerprints, fingerprints
+    for key, (before, now) in check_continues(record.config, config, checkpoints.folder, data).items():
+        say(f"from here on, as config.resume_with says: {key} was {before} and is {now}")
+    wanted = abstract_state(config, mesh)
+    params, optimizer, ema = checkpoints.restore(wanted.params, wanted.optimizer, wanted.ema, iterator)
+    if step > config.steps and not config.batch_samples:
+        raise UserError(f"config.steps: {config.steps}, but {checkpoints.folder} is already at {step}")
+    scalars = jnp.int32(step), Running.after(record.metrics)
+    placed = jax.device_put(scalars, (wanted.step.sharding, jax.tree.map(lambda x: x.sharding, wanted.running)))
+    say(f"going on after step {step} of {checkpoints.folder}")
+    return TrainState(placed[0], *split_trainable(config.optimizer, params), optimizer, ema, placed[1]), record.metrics
+
+
+def fresh_state(
+    config: Config, mesh: Mesh, start: Start | None, say: Callable[[str], None] = print
+) -> tuple[TrainState, dict[str, float]]:
+    """The state of step 0, and no metrics; errors as in `first_params`."""
+    return initial_state(config, mesh, first_params(config, mesh, start, say)), {}

@@ -1,7 +1,6 @@
-"""Trains NaViL: `python -m navil_jax.train --config configs/x.py --config.workdir=runs/x`.
+"""The trainer: opens a run, restores or starts it, takes its steps, evaluates, saves and reports.
 
-The same command goes on where a run was interrupted, and ends with the same parameters, optimizer state and losses, bit
-for bit, as a run without interruption. `<workdir>` then holds
+`<workdir>` holds
 
     checkpoints/<step>/   parameters, optimizer state, place in the data, config, tokenizer
     metrics.jsonl         a line per training step and per evaluation; also as TensorBoard events in tensorboard/
@@ -15,58 +14,33 @@ for bit, as a run without interruption. `<workdir>` then holds
 import contextlib
 import dataclasses
 import math
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from navil_jax.config import Config
-from navil_jax.config.flags import parse
 from navil_jax.data.pipeline import make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine
-from navil_jax.data.run_tokenizer import complete, new_tokenizer
-from navil_jax.data.sources import expand_sources, fingerprints, open_source
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.run import open_run
+from navil_jax.data.sources import fingerprints
+from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.watchdog import Watchdog
-from navil_jax.errors import UserError, report_user_errors
-from navil_jax.model.params import Params, flatten
+from navil_jax.errors import UserError
+from navil_jax.model.params import flatten
 from navil_jax.paths import RunFiles, path_of
-from navil_jax.sharding import make_mesh, mesh_axes, named, start_hosts, use_rules
-from navil_jax.train.checkpoint import Checkpoints, Record, check_continues, find_checkpoints, with_model_of
-from navil_jax.train.evaluators import Evaluator, table
-from navil_jax.train.host_memory import keep_freed_memory
-from navil_jax.train.metrics import MetricsLog, plot_answers, plot_losses, read_log
-from navil_jax.train.optimizer import split_trainable
+from navil_jax.sharding import make_mesh, mesh_axes, named, use_rules
+from navil_jax.train.checkpoint import Checkpoints, Record
+from navil_jax.train.evaluators import Evaluations
+from navil_jax.train.metrics import MetricsLog
 from navil_jax.train.profiling import Profiler
 from navil_jax.train.recorder import Recorder
-from navil_jax.train.start import first_params
-from navil_jax.train.step import (
-    Running,
-    TrainState,
-    abstract_state,
-    global_batch,
-    initial_state,
-    make_train_step,
-)
-
-FAIL_AT_STEP = "NAVIL_FAIL_AT_STEP"  # environment variable: the process kills itself before this step, to test resuming
-SHOWN_ANSWERS = 16
-
-
-@report_user_errors
-def main(argv: list[str] | None = None) -> int:
-    keep_freed_memory()
-    start_hosts()
-    config, _ = parse(sys.argv[1:] if argv is None else argv, __doc__)
-    return run(config)
+from navil_jax.train.start import Start, fresh_state, newest_state
+from navil_jax.train.step import TrainState, global_batch, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,146 +57,124 @@ class Run:
     iterator: grain.DatasetIterator
 
 
-def run(config: Config) -> int:
-    """Trains until the run has its length, or until a signal; returns the exit status (128 + signal if stopped)."""
+def run(config: Config, start: Start | None = None) -> int:
+    """Trains until the run has its length, or until a signal; returns the exit status (128 + signal if stopped).
+
+    Args:
+      config: of the run.
+      start: the newest checkpoint of `config.workdir`, else what `config.init_from` names (`opened.open_start`); None
+        for a run from fresh parameters.
+
+    Raises:
+      UserError: the config, the data or the checkpoint cannot be used, or a step asks for a stop.
+    """
     if not config.workdir:
         raise UserError("config.workdir: no folder for the run is given, use --config.workdir=FOLDER")
     workdir = path_of(config.workdir)
+    # 1. Devices.
     use_rules(config.mesh.rules)
     mesh = make_mesh(config.mesh)
+    # 2. What the run reads: config and tokenizer of the checkpoint or of the recipe, then the sources.
+    opened = open_run(config, start)
+    config = opened.config
     _check_rows(config, mesh)
     with (
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
         RunFiles(workdir) as files,
         _signals() as stopped,
-        Watchdog() as watchdog,
     ):
-        earlier = _earlier_record(config, checkpoints)
-        config = expand_sources(with_model_of(config, earlier.config) if config.init_model else config)
-        tokenizer = (
-            Tokenizer.from_files(earlier.tokenizer) if earlier else new_tokenizer(config, _tokenizer_folder(config))
-        )
-        config = complete(config, tokenizer)
-        sources = [open_source(source, "train") for source in config.data.sources]
-        place = jax.process_index(), jax.process_count()
+        if opened.trained and jax.process_index() == 0:
+            opened.tokenizer.save(workdir / "tokenizer")
+        # 3. The stream of batches, from its beginning.
         quarantine = Quarantine(files.local, config.data.quarantine, jax.process_index())
-        iterator = iter(make_dataset(config, sources, tokenizer, *place, quarantine))
-        origin = earlier.origin if earlier else {}
-        this = Run(config, mesh, tokenizer, origin, fingerprints(sources), files, checkpoints, iterator)
-        status = _train(this, *_start(this), stopped, watchdog)
+        place = jax.process_index(), jax.process_count()
+        iterator = iter(make_dataset(config, opened.sources, opened.tokenizer, *place, quarantine))
+        # 4. The state: after the newest checkpoint's step, with the stream put to its place; else that of step 0.
+        data = fingerprints(opened.sources)
+        if checkpoints.latest_step is not None:
+            state, metrics = newest_state(config, mesh, checkpoints, iterator, data, _say)
+        else:
+            state, metrics = fresh_state(config, mesh, start, _say)
+        # 5. The steps.
+        origin = start.origin if start is not None else {}
+        this = Run(config, mesh, opened.tokenizer, origin, data, files, checkpoints, iterator)
+        status = _train(this, state, metrics, stopped)
     multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
     return status
 
 
-def _train(
-    run: Run, state: TrainState, metrics: dict[str, float], stopped: Callable[[int], int], watchdog: Watchdog
-) -> int:
+def _train(run: Run, state: TrainState, metrics: dict[str, float], stopped: Callable[[int], int]) -> int:
     """The steps; `metrics` are those of the step that the run goes on from."""
     config, mesh, step = run.config, run.mesh, int(state.step)
     log = MetricsLog(run.files.local, step) if jax.process_index() == 0 else None
     recorder = Recorder(config, log, flatten(state.trainable), metrics)
-    evaluator = Evaluator(config, mesh, run.tokenizer)
+    evaluations = Evaluations(config, mesh, run.tokenizer, run.files, log, _say)
     profiler = Profiler(config.profile_steps, run.files.local / "profile" if log else None)
     train_step = make_train_step(config, mesh)
     _announce(config, mesh, state)
-    ended = recorder.ended(step)
-    while not ended:
-        step += 1
-        _fail_if_asked(step)
-        began = time.monotonic()
-        with watchdog.waiting():
-            batch = next(run.iterator)
-        waited = time.monotonic() - began
-        profiler.begin(step)
-        state, metrics = train_step(state, global_batch(batch, mesh))
-        profiler.end(step, metrics)
-        recorder.add(step, metrics, batch, waited, sample_counts(run.iterator))
+    with Watchdog() as watchdog:
         ended = recorder.ended(step)
-        if config.eval_every and step % config.eval_every == 0 and not ended:
-            recorder.flush()
-            _evaluate(run, evaluator, state, log, step)
-            recorder.restart_clock()
-        received = stopped(step)
-        if received or ended or step % config.checkpoint_every == 0:
-            recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
-            run.files.upload()
-            record = Record(config, run.tokenizer.files(), recorder.last, run.origin, run.fingerprints)
-            run.checkpoints.save(step, state.params, record, state.optimizer, run.iterator, state.ema)
-        if received:
-            run.checkpoints.wait()
-            of = f"{recorder.samples_seen:,} samples" if config.batch_samples else f"step {step} of {config.steps}"
-            _say(f"stopped after {of}, saved; the same command goes on from here")
-            return 128 + received
-    compiled = train_step._cache_size()
-    if compiled > 1:
-        raise RuntimeError(
-            f"the training step was compiled {compiled} times: shapes or shardings of its inputs changed"
-        )
-    _report(run, evaluator, state, log, recorder.last)
+        while not ended:
+            step += 1
+            began = time.monotonic()
+            with watchdog.waiting():
+                batch = next(run.iterator)
+            waited = time.monotonic() - began
+            profiler.begin(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = train_step(state, global_batch(batch, mesh))
+            profiler.end(step, metrics)
+            recorder.add(step, metrics, batch, waited, sample_counts(run.iterator))
+            ended = recorder.ended(step)
+            if evaluations.due(step) and not ended:
+                recorder.flush()
+                evaluations.run(state, step)
+                recorder.restart_clock()
+            received = stopped(step)
+            if received or ended or step % config.checkpoint_every == 0:
+                recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
+                run.files.upload()
+                _save(run, step, state, recorder.last)
+            if received:
+                run.checkpoints.wait()
+                of = f"{recorder.samples_seen:,} samples" if config.batch_samples else f"step {step} of {config.steps}"
+                _say(f"stopped after {of}, saved; the same command goes on from here")
+                return 128 + received
+    _report(run, evaluations, state, log, recorder.last)
     return 0
 
 
+def _save(run: Run, step: int, state: TrainState, metrics: dict[str, float]) -> None:
+    record = Record(run.config, run.tokenizer.files(), metrics, run.origin, run.fingerprints)
+    run.checkpoints.save(step, state.params, record, state.optimizer, run.iterator, state.ema)
+
+
 def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
-    parts = lambda axis: math.prod(mesh.shape[name] for name in mesh_axes(axis))  # noqa: E731
-    shards = parts("batch")
-    turns = config.optimizer.microbatches
-    if config.data.rows % (shards * turns):
-        each = f", {turns} times (optimizer.microbatches)" if turns > 1 else ""
+    """Raises a `UserError` if rows or slots do not divide by the devices that share them."""
+    over = lambda axis: math.prod(mesh.shape[name] for name in mesh_axes(axis))  # noqa: E731
+    shards, microbatches = over("batch"), config.optimizer.microbatches
+    if config.data.rows % (shards * microbatches):
+        each = f" in each of {microbatches} microbatches (optimizer.microbatches)" if microbatches > 1 else ""
         raise UserError(
             f"config.data.rows: {config.data.rows} rows do not divide by the {shards} devices that share them "
             f"(mesh axes {' x '.join(mesh_axes('batch'))}){each}; change data.rows or mesh.tensor"
         )
     unit = config.model.vision.unit_patches if config.model.vision else 1
     for key, count in (
-        ("visual_slots", parts("slots")),
-        ("text_slots", parts("slots")),
-        ("patch_slots", parts("patches") * unit),
+        ("visual_slots", over("slots")),
+        ("text_slots", over("slots")),
+        ("patch_slots", over("patches") * unit),
     ):
         if getattr(config.data, key) % count:
             raise UserError(f"config.data.{key}: {getattr(config.data, key)} does not divide by {count} (mesh.context)")
     places = named(mesh, "batch").addressable_devices_indices_map((config.data.rows,))
-    own = {row for (part,) in places.values() for row in range(config.data.rows)[part]}
+    own = {row for (shard,) in places.values() for row in range(config.data.rows)[shard]}
     if len(own) * jax.process_count() != config.data.rows:
         raise UserError(
-            f"config.mesh: {jax.process_count()} processes cannot each hold rows of their own "
+            f"config.mesh: {jax.process_count()} processes cannot each hold a shard of the rows of their own "
             f"(process {jax.process_index()} would hold {len(own)} of {config.data.rows}); "
             f"mesh.tensor must split the {jax.local_device_count()} devices of one process only"
         )
-
-
-def _earlier_record(config: Config, checkpoints: Checkpoints) -> Record | None:
-    """That of the run so far, or of the run to start from; None for a fresh start."""
-    if checkpoints.latest_step is not None:
-        return checkpoints.record()
-    if config.init_from:
-        with Checkpoints(find_checkpoints(config.init_from)) as other:
-            return other.record()
-    return None
-
-
-def _tokenizer_folder(config: Config) -> epath.Path | None:
-    return path_of(config.workdir) / "tokenizer" if jax.process_index() == 0 else None
-
-
-def _start(run: Run) -> tuple[TrainState, dict[str, float]]:
-    """The state after the newest checkpoint's step (the iterator is put there too) and its metrics, or a new one."""
-    config, checkpoints = run.config, run.checkpoints
-    wanted = abstract_state(config, run.mesh)
-    if checkpoints.latest_step is None:
-        return initial_state(config, run.mesh, first_params(config, run.mesh, _say)), {}
-    record = checkpoints.record()
-    data = record.fingerprints, run.fingerprints
-    for key, (before, now) in check_continues(record.config, config, checkpoints.folder, data).items():
-        _say(f"from here on, as config.resume_with says: {key} was {before} and is {now}")
-    params, optimizer, ema = checkpoints.restore(wanted.params, wanted.optimizer, wanted.ema, run.iterator)
-    if checkpoints.latest_step > config.steps and not config.batch_samples:
-        raise UserError(
-            f"config.steps: {config.steps}, but {checkpoints.folder} is already at {checkpoints.latest_step}"
-        )
-    scalars = jnp.int32(checkpoints.latest_step), Running.after(record.metrics)
-    step, running = jax.device_put(scalars, (wanted.step.sharding, jax.tree.map(lambda x: x.sharding, wanted.running)))
-    _say(f"going on after step {checkpoints.latest_step} of {checkpoints.folder}")
-    return TrainState(step, *split_trainable(config.optimizer, params), optimizer, ema, running), record.metrics
 
 
 @contextlib.contextmanager
@@ -249,11 +201,6 @@ def _signals() -> Iterator[Callable[[int], int]]:
             signal.signal(number, handler)
 
 
-def _fail_if_asked(step: int) -> None:
-    if os.environ.get(FAIL_AT_STEP) == str(step):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _announce(config: Config, mesh: jax.sharding.Mesh, state: TrainState) -> None:
     total, trainable = (sum(x.size for x in flatten(p).values()) for p in (state.params, state.trainable))
     axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
@@ -261,54 +208,25 @@ def _announce(config: Config, mesh: jax.sharding.Mesh, state: TrainState) -> Non
     _say(f"compiling the training step of {config.data.rows} rows")
 
 
-def _evaluate(run: Run, evaluator: Evaluator, state: TrainState, log: MetricsLog | None, step: int) -> None:
-    """Scores some held-out samples of every source, into the log and answers.png."""
-    _say(f"step {step}: evaluating")
-    scores = evaluator.score(_evaluated(run.config, state), run.config.eval_samples)
-    values = evaluator.metrics(scores)
-    if log:
-        log.write(step, values)
-        plot_answers(run.files.local / "answers.png", evaluator.answers(scores, SHOWN_ANSWERS))
-    _say("  ".join(f"{name} {value:.4f}" for name, value in values.items() if name.count("/") == 2))
-
-
-def _evaluated(config: Config, state: TrainState) -> Params:
-    return state.averaged_params if config.eval_ema else state.params
-
-
 def _report(
-    run: Run, evaluator: Evaluator, state: TrainState, log: MetricsLog | None, metrics: dict[str, float]
+    run: Run, evaluations: Evaluations, state: TrainState, log: MetricsLog | None, metrics: dict[str, float]
 ) -> None:
-    """Evaluates on all held-out samples, and writes the table and the images."""
-    _say("evaluating on all held-out samples")
-    began, step, config = time.monotonic(), int(state.step), run.config
-    scores = evaluator.score(_evaluated(config, state))
+    """Evaluates on all held-out samples, and says what the run has read."""
+    evaluations.finish(state)
     if log is None:
         return
-    folder, values = run.files.local, evaluator.metrics(scores)
-    before = [line for line in read_log(folder / "metrics.jsonl") if line["step"] == step]
-    if {"step": step} | values not in before:
-        log.write(step, values)
     log.close()
-    text = table(evaluator.rows(scores))
-    (folder / "evaluation.md").write_text(text + "\n")
-    plot_losses(folder / "loss.png", read_log(folder / "metrics.jsonl"), f"{run.files.folder.name}, {step} steps")
-    plot_answers(folder / "answers.png", evaluator.answers(scores, SHOWN_ANSWERS))
     for name, count in sorted(sample_counts(run.iterator).items()):
         if not name.endswith("/good"):
             _say(f"samples read as {name}: {count:,}")
+    config, step = run.config, int(state.step)
     planned = f" ({config.steps * config.batch_samples:,} planned)" if config.batch_samples else ""
     tokens, texts = (int(metrics.get(f"{name}_seen", 0)) for name in ("tokens", "text_tokens"))
     samples = int(metrics.get("samples_seen", 0))
     _say(f"trained on {samples:,} samples{planned}, {tokens:,} tokens, {texts:,} of them text, in {step:,} steps")
-    took = f"evaluated in {time.monotonic() - began:.0f} s"
-    _say(f"{text}\n{took}; see loss.png, answers.png, evaluation.md in {config.workdir}")
+    _say(f"see loss.png, answers.png, evaluation.md in {config.workdir}")
 
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
         print(text, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 
 from navil_jax.config import SPECIAL_TOKENS, Config, ModelConfig
+from navil_jax.config.continuing import FREE_MODEL_KEYS
 from navil_jax.config.flags import differences
-from navil_jax.convert.opening import OpenCheckpoint, open_checkpoint
+from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
 from navil_jax.convert.stored import DTYPES, listed
 from navil_jax.convert.tables import table
 from navil_jax.convert.verify.compare import all_pairs
@@ -27,7 +28,6 @@ from navil_jax.convert.verify.outputs import (
 )
 from navil_jax.convert.verify.tensors import WeightReport, compare_weights, largest, rounding
 from navil_jax.errors import UserError
-from navil_jax.train.checkpoint import FREE_MODEL_KEYS
 
 SHOWN_TENSORS = 5  # of those out of tolerance
 EMA = "running averages of the trained parameters in their place (default: where the run's evaluations use them)"

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from navil_jax.convert.groups import GROUPS, UNKNOWN, tensor_groups
-from navil_jax.convert.opening import OpenCheckpoint
+from navil_jax.convert.opened import OpenCheckpoint
 
 CHUNK = 2**22  # elements that are held in float64 at a time
 

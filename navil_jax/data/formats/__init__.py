@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.records import TEXTS_SAMPLES, RecordSource
-from navil_jax.data.sources import Sample, check_index
+from navil_jax.data.sample import Sample, check_index
 from navil_jax.errors import UserError
 
 # kind -> module of this package, class. A module is imported when needed: nobody needs the packages of the others.

@@ -17,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.records import RecordSource, encoded
-from navil_jax.data.sources import Sample
+from navil_jax.data.sample import Sample
 from navil_jax.errors import UserError
 
 VERSION = 1

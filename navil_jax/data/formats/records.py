@@ -12,7 +12,7 @@ from PIL import Image
 
 from navil_jax.data.formats import files
 from navil_jax.data.prompt import PLACEHOLDER
-from navil_jax.data.sources import CAPTION_PROMPT, BadSample, Sample, Turn, check_index
+from navil_jax.data.sample import CAPTION_PROMPT, BadSample, Sample, Turn, check_index
 from navil_jax.errors import UserError
 
 IMAGE_FIELDS = ("images", "image", "jpg", "jpeg", "png", "webp")  # the first one that a record has counts

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from navil_jax.data.formats.parquet import used_columns
 from navil_jax.data.formats.records import RecordSource, encoded
-from navil_jax.data.sources import Source
+from navil_jax.data.sample import Source
 from navil_jax.errors import UserError
 
 

@@ -14,8 +14,8 @@ from navil_jax.config import SPECIAL_TOKENS, Config
 from navil_jax.data.features import Skipped, smaller_images
 from navil_jax.data.images import load_image, plan_scales
 from navil_jax.data.prompt import PLACEHOLDER, encode_conversation, image_length
-from navil_jax.data.sources import BadSample, Sample, Source
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.sample import BadSample, Sample, Source
+from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 
 UNREAD, GOOD, SHRUNK, TOO_LONG, BAD = range(5)  # status; UNREAD is what a new table is filled with

@@ -1,11 +1,10 @@
-"""Opens every sample before a run does: `python -m navil_jax.data doctor --config configs/x.py --out reports/x`."""
+"""Doctor: opens every sample as training would, and says what was found, per source and in a report."""
 
 import argparse
 import dataclasses
 import itertools
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from navil_jax.config import Config, SourceConfig, validate
-from navil_jax.config.flags import parse
 from navil_jax.data import formats
 from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
@@ -22,11 +20,10 @@ from navil_jax.data.inspect.report import report
 from navil_jax.data.inspect.summary import bad_reasons, box, findings, shared, slot_advice, summarise
 from navil_jax.data.inspect.token_map import row_budgets
 from navil_jax.data.quarantine import FILE
-from navil_jax.data.run_tokenizer import new_tokenizer
-from navil_jax.data.sources import SOURCES, expand_sources, for_source, open_source
-from navil_jax.data.tokenizers.base import Tokenizer
-from navil_jax.errors import UserError, report_user_errors
-from navil_jax.paths import is_remote, local_path, path_of
+from navil_jax.data.run import OpenRun
+from navil_jax.data.sources import SOURCES, for_source
+from navil_jax.errors import UserError
+from navil_jax.paths import is_remote, local_path
 
 ABOUT = """Opens every sample of every source, as training would, and says what was found.
 
@@ -46,33 +43,34 @@ a row, bad (with reasons), seen twice, with markers such as <img> in their text 
   findings.jsonl     samples that are worth a look: too long, seen twice, markers in text, empty answers
   notes/             40 bytes per sample. After Ctrl-C the same command goes on; remove the folder to begin anew.
 
-Tokens are counted with the tokenizer of the run in config.init_from, else with data.tokenizer, else with that of the
-run in config.workdir; if there is none, one is trained on the text of the sources, which says little about the tokens
-of a large model.
+Tokens are counted with the tokenizer of the run in config.workdir, else in config.init_from, else with data.tokenizer;
+if there is none, one is trained on the text of the sources, which says little about the tokens of a large model.
 
 Exit status: 0 good, 1 more bad samples than data.max_bad_share allows, 2 bad input (one line says what), 130 after
 Ctrl-C."""
 
 
-@report_user_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, _add_options, default=Config())
+def run(opened: OpenRun, out: Path, options: argparse.Namespace) -> int:
+    """Examines every sample of the opened sources, and writes the report to `out`; the exit status."""
+    config, tokenizer = opened.config, opened.tokenizer
+    budgets = row_budgets(config)
+    checkups = [
+        Checkup(source, entry.name, for_source(config, number), tokenizer, budgets)
+        for number, (source, entry) in enumerate(zip(opened.sources, config.data.sources, strict=True))
+    ]
+    tables = examine(config, checkups, out, options.workers)
+    return _tell(config, checkups, tables, out, options.samples)
+
+
+def out_folder(config: Config, options: argparse.Namespace) -> Path:
+    """Where the report goes. Raises `UserError` for an address or a negative option."""
     if options.workers < 0 or options.samples < 0:
         raise UserError("--workers, --samples: must not be negative")
-    from navil_jax.train.start import inherited  # slow to import, and every process imports this module
-
-    config, tokenizer = inherited(config)
-    config = _with_sources(config, options)
     own = bool(config.workdir) and not is_remote(config.workdir)
-    out = local_path(options.out or (f"{config.workdir}/doctor" if own else "runs/doctor"))
-    try:
-        return _examine(config, tokenizer, out, options)
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on from here (state in {out})")
-        return 130
+    return local_path(options.out or (f"{config.workdir}/doctor" if own else "runs/doctor"))
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--source",
@@ -88,8 +86,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=6, metavar="N", help="samples of each source in the report (default: 6)")
 
 
-def _with_sources(config: Config, options: argparse.Namespace) -> Config:
-    """The config with the sources to open, meta files taken apart."""
+def with_sources(config: Config, options: argparse.Namespace) -> Config:
+    """The config with the sources to open."""
     if options.source:
         entries: list[SourceConfig] = []
         for given in options.source:
@@ -98,7 +96,7 @@ def _with_sources(config: Config, options: argparse.Namespace) -> Config:
     if not config.data.sources:
         raise UserError("no data given: use --config RECIPE or --source KIND:PATH; --help shows how")
     validate(config)
-    return expand_sources(config)
+    return config
 
 
 def _entry(given: str, root: str, taken: set[str]) -> SourceConfig:
@@ -113,29 +111,6 @@ def _entry(given: str, root: str, taken: set[str]) -> SourceConfig:
         name for number in itertools.count(1) if (name := plain if number == 1 else f"{plain}-{number}") not in taken
     )
     return SourceConfig(name, kind=kind, path=path, root=root)
-
-
-def _examine(config: Config, tokenizer: Tokenizer | None, out: Path, options: argparse.Namespace) -> int:
-    sources = [open_source(entry, "train") for entry in config.data.sources]
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = tokenizer or _tokenizer(config, out)
-    budgets = row_budgets(config)
-    checkups = [
-        Checkup(source, entry.name, for_source(config, number), tokenizer, budgets)
-        for number, (source, entry) in enumerate(zip(sources, config.data.sources, strict=True))
-    ]
-    tables = examine(config, checkups, out, options.workers)
-    return _tell(config, checkups, tables, out, options.samples)
-
-
-def _tokenizer(config: Config, out: Path) -> Tokenizer:
-    own = out / "tokenizer"
-    folders = [config.data.tokenizer, config.workdir and f"{config.workdir}/tokenizer", str(own)]
-    for folder in folders:
-        if folder and (folder == config.data.tokenizer or path_of(folder).is_dir()):
-            return Tokenizer.load(folder)
-    print("training a tokenizer on the text of the sources; give --config.data.tokenizer=FOLDER for real token counts")
-    return new_tokenizer(config, own)
 
 
 def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarray], out: Path, samples: int) -> int:
@@ -165,7 +140,3 @@ def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarr
         print(f"{bad:,} of {read:,} samples are bad, more than data.max_bad_share = {config.data.max_bad_share:g}")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Shows packed rows as training sees them: `python -m navil_jax.data preview --config configs/x.py --out rows.html`."""
+"""Preview: the first packed rows of a run as training sees them, in the terminal and as a page."""
 
 import argparse
 import dataclasses
@@ -7,17 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from navil_jax.config import Config
-from navil_jax.config.flags import parse
 from navil_jax.data.inspect import page, terminal
 from navil_jax.data.inspect.reading import RowView, view_rows
 from navil_jax.data.pipeline import make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine
-from navil_jax.data.run_tokenizer import complete, new_tokenizer
-from navil_jax.data.sources import Source, expand_sources, open_source
-from navil_jax.data.tokenizers.base import Tokenizer
-from navil_jax.errors import UserError, report_user_errors
-from navil_jax.paths import path_of
-from navil_jax.train.start import inherited
+from navil_jax.data.run import OpenRun
+from navil_jax.data.sample import Source
+from navil_jax.errors import UserError
 
 ABOUT = """Shows the first packed rows of a training run: which samples share them, how full they are, what is trained.
 
@@ -30,31 +26,18 @@ Which samples share a row follows from config.data.seed, so these are the rows o
 Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
 
 
-@report_user_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, _add_options)
-    if options.rows < 1:
-        raise UserError(f"--rows: {options.rows} is no number of rows")
-    try:
-        return _preview(config, options)
-    except KeyboardInterrupt:
-        print("\nstopped")
-        return 130
-
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--rows", type=int, default=2, metavar="N", help="number of rows (default: 2)")
     add("--out", default="", metavar="FILE", help="HTML page with the rows and their images")
 
 
-def _preview(config: Config, options: argparse.Namespace) -> int:
-    config, tokenizer = inherited(config)
-    config = expand_sources(config)
-    tokenizer = tokenizer or _tokenizer(config)
-    config = complete(config, tokenizer)
+def run(opened: OpenRun, options: argparse.Namespace) -> int:
+    """Prints the first rows, and writes their page if asked to."""
+    if options.rows < 1:
+        raise UserError(f"--rows: {options.rows} is no number of rows")
+    config, tokenizer, sources = opened.config, opened.tokenizer, opened.sources
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=options.rows))
-    sources = [open_source(entry, "train") for entry in config.data.sources]
     quarantine = Quarantine(given=config.data.quarantine)
     iterator = iter(make_dataset(config, sources, tokenizer, quarantine=quarantine))
     print(f"reading samples for {config.data.packing_lookahead} rows, among which each row is chosen", file=sys.stderr)
@@ -70,14 +53,6 @@ def _preview(config: Config, options: argparse.Namespace) -> int:
         _write(options.out, rows, titles)
         print(f"page: {options.out}")
     return 0
-
-
-def _tokenizer(config: Config) -> Tokenizer:
-    """That of the recipe, else that of the run if it has begun, else one as the run would train it."""
-    begun = path_of(config.workdir) / "tokenizer" if config.workdir else None
-    if not config.data.tokenizer and begun is not None and begun.is_dir():
-        return Tokenizer.load(begun)
-    return new_tokenizer(config, None)
 
 
 def _titles(rows: Sequence[RowView], config: Config, sources: Sequence[Source]) -> dict[tuple[int, int], str]:
@@ -98,7 +73,3 @@ def _write(path: str, rows: Sequence[RowView], titles: Mapping[tuple[int, int], 
         Path(path).write_text(page.document("Packed rows", body), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

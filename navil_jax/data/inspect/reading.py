@@ -10,7 +10,7 @@ from PIL import Image
 
 from navil_jax.batch import Batch, SampleFeatures
 from navil_jax.config import SPECIAL_TOKENS, VisionConfig
-from navil_jax.data.tokenizers.base import Tokenizer
+from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 
 

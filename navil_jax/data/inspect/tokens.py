@@ -1,17 +1,15 @@
-"""What images cost in tokens: `python -m navil_jax.data tokens --image cat.png --out cat_tokens.png`."""
+"""Tokens: what images cost in tokens, scale by scale, printed and drawn."""
 
 import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from navil_jax.config import Config
-from navil_jax.config.flags import parse
 from navil_jax.data.images import load_image
 from navil_jax.data.inspect.token_map import ImageTokens, draw_tokens, image_tokens, row_budgets
-from navil_jax.errors import UserError, report_user_errors
+from navil_jax.errors import UserError
 
 ABOUT = """Shows what images cost in tokens: each scale's size, its grid of patches, its tokens and its padding.
 
@@ -34,9 +32,8 @@ Without --config the defaults of the paper hold. Exit status: 0 good, 2 bad inpu
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
-@report_user_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, _add_options, default=Config())
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Prints what the images cost, and draws them if asked to."""
     if not options.image:
         raise UserError("--image: no image given; --help shows how")
     images = {file: load_image(file) for file in options.image}
@@ -52,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--image", action="append", default=[], metavar="FILE", help="an image; may be given several times")
     add("--out", metavar="FILE", help="PNG with each scale, its patches, merged units, windows and token numbers")
@@ -115,7 +112,3 @@ def _table(file: str, count: ImageTokens, config: Config, orientation: int) -> s
         for name, (needed, budget) in _room(count, config).items()
     )
     return "\n".join([*lines, f"  {'fits a row' if _fits(count, config) else 'DOES NOT FIT A ROW'}: {room}"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Text <-> ids. The files of a folder tell which kind of tokenizer it holds: SentencePiece or byte-level BPE."""
+"""Tokenizer: what both kinds share, added tokens and the files of a folder."""
 
 import abc
 import functools
@@ -48,40 +48,12 @@ class Tokenizer(abc.ABC):
     pad_id: int | None
 
     def __init__(self, files: Mapping[str, bytes], name: str = "tokenizer") -> None:
-        """From the contents of the files; `name` is what errors call their folder. Raises `UserError` as `load`."""
+        """From the contents of the files; `name` is what errors call their folder. Raises `UserError`."""
         self._files = {file: files[file] for file in self.FILES if file in files}
         self._name = name
         self._config = parse_json(files, CONFIG_FILE, name)
         self._ids = {token["content"]: int(i) for i, token in self._config.get("added_tokens_decoder", {}).items()}
         self._ids |= parse_json(files, ADDED_FILE, name)
-
-    @staticmethod
-    def load(folder: str | Path) -> "Tokenizer":
-        """Reads a folder with tokenizer.model (InternLM2), or with tokenizer.json or vocab.json and merges.txt (Qwen3).
-
-        Beside them stand tokenizer_config.json and, in some folders, added_tokens.json and special_tokens_map.json.
-
-        Raises:
-          UserError: the folder or a needed file is missing or broken.
-        """
-        folder = path_of(folder)
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder with a tokenizer")
-        names = {name for kind in _kinds() for name in kind.FILES if (folder / name).is_file()}
-        return Tokenizer.from_files({name: (folder / name).read_bytes() for name in names}, str(folder))
-
-    @staticmethod
-    def from_files(files: Mapping[str, bytes], name: str = "tokenizer") -> "Tokenizer":
-        """The inverse of `files`. Errors as in `load`."""
-        sentencepiece, byte_level = _kinds()
-        if "tokenizer.model" in files:
-            return sentencepiece(files, name)
-        if JSON_FILE in files or {"vocab.json", "merges.txt"} <= files.keys():
-            return byte_level(files, name)
-        raise UserError(
-            f"{name}: no tokenizer.model (InternLM2), no {JSON_FILE} and no vocab.json with merges.txt (Qwen3); "
-            "give a folder that holds a tokenizer"
-        )
 
     def files(self) -> dict[str, bytes]:
         """File name -> content, byte for byte as loaded, for embedding in a checkpoint."""
@@ -154,13 +126,6 @@ class Tokenizer(abc.ABC):
         """
 
 
-def _kinds() -> tuple[type[Tokenizer], type[Tokenizer]]:
-    from navil_jax.data.tokenizers.byte_level import ByteLevelTokenizer  # both build on this module
-    from navil_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
-
-    return SentencePieceTokenizer, ByteLevelTokenizer
-
-
 def with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
     """Grows the tokenizer of a plain language model by the markers of images and boxes that it lacks.
 
@@ -196,7 +161,7 @@ def with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
         whole = parse_json(files, JSON_FILE, name)
         whole["added_tokens"] = [*whole.get("added_tokens", []), *({"id": int(i), **said[i]} for i in said)]
         files[JSON_FILE] = json_bytes(whole)
-    return Tokenizer.from_files(files, name)
+    return type(tokenizer)(files, name)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str | Path) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
-from navil_jax.data.sources import Sample
+from navil_jax.data.sample import Sample
 
 
 def commonest_answer(samples: Iterable[Sample]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import easy_vqa
 from PIL import Image
 
-from navil_jax.data.sources import CAPTION_PROMPT, Sample, Split, Turn, check_index
+from navil_jax.data.sample import CAPTION_PROMPT, Sample, Split, Turn, check_index
 
 _COLOR = "(black|blue|brown|gray|green|red|teal|yellow)"
 _SHAPE = "(circle|rectangle|triangle)"

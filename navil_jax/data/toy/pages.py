@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from navil_jax.data.sources import SPLITS, Sample, Split, check_index
+from navil_jax.data.sample import SPLITS, Sample, Split, check_index
 from navil_jax.data.toy.book import HELD_OUT_EVERY, pieces
 
 PROMPT = "What is written?"

@@ -26,7 +26,7 @@ from typing import Literal
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from navil_jax.data.sources import CAPTION_PROMPT, Sample, Split, Turn, check_index
+from navil_jax.data.sample import CAPTION_PROMPT, Sample, Split, Turn, check_index
 
 RGB = tuple[int, int, int]
 Layout = Literal["pair", "group", "word", "number"]
@@ -381,3 +381,8 @@ class Scenes:
         for index in range(min(len(self), TOKENIZER_SCENES)):
             for turn in self.scene(index)[1].values():
                 yield from turn
+
+
+def captions(split: Split) -> Scenes:
+    """Scenes whose one turn is a caption; 400 of them are held out."""
+    return Scenes(split, length=None if split == "train" else 400, questions=0)

@@ -1,0 +1,47 @@
+"""Hugging Face hub: an id such as OpenGVLab/NaViL-2B -> the folder that it was downloaded to."""
+
+import re
+from pathlib import Path
+
+from etils import epath
+
+from navil_jax.errors import UserError
+from navil_jax.paths import is_remote, path_of
+
+PREFIX = "hf://"  # says that an id is meant, whatever folders there are
+WANTED = ("*.json", "*.model", "*.txt", "*.safetensors")  # code and pictures of a repository are not downloaded
+PICKLED = "*.bin"  # where there is nothing else
+
+
+def folder_of(path: str | Path) -> epath.Path:
+    """A folder as it is; an id on the hub is downloaded, or taken from the cache where it is already.
+
+    `NAME/NAME` is an id if there is no such folder and no folder of the first name; `hf://NAME/NAME` always is.
+
+    Raises:
+      UserError: the package huggingface_hub is missing, or the hub refuses.
+    """
+    text = str(path)
+    if text.startswith(PREFIX):
+        return _download(text.removeprefix(PREFIX))
+    plain = not is_remote(text) and re.fullmatch(r"[\w.-]+/[\w.-]+", text)
+    if plain and not text.startswith(".") and not Path(text).parent.exists():
+        return _download(text)
+    return path_of(path)
+
+
+def _download(name: str) -> epath.Path:
+    try:
+        import huggingface_hub  # optional: who has folders needs no hub
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{name}: no such folder; to download it from the Hugging Face hub: pip install huggingface_hub"
+        ) from error
+    try:
+        files = huggingface_hub.HfApi().list_repo_files(name)
+        safe = any(file.endswith(".safetensors") for file in files)
+        wanted = WANTED if safe else (*WANTED, PICKLED)
+        return path_of(huggingface_hub.snapshot_download(name, allow_patterns=list(wanted)))
+    except (OSError, ValueError) as error:  # what its errors are made of: no network, no such id, no access
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"{name}: no such folder here, and the Hugging Face hub says: {first}") from error

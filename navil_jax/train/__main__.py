@@ -1,0 +1,36 @@
+"""Trains NaViL: `python -m navil_jax.train --config configs/x.py --config.workdir=runs/x`.
+
+The same command goes on where a run was interrupted, and ends with the same parameters, optimizer state and losses, bit
+for bit, as a run without interruption. What the workdir then holds is listed in `navil_jax/train/trainer.py`.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from navil_jax.config import Config
+from navil_jax.config.flags import parse
+from navil_jax.errors import report_user_errors
+
+
+@report_user_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    config, _ = parse(sys.argv[1:] if argv is None else argv, __doc__)
+    from navil_jax.sharding import start_hosts  # --help needs no JAX
+    from navil_jax.train.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    start_hosts()
+    return train(config)
+
+
+def train(config: Config) -> int:
+    """Makes a run: goes on with the one in its workdir, or starts it; arguments and errors as `trainer.run`."""
+    from navil_jax.convert.opened import open_start
+    from navil_jax.train.trainer import run
+
+    with open_start(config) as start:
+        return run(config, start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
