@@ -18,12 +18,12 @@ from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 from navil_jax.model.params import Params
 from navil_jax.paths import RunFiles
-from navil_jax.train.metrics import MetricsLog, draw, read_log
+from navil_jax.train.metrics import MetricsLog, read_log
 from navil_jax.train.step import TrainState
 
 EVALUATORS = {
     "held_out": "navil_jax.train.held_out:HeldOut",
-    "generated": "navil_jax.generate.evaluator:Generated",
+    "generated": "navil_jax.evaluate.generated:Generated",
 }
 
 
@@ -62,6 +62,16 @@ def make_evaluator(name: str, config: Config, mesh: jax.sharding.Mesh, tokenizer
     except (ModuleNotFoundError, AttributeError) as error:
         raise UserError(f"config.evaluators: {name}: {error}") from error
     return made(config, mesh, tokenizer)
+
+
+def draw(name: str, path: Path, *content: Any) -> None:
+    """Draws a PNG with a function of `train.plots`; without matplotlib, which nothing else here needs, only says so."""
+    try:
+        from navil_jax.train import plots
+    except ModuleNotFoundError as error:
+        print(f"{path.name}: not drawn, as the package {error.name} is missing; pip install matplotlib", flush=True)
+        return
+    getattr(plots, name)(path, *content)
 
 
 class Evaluations:

@@ -24,8 +24,8 @@ from navil_jax.data.sources import has_split, open_source
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.toy.baselines import commonest_answer, question_only
 from navil_jax.model.params import Params
-from navil_jax.train.evaluators import Evaluator
-from navil_jax.train.metrics import Answer, draw
+from navil_jax.train.evaluators import Evaluator, draw
+from navil_jax.train.metrics import Answer
 from navil_jax.train.step import EvalScores, global_batch, make_eval_step
 
 SHOWN_ANSWERS = 16

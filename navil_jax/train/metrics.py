@@ -130,13 +130,3 @@ class Answer:
     answer: str
     truth: str
     right: bool
-
-
-def draw(name: str, path: Path, *content: Any) -> None:
-    """Draws a PNG with a function of `train.plots`; without matplotlib, which nothing else here needs, only says so."""
-    try:
-        from navil_jax.train import plots
-    except ModuleNotFoundError as error:
-        print(f"{path.name}: not drawn, as the package {error.name} is missing; pip install matplotlib", flush=True)
-        return
-    getattr(plots, name)(path, *content)

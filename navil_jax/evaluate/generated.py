@@ -17,8 +17,8 @@ from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.engine import Engine
 from navil_jax.generate.sampling import Sampler
 from navil_jax.model.params import Params
-from navil_jax.train.evaluators import Evaluator
-from navil_jax.train.metrics import Answer, draw
+from navil_jax.train.evaluators import Evaluator, draw
+from navil_jax.train.metrics import Answer
 
 MAX_NEW_TOKENS = 128
 SHOWN = 16
