@@ -184,7 +184,7 @@ def test_up_goes_on_after_the_slices_were_taken_away(tmp_path):
     assert [line.split()[1] for line in done.stdout.splitlines() if line[2] == ":"] == [
         "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"
     ]  # fmt: skip
-    assert (home / "navil_jax" / "navil_jax" / "train.py").exists()
+    assert (home / "navil_jax" / "navil_jax" / "train" / "__main__.py").exists()
     assert not (home / "navil_jax" / ".git").exists()
 
     again = launch("tpu_vm.sh", *settings, "run", "--", "echo", **environment)

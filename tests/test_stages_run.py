@@ -26,6 +26,7 @@ from navil_jax.train import trainer
 from navil_jax.train.__main__ import train
 from navil_jax.train.checkpoint import Checkpoints
 from navil_jax.train.metrics import read_log
+from navil_jax.train.profiling import Profiler
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = ("s1_1", "s1_2", "s2")
@@ -128,7 +129,7 @@ def run_stages(folder, stages, before, data, kill_at=0):
         config = small(f"navil_2b_{stage}", folder / stage, before, data)
         if kill_at:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(train, "_fail_if_asked", lambda step: die() if step == kill_at else None)
+                patch.setattr(Profiler, "begin", lambda _, step: die() if step == kill_at else None)
                 with pytest.raises(Killed):
                     train(config)
         assert train(config) == 0

@@ -33,15 +33,16 @@ def folder_of(path: str | Path) -> epath.Path:
 def _download(name: str) -> epath.Path:
     try:
         import huggingface_hub  # optional: who has folders needs no hub
+        from huggingface_hub.errors import HfHubHTTPError
     except ModuleNotFoundError as error:
         raise UserError(
             f"{name}: no such folder; to download it from the Hugging Face hub: pip install huggingface_hub"
         ) from error
     try:
-        files = huggingface_hub.HfApi().list_repo_files(name)
-        safe = any(file.endswith(".safetensors") for file in files)
+        siblings = huggingface_hub.HfApi().model_info(name).siblings or []
+        safe = any(sibling.rfilename.endswith(".safetensors") for sibling in siblings)
         wanted = WANTED if safe else (*WANTED, PICKLED)
         return path_of(huggingface_hub.snapshot_download(name, allow_patterns=list(wanted)))
-    except (OSError, ValueError) as error:  # what its errors are made of: no network, no such id, no access
+    except (ValueError, *HfHubHTTPError.__bases__) as error:  # the HTTP library is another one in each version
         first = str(error).strip().split("\n")[0]
         raise UserError(f"{name}: no such folder here, and the Hugging Face hub says: {first}") from error

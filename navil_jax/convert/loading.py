@@ -5,14 +5,12 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from PIL import Image
 
-from navil_jax.config import Config, ImageConfig, MeshConfig
+from navil_jax.config import Config, ImageConfig, MeshConfig, ModelConfig
 from navil_jax.convert.exporting import export_checkpoint
-from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
+from navil_jax.convert.opened import open_checkpoint
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.tokenizers.base import check_vocabulary
 from navil_jax.errors import UserError
@@ -21,9 +19,8 @@ from navil_jax.generate.engine import Engine
 from navil_jax.generate.sampling import Sampler
 from navil_jax.model import params as model_params
 from navil_jax.model.navil import NaViL
-from navil_jax.model.params import Params, flatten, unflatten
+from navil_jax.model.params import Params
 from navil_jax.sharding import make_mesh
-from navil_jax.train.checkpoint import Checkpoints, find_checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,23 +107,11 @@ def load_assistant(path: str | Path, mesh: Mesh) -> Assistant:
         check_vocabulary(tokenizer, config.model.decoder.vocab_size, str(path))
         if config.model.special_token_ids and config.model.special_token_ids != tokenizer.special_token_ids:
             raise UserError(f"{path}: the ids of special tokens in its tokenizer and its config.model differ")
-        params = checkpoint.restore(config.model, mesh, functools.partial(_computed, config, _averages(checkpoint)))
+        params = checkpoint.restore(config.model, mesh, _computed(config.model))
     return Assistant(config, tokenizer, Engine(config.model, params, mesh), checkpoint.averaged)
 
 
-def _averages(checkpoint: OpenCheckpoint) -> frozenset[str]:
-    if not checkpoint.averaged:
-        return frozenset()
-    with Checkpoints(find_checkpoints(checkpoint.path)) as checkpoints:
-        return checkpoints.averages
-
-
-def _computed(config: Config, averages: frozenset[str], wanted: Params) -> Params:
-    """The dtypes to read. Every product casts its matrix anyway, so reading it in that dtype changes nothing."""
-
-    def leaf(name: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        own = jnp.float32 if name in averages else x.dtype
-        dtype = config.model.compute_dtype if name.endswith(("kernel", "embedding")) else own
-        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
-
-    return unflatten({name: leaf(name, x) for name, x in flatten(wanted).items()})
+def _computed(model: ModelConfig) -> dict[str, str]:
+    """Matrices in the dtype that every product casts them to anyway, so that reading them in it changes nothing."""
+    names = model_params.flatten(model_params.shapes(model))
+    return {name: model.compute_dtype for name in names if name.endswith(("kernel", "embedding"))}

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from navil_jax.config import SPECIAL_TOKENS, Config, DataConfig, ModelConfig
 from navil_jax.convert import hf_config
@@ -101,8 +102,9 @@ class OpenCheckpoint:
         self,
         model: ModelConfig,
         mesh: Mesh,
-        with_dtypes: Callable[[Params], Params] = lambda wanted: wanted,
+        dtypes: Mapping[str, DTypeLike] | None = None,
         seed: int = 0,
+        averaged: bool = True,
     ) -> Params:
         """The parameters on the devices that hold them, each process reading its own shards where the format can.
 
@@ -112,8 +114,9 @@ class OpenCheckpoint:
         Args:
           model: that of the checkpoint, but for how it is computed and for low-rank updates.
           mesh: devices to spread the parameters over.
-          with_dtypes: changes the dtypes of abstract parameters, which are those of `model`.
+          dtypes: name of a parameter -> the dtype to read it in; others stay as they are on disk.
           seed: of new low-rank updates.
+          averaged: whether running averages are read where the run's evaluations use them.
 
         Raises:
           UserError: the checkpoint is not whole, or holds other parameters.
@@ -121,12 +124,13 @@ class OpenCheckpoint:
         if self.record is None:
             require_whole(self)
             theirs = dataclasses.replace(model, lora_rank=0)
-            params = self._put(theirs, flatten(with_dtypes(_abstract(theirs, mesh))))
+            params = self._put(theirs, flatten(_abstract(theirs, mesh, dtypes or {})))
         else:
             saved = self.record.config.model
             theirs = dataclasses.replace(model, lora_rank=saved.lora_rank, lora_scale=saved.lora_scale)
             with Checkpoints(find_checkpoints(self.path)) as checkpoints:
-                params = checkpoints.restore_params(with_dtypes(_abstract(theirs, mesh)))
+                wanted = _abstract(theirs, mesh, {**checkpoints.param_dtypes, **(dtypes or {})})
+                params = checkpoints.restore_params(wanted, averaged)
         return params if theirs == model else _with_updates(model, mesh, params, theirs, seed)
 
     def _put(self, model: ModelConfig, wanted: dict[str, jax.ShapeDtypeStruct]) -> Params:
@@ -238,11 +242,14 @@ def require_whole(checkpoint: OpenCheckpoint) -> None:
         raise UserError(f"{checkpoint.path}: holds no tokenizer; give the folder of one with --tokenizer")
 
 
-def _abstract(model: ModelConfig, mesh: Mesh) -> Params:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        model_params.shapes(model),
-        model_params.shardings(model, mesh),
+def _abstract(model: ModelConfig, mesh: Mesh, dtypes: Mapping[str, DTypeLike]) -> Params:
+    """The parameters of a model as shapes with their shardings, in its dtypes but for those that are given."""
+    shardings = flatten(model_params.shardings(model, mesh))
+    return unflatten(
+        {
+            name: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(name, leaf.dtype), sharding=shardings[name])
+            for name, leaf in flatten(model_params.shapes(model)).items()
+        }
     )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 from absl import logging
 
 from navil_jax.config import Config, EvaluatorConfig
-from navil_jax.config.flags import parse
+from navil_jax.config.flags import load_config, parse
 from navil_jax.errors import UserError, report_user_errors
+from navil_jax.paths import is_remote
 
 ABOUT = """Scores a checkpoint on held-out samples, with the evaluators of its run or with others.
 
@@ -20,10 +22,10 @@ the newest checkpoint of a run, on all held-out samples of its own sources:
 answers written token by token, as chat would, for 50 samples of each source:
   python -m navil_jax.evaluate --checkpoint runs/demo --evaluators generated --samples 50
 
-a released model on the held-out samples of a recipe:
+a released model on the held-out samples of a recipe (model, image sizes and prompt are those of the checkpoint):
   python -m navil_jax.evaluate --checkpoint NaViL-2B --config configs/mine.py
 
-Evaluators: held_out (losses, accuracies, the table of kinds; the answer is right if every token is, the true ones before
+Evaluators: held_out (losses, accuracies, the table of kinds; an answer is right if every token is, the true ones before
 it given), generated (greedy answers compared with the truth), or package.module:Class of your own.
 
 Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
@@ -31,17 +33,20 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
 
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    config, options = parse(
-        sys.argv[1:] if argv is None else argv, ABOUT, _add_options, default=Config(), command="evaluate"
-    )
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _, options = _parse(argv, Config())
     if options.samples < 0:
         raise UserError(f"--samples: {options.samples} is negative")
     logging.set_verbosity(logging.ERROR)  # Orbax says at every reading that it only reads
     try:
-        return _evaluate(config, options)
+        return _evaluate(argv, options)
     except KeyboardInterrupt:
         print("\nstopped")
         return 130
+
+
+def _parse(argv: Sequence[str], default: Config) -> tuple[Config, argparse.Namespace]:
+    return parse(argv, ABOUT, _add_options, default=default, command="evaluate")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -52,35 +57,60 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--out", default="", metavar="DIR", help="folder for tables and pictures (default: WORKDIR/evaluate)")
 
 
-def _evaluate(config: Config, options: argparse.Namespace) -> int:
+def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:
     from navil_jax.convert.opened import open_checkpoint  # --help needs no JAX
     from navil_jax.data.run import complete
+    from navil_jax.data.sources import expand_sources
     from navil_jax.sharding import make_mesh, use_rules
     from navil_jax.train.evaluators import make_evaluator
 
     with open_checkpoint(options.checkpoint) as opened:
-        own = opened.record.config if opened.record else opened.config
         if opened.tokenizer is None:
             raise UserError(f"{options.checkpoint}: holds no tokenizer; copy the files of one into the folder")
-        sources = config.data.sources or own.data.sources
-        if not sources:
+        own = opened.record.config if opened.record else opened.config
+        config, _ = _parse(_without_recipe(argv), _recipe(options.config, own))
+        if options.evaluators:
+            named = tuple(EvaluatorConfig(name) for name in options.evaluators.split(","))
+            config = dataclasses.replace(config, evaluators=named)
+        if not config.data.sources:
             raise UserError("no data given: use --config RECIPE with the sources to score")
-        data = dataclasses.replace(own.data if not options.config else config.data, sources=sources)
-        data = dataclasses.replace(data, template=own.data.template, system_message=own.data.system_message)
-        evaluators = tuple(EvaluatorConfig(name) for name in options.evaluators.split(",") if name)
-        used = dataclasses.replace(own, data=data, mesh=config.mesh, evaluators=evaluators or own.evaluators)
-        used = complete(used, opened.tokenizer)
-        use_rules(used.mesh.rules)
-        mesh = make_mesh(used.mesh)
-        params = opened.restore(used.model, mesh)
-    out = Path(options.out or Path(options.checkpoint) / "evaluate")
+        config = complete(expand_sources(config), opened.tokenizer)
+        use_rules(config.mesh.rules)
+        mesh = make_mesh(config.mesh)
+        evaluators = [make_evaluator(entry.name, config, mesh, opened.tokenizer) for entry in config.evaluators]
+        params = opened.restore(config.model, mesh, averaged=config.eval_ema)
+        said = "running averages of the parameters" if opened.averaged and config.eval_ema else "parameters"
+        print(f"{said} of step {opened.step} of {opened.path}", flush=True)
+        is_run = opened.record is not None and not is_remote(opened.path)
+    out = Path(options.out or (Path(options.checkpoint) / "evaluate" if is_run else "runs/evaluate"))
     out.mkdir(parents=True, exist_ok=True)
-    for entry in used.evaluators:
-        evaluator = make_evaluator(entry.name, used, mesh, opened.tokenizer)
+    for evaluator in evaluators:
         scores = evaluator.score(params, options.samples)
         print(evaluator.report(scores, out, final=True), flush=True)
-    print(f"tables and pictures: {out}")
+        with (out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": opened.step, **evaluator.metrics(scores)}) + "\n")
+    print(f"metrics, tables and pictures: {out}")
     return 0
+
+
+def _recipe(path: str | None, own: Config) -> Config:
+    """The config of the run itself, or a recipe with the model, images and prompt of the checkpoint."""
+    if not path:
+        return own
+    recipe = load_config(path)
+    data = dataclasses.replace(recipe.data, template=own.data.template, system_message=own.data.system_message)
+    return dataclasses.replace(recipe, model=own.model, images=own.images, data=data)
+
+
+def _without_recipe(argv: Sequence[str]) -> list[str]:
+    """The arguments without --config FILE."""
+    kept, rest = [], iter(argv)
+    for argument in rest:
+        if argument == "--config":
+            next(rest, None)
+        elif not argument.startswith("--config="):
+            kept.append(argument)
+    return kept
 
 
 if __name__ == "__main__":

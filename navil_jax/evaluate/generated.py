@@ -1,16 +1,17 @@
 """Evaluator "generated": held-out samples answered by greedy decoding, as chat would, and compared with the truth."""
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from navil_jax.config import Config
 from navil_jax.data.images import load_image
-from navil_jax.data.sample import Source
-from navil_jax.data.sources import has_split, open_source
+from navil_jax.data.sample import BadSample, Sample
+from navil_jax.data.sources import for_source, has_split, open_source
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 from navil_jax.generate.assistant import Assistant
@@ -20,13 +21,24 @@ from navil_jax.model.params import Params
 from navil_jax.train.evaluators import Evaluator, draw
 from navil_jax.train.metrics import Answer
 
-MAX_NEW_TOKENS = 128
+SLACK = 8  # tokens that an answer may be longer than the truth; it is wrong by then
 SHOWN = 16
+
+
+class Scores(NamedTuple):
+    """Name of the source and answer of each sample, and how many samples of each source could not be used."""
+
+    answers: list[tuple[str, Answer]]
+    bad: Counter[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated(Evaluator):
-    """Answers the last question of every held-out sample, the earlier turns given, and asks for the very same text."""
+    """Answers the last question of every held-out sample, the earlier turns given, and asks for the very same text.
+
+    Prompts are those that training makes of the sample: with its own system message, else its source's, and the images
+    of its source's size.
+    """
 
     config: Config
     mesh: jax.sharding.Mesh
@@ -36,32 +48,46 @@ class Generated(Evaluator):
         if jax.process_count() > 1:
             raise UserError("config.evaluators: generated works in one process; evaluate a checkpoint on one host")
 
-    def _sources(self) -> dict[str, Source]:
-        entries = [entry for entry in self.config.data.sources if has_split(entry, "test")]
-        return {entry.name: open_source(entry, "test") for entry in entries}
-
-    def score(self, params: Params, limit: int = 0) -> list[tuple[str, Answer]]:
-        """Name of the source and answer of each sample."""
-        assistant = Assistant(self.config, self.tokenizer, Engine(self.config.model, params, self.mesh))
-        found = []
-        for name, source in self._sources().items():
+    def score(self, params: Params, limit: int = 0) -> Scores:
+        """Answers the first `limit` held-out samples of every source (0: all)."""
+        engine, scores = Engine(self.config.model, params, self.mesh), Scores([], Counter())
+        for number, entry in enumerate(self.config.data.sources):
+            if not has_split(entry, "test"):
+                continue
+            source, config = open_source(entry, "test"), for_source(self.config, number)
             for index in range(min(limit or len(source), len(source))):
-                sample = source[index]
-                patches = [assistant.read_image(image) for image in sample.images]
-                *history, (question, truth) = sample.turns
-                answer = "".join(assistant.answer(history, question, patches, Sampler(), MAX_NEW_TOKENS))
-                image = load_image(sample.images[0]) if sample.images else None
-                found.append((name, Answer(image, question, answer, truth, answer.strip() == truth.strip())))
-        return found
+                try:
+                    scores.answers.append((entry.name, self._answer(config, engine, source[index])))
+                except BadSample:
+                    scores.bad[entry.name] += 1
+        return scores
 
-    def metrics(self, scores: Sequence[tuple[str, Answer]]) -> dict[str, float]:
+    def _answer(self, config: Config, engine: Engine, sample: Sample) -> Answer:
+        if sample.system is not None:
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, system_message=sample.system))
+        assistant = Assistant(config, self.tokenizer, engine)
+        images = [load_image(image) for image in sample.images]
+        *history, (question, truth) = sample.turns
+        longest = len(self.tokenizer.encode(truth, allow_special=False)) + SLACK
+        patches = [assistant.read_image(image) for image in images]
+        answer = "".join(assistant.answer(history, question, patches, Sampler(), longest))
+        return Answer(images[0] if images else None, question, answer, truth, answer.strip() == truth.strip())
+
+    def metrics(self, scores: Scores) -> dict[str, float]:
         """eval/<source>/generated_accuracy: share of answers that are the truth, but for blanks around them."""
         right: defaultdict[str, list[bool]] = defaultdict(list)
-        for name, answer in scores:
+        for name, answer in scores.answers:
             right[name].append(answer.right)
         return {f"eval/{name}/generated_accuracy": sum(found) / len(found) for name, found in right.items()}
 
-    def report(self, scores: Sequence[tuple[str, Answer]], folder: Path, final: bool) -> str:
+    def report(self, scores: Scores, folder: Path, final: bool) -> str:
         """Draws generated.png."""
-        draw("plot_answers", folder / "generated.png", [answer for _, answer in scores[:SHOWN]])
-        return super().report(scores, folder, final)
+        draw("plot_answers", folder / "generated.png", _spread([answer for _, answer in scores.answers], SHOWN))
+        lines = [super().report(scores, folder, final)]
+        lines += [f"{name}: {count:,} held-out samples cannot be used" for name, count in scores.bad.items()]
+        return "\n".join(lines)
+
+
+def _spread(answers: Sequence[Answer], count: int) -> list[Answer]:
+    """So many of them, evenly spread."""
+    return [answers[len(answers) * place // count] for place in range(count)] if len(answers) > count else list(answers)

@@ -12,6 +12,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -171,13 +172,21 @@ class Checkpoints:
         with self._reading("ema"):
             return frozenset(_shapes(self._manager.item_metadata(self.latest_step)["ema"].tree))
 
-    def restore_params(self, params: Params) -> Params:
-        """Reads the parameters of the newest checkpoint alone, `averages` in the place of those that have one.
+    @property
+    def param_dtypes(self) -> dict[str, np.dtype]:
+        """Name -> dtype of every parameter in the newest checkpoint, as it is read: averages are float32."""
+        with self._reading("params"):
+            saved = self._manager.item_metadata(self.latest_step)["params"].tree
+        dtypes = {name: np.dtype(leaf.dtype) for name, leaf in flatten(saved).items()}
+        return dtypes | dict.fromkeys(self.averages, np.dtype("float32"))
+
+    def restore_params(self, params: Params, averaged: bool = True) -> Params:
+        """Reads the parameters of the newest checkpoint alone, if `averaged` its `averages` where there are some.
 
         Arguments and errors as in `restore`. Averages are float32 on disk and rounded to the dtypes asked for.
         """
         self._check_shapes("params", params)
-        averages = self.averages
+        averages = self.averages if averaged else frozenset()
         if not averages:
             return self._restore(params=ocp.args.StandardRestore(params))["params"]
         wanted = flatten(params)

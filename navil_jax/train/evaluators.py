@@ -54,9 +54,8 @@ def make_evaluator(name: str, config: Config, mesh: jax.sharding.Mesh, tokenizer
     """
     module, colon, attribute = EVALUATORS.get(name, name).partition(":")
     if not colon:
-        raise UserError(
-            f"config.evaluators: no evaluator {name!r}; use one of {list(EVALUATORS)} or package.module:Class"
-        )
+        known = ", ".join(EVALUATORS)
+        raise UserError(f"config.evaluators: no evaluator {name!r}; use one of {known}, or package.module:Class")
     try:
         made = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:

@@ -1,7 +1,6 @@
 """Start: the training state of step 0, fresh or from another checkpoint, or that after the newest checkpoint's step."""
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import grain
@@ -9,12 +8,14 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from navil_jax.config import Config, ModelConfig
 from navil_jax.config.continuing import check_continues, check_same_model
 from navil_jax.data.run import Earlier
 from navil_jax.errors import UserError
-from navil_jax.model.params import Params
+from navil_jax.model import params as model_params
+from navil_jax.model.params import Params, flatten
 from navil_jax.train.checkpoint import Checkpoints, Record
 from navil_jax.train.optimizer import split_trainable, with_trained_in_float32
 from navil_jax.train.step import Running, TrainState, abstract_state, initial_params, initial_state
@@ -28,7 +29,7 @@ class Start(Earlier, Protocol):
     step: int
     averaged: bool
 
-    def restore(self, model: ModelConfig, mesh: Mesh, with_dtypes: Callable[[Params], Params], seed: int) -> Params: ...
+    def restore(self, model: ModelConfig, mesh: Mesh, dtypes: Mapping[str, DTypeLike], seed: int) -> Params: ...
 
 
 def first_params(config: Config, mesh: Mesh, start: Start | None, say: Callable[[str], None] = print) -> Params:
@@ -45,8 +46,8 @@ def first_params(config: Config, mesh: Mesh, start: Start | None, say: Callable[
     check_same_model(start.config, config, start.path)
     what = "running averages of the parameters" if start.averaged else "parameters"
     say(f"{what} of step {start.step} of {start.path}{_unfinished(start)}")
-    trained = functools.partial(with_trained_in_float32, config.optimizer)
-    return start.restore(config.model, mesh, trained, config.seed)
+    wanted = flatten(with_trained_in_float32(config.optimizer, model_params.shapes(config.model)))
+    return start.restore(config.model, mesh, {name: leaf.dtype for name, leaf in wanted.items()}, config.seed)
 
 
 def _unfinished(start: Start) -> str:
