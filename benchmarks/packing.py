@@ -29,10 +29,9 @@ from navil_jax.batch import BatchSpec
 from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
 from navil_jax.data.features import Usable, smaller_images
-from navil_jax.data.images import plan_scales
 from navil_jax.data.packing import SIZES, SlotAdvice, advise_slots, best_fill, choose_row, sizes_of
 from navil_jax.data.pipeline import make_dataset, sample_stream
-from navil_jax.data.prompt import image_length, role_texts
+from navil_jax.data.prompt import image_tokens, role_texts
 from navil_jax.data.run import complete, open_run
 from navil_jax.data.sample import Sample
 from navil_jax.data.tokenizers.sentencepiece import train_tokenizer
@@ -49,9 +48,8 @@ def image_sizes(height: int, width: int, text: int, config: Config) -> tuple[int
     budgets = {"visual_tokens": data.visual_slots, "text_tokens": data.text_slots, "patches": data.patch_slots}
 
     def measure(config: Config) -> tuple[int, int, int]:
-        scales = plan_scales(height, width, config.images, config.model.vision)
-        visual, own = image_length([(scale.rows, scale.cols) for scale in scales], config.model.vision.merge_size)
-        return visual, own + text, sum(scale.rows * scale.cols for scale in scales)
+        cost = image_tokens(width, height, config)
+        return cost.visual_tokens, cost.text_tokens + text, cost.patches
 
     found = measure(config)
     if any(size > budgets[name] for name, size in zip(SIZES, found, strict=True)):

@@ -22,12 +22,12 @@ import numpy as np
 
 from navil_jax.config import Config
 from navil_jax.config.flags import load_config
-from navil_jax.convert.exporting import SHARD_BYTES, export_checkpoint
-from navil_jax.convert.hf_config import released_config
+from navil_jax.convert.exporting import export_checkpoint
+from navil_jax.convert.hf_config import to_hf_config
 from navil_jax.convert.importing import import_checkpoint
 from navil_jax.convert.params import tensor_info
 from navil_jax.convert.reader import TensorFolder
-from navil_jax.convert.stored import TensorInfo
+from navil_jax.convert.stored import SHARD_BYTES, TensorInfo
 from navil_jax.convert.writer import write_safetensors
 from navil_jax.model import params as model_params
 
@@ -46,7 +46,7 @@ def make_folder(config: Config, folder: Path) -> None:
         return np.frombuffer(bits.bytes(info[name].nbytes), BFLOAT16).reshape(info[name].shape)
 
     write_safetensors(folder, info, value, SHARD_BYTES)
-    (folder / "config.json").write_text(json.dumps(released_config(config, dtype="bfloat16")))
+    (folder / "config.json").write_text(json.dumps(to_hf_config(config, dtype="bfloat16")))
     for file in TOKENIZER.glob("*token*"):
         shutil.copy(file, folder)
 

@@ -1,6 +1,6 @@
 """Fine-tuning on one's own LLaVA-style JSON on one accelerator, by low-rank updates (docs/finetune.md)."""
 
-from navil_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, RuleConfig, SourceConfig
+from navil_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, SourceConfig
 
 
 def get_config() -> Config:
@@ -26,7 +26,7 @@ def get_config() -> Config:
             warmup_steps=20,
             weight_decay=0.0,
             microbatches=4,
-            rules=(RuleConfig(r".*/lora_[ab]"), RuleConfig(r"(?!.*/lora_[ab]$).*", trainable=False)),
+            trainable=("**/lora_a", "**/lora_b"),
         ),
         eval_every=100,
         eval_samples=64,

@@ -1,10 +1,10 @@
 """NaViL-2B, stage S1.2: 185M samples of better captions; the text's attention is trained too (docs/recipe.md)."""
 
 import navil_2b
-import stages
 
 from navil_jax.config import Config
+from navil_jax.config.stages import NAVIL_2B, S1_2
 
 
 def get_config() -> Config:
-    return stages.s1_2(navil_2b.get_config(), "navil_2b", steps=40_000, batch_samples=4_614, rows=384)
+    return S1_2.config(navil_2b.get_config(), "navil_2b", NAVIL_2B[S1_2])

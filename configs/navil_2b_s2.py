@@ -1,10 +1,10 @@
 """NaViL-2B, stage S2: 67M samples of instructions; everything is trained (docs/recipe.md)."""
 
 import navil_2b
-import stages
 
 from navil_jax.config import Config
+from navil_jax.config.stages import NAVIL_2B, S2
 
 
 def get_config() -> Config:
-    return stages.s2(navil_2b.get_config(), "navil_2b", steps=30_000, batch_samples=2_234, rows=256)
+    return S2.config(navil_2b.get_config(), "navil_2b", NAVIL_2B[S2])

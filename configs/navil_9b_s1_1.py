@@ -1,12 +1,10 @@
 """NaViL-9B, stage S1.1: 515M samples of captions; the visual weights are trained (docs/recipe.md)."""
 
 import navil_9b
-import stages
 
 from navil_jax.config import Config
+from navil_jax.config.stages import NAVIL_9B, S1_1
 
 
 def get_config() -> Config:
-    return stages.s1_1(
-        navil_9b.get_config(), "navil_9b", steps=50_000, batch_samples=10_300, rows=512, multiscale=False
-    )
+    return S1_1.config(navil_9b.get_config(), "navil_9b", NAVIL_9B[S1_1])

@@ -17,6 +17,7 @@ One row with two samples, V = 4, T = 6 (`<img>` and `c` are visual, the rest is 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -85,8 +86,8 @@ class BatchSpec:
         """Shapes and dtypes, for lowering without data."""
         rows, slots, patches = self.rows, self.row_slots, self.patch_slots
 
-        def array(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=sharding)
+        def array(shape: tuple[int, ...], dtype: str) -> jax.Array:
+            return _as_array(jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=sharding))
 
         return Batch(
             tokens=array((rows, slots), "int32"),
@@ -180,19 +181,23 @@ class BatchSpec:
         positions = slots(packed["visual_positions"], packed["text_positions"]).astype(np.int32)
         order = np.where(segment_ids > 0, segment_ids, np.iinfo(np.int32).max)
         zeros = np.zeros_like(visual_segments, dtype=np.int32)
+        targets = slots(zeros - 1, np.where(text_segments > 0, packed["text_targets"], -1))
+        source_ids = slots(_spread(packed, "text_source_ids"), packed["text_source_ids"])
+        sample_ids = slots(_spread(packed, "text_sample_ids"), packed["text_sample_ids"])
+        unit_slots = self._unit_slots(packed["visual_tokens"] == context_id, visual_segments, packed)
         return Batch(
-            tokens=slots(packed["visual_tokens"], packed["text_tokens"]).astype(np.int32),
-            targets=slots(zeros - 1, np.where(text_segments > 0, packed["text_targets"], -1)).astype(np.int32),
-            loss_weights=slots(zeros, packed["text_weights"]).astype(np.float32),
-            positions=positions,
-            segment_ids=segment_ids,
-            sequence=np.lexsort((positions, order), axis=1).astype(np.int32),
-            source_ids=slots(_spread(packed, "text_source_ids"), packed["text_source_ids"]).astype(np.int32),
-            sample_ids=slots(_spread(packed, "text_sample_ids"), packed["text_sample_ids"]).astype(np.int32),
-            patches=packed["patches"],
-            patch_coords=packed["patch_coords"].astype(np.int32),
-            patch_blocks=_dense_blocks(packed["patches_segment_ids"], packed["patch_blocks"]),
-            unit_slots=self._unit_slots(packed["visual_tokens"] == context_id, visual_segments, packed),
+            tokens=_as_array(slots(packed["visual_tokens"], packed["text_tokens"]).astype(np.int32)),
+            targets=_as_array(targets.astype(np.int32)),
+            loss_weights=_as_array(slots(zeros, packed["text_weights"]).astype(np.float32)),
+            positions=_as_array(positions),
+            segment_ids=_as_array(segment_ids),
+            sequence=_as_array(np.lexsort((positions, order), axis=1).astype(np.int32)),
+            source_ids=_as_array(source_ids.astype(np.int32)),
+            sample_ids=_as_array(sample_ids.astype(np.int32)),
+            patches=_as_array(packed["patches"]),
+            patch_coords=_as_array(packed["patch_coords"].astype(np.int32)),
+            patch_blocks=_as_array(_dense_blocks(packed["patches_segment_ids"], packed["patch_blocks"])),
+            unit_slots=_as_array(unit_slots),
             **self._static(),
         )
 
@@ -228,7 +233,7 @@ def validate(batch: Batch, config: ModelConfig) -> None:
             raise ValueError(f"{name}: {array.dtype}{list(array.shape)}, expected {shape.dtype}{list(shape.shape)}")
     for row in range(len(batch.tokens)):
 
-        def require(good: bool, field: str, why: str, row: int = row) -> None:
+        def require(good: bool | np.bool, field: str, why: str, row: int = row) -> None:
             if not good:
                 raise ValueError(f"{field}, row {row}: {why}")
 
@@ -265,6 +270,11 @@ def validate(batch: Batch, config: ModelConfig) -> None:
         require(bool(np.all(units[unit_blocks[:, 0] == 0] == slots)), "unit_slots", "an empty unit fills a slot")
 
 
+def _as_array(array: np.ndarray | jax.ShapeDtypeStruct) -> jax.Array:
+    """Unchanged: a batch's arrays may be NumPy or abstract, where the types name those that the model computes with."""
+    return cast(jax.Array, array)
+
+
 def _spec_of(batch: Batch, config: ModelConfig) -> BatchSpec:
     rows, slots = batch.tokens.shape
     patches, dim = batch.patches.shape[1:]
@@ -274,17 +284,23 @@ def _spec_of(batch: Batch, config: ModelConfig) -> BatchSpec:
 
 def _fake_sample(rng: np.random.Generator, config: ModelConfig, with_image: bool) -> SampleFeatures:
     """A text, around an image of one scale if `with_image`: t <img> c c <break> c c <break> </img> t t t"""
-    text = lambda n: [int(t) for t in rng.integers(0, min(config.special_token_ids, default=9), n)]  # noqa: E731
-    tokens, grid, dim = text(rng.integers(1, 8)), (0, 0), config.vision.patch_dim if config.vision else 0
+
+    def text(least: int, most: int) -> list[int]:
+        length = int(rng.integers(least, most))
+        return rng.integers(0, min(config.special_token_ids, default=9), length).tolist()
+
+    ids, grid, dim = text(1, 8), (0, 0), config.vision.patch_dim if config.vision else 0
     if with_image:
-        side, grid = config.vision.merge_size, tuple(config.vision.merge_size * rng.integers(1, 5, 2))
-        line = [config.special_id("<IMG_CONTEXT>")] * (grid[1] // side) + [config.special_id("<IMG_LINE_BREAK>")]
-        tokens += [config.special_id("<img>"), *line * (grid[0] // side), config.special_id("</img>")]
-    tokens = np.array(tokens + text(rng.integers(2, 12)), np.int32)
+        side = config.encoder.merge_size
+        rows, columns = rng.integers(1, 5, 2).tolist()
+        grid = side * rows, side * columns
+        line = [config.special_id("<IMG_CONTEXT>")] * columns + [config.special_id("<IMG_LINE_BREAK>")]
+        ids += [config.special_id("<img>"), *line * rows, config.special_id("</img>")]
+    tokens = np.array(ids + text(2, 12), np.int32)
     visual = np.isin(tokens, config.visual_token_ids) if with_image else np.zeros(len(tokens), bool)
     coords = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1)
     if with_image:
-        coords = coords.reshape(grid[0] // side, side, grid[1] // side, side, 2).swapaxes(1, 2)
+        coords = coords.reshape(rows, side, columns, side, 2).swapaxes(1, 2)
     texts = np.count_nonzero(~visual)
     return {
         "visual_tokens": tokens[visual],

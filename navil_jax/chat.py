@@ -1,22 +1,25 @@
 """Talks with a trained model about images: `python -m navil_jax.chat --checkpoint runs/x --image cat.png`."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import logging
-from PIL import Image
 
 from navil_jax.config import MeshConfig
-from navil_jax.convert.loading import load_assistant
-from navil_jax.data.images import ImagePatches, load_image
-from navil_jax.data.prompt import PLACEHOLDER
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.generate.assistant import Assistant
-from navil_jax.generate.sampling import Sampler
-from navil_jax.sharding import make_mesh
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from navil_jax.data.images import ImagePatches
+    from navil_jax.generate.assistant import Assistant
+    from navil_jax.generate.sampling import Sampler
 
 EXAMPLES = """
 one question:
@@ -44,11 +47,16 @@ HELP = """/image FILE   adds an image to the next question; <image> in the quest
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    from navil_jax.convert import loading  # --help needs none of these
+    from navil_jax.data.images import load_image
+    from navil_jax.generate.sampling import Sampler
+    from navil_jax.sharding import make_mesh
+
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
     logging.set_verbosity(logging.ERROR)  # Orbax says at every reading that it only reads
     try:
         images = [load_image(file) for file in options.image]
-        assistant = load_assistant(options.checkpoint, make_mesh(MeshConfig()))
+        assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()))
         if assistant.averaged:
             print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
         conversation = Conversation(assistant, sampler, options.max_new_tokens)
@@ -108,6 +116,8 @@ class Conversation:
         Raises:
           UserError: another number of `<image>` than of waiting images, or a conversation that is too long.
         """
+        from navil_jax.data.prompt import PLACEHOLDER
+
         places = question.count(PLACEHOLDER)
         if places not in (0, len(self.waiting)):
             raise UserError(f"the question holds {PLACEHOLDER} {places} times for {len(self.waiting)} new images")

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from navil_jax.errors import UserError
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SHUTDOWN_SECONDS = 30  # a process that fails alone waits so long for the others, then all end
 
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
 # Logical axis of a parameter or activation -> the mesh axes that split it (none: kept whole).
@@ -58,7 +60,7 @@ def start_hosts() -> None:
         if number >= count:
             raise UserError(f"JAX_PROCESS_ID: {number}, but JAX_NUM_PROCESSES={count} numbers them from 0")
         jax.distributed.initialize(num_processes=count, process_id=number, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
-    elif "tpu" in (jax.config.jax_platforms or "") and _several_tpu_hosts():
+    elif "tpu" in (jax_setting("jax_platforms") or "") and _several_tpu_hosts():
         jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECONDS)
 
 
@@ -101,6 +103,11 @@ def use_rules(overrides: Sequence[AxisRule]) -> None:
     _rules.update(RULES | {rule.axis: rule.mesh_axes for rule in overrides})
 
 
+def jax_setting(name: str) -> Any:
+    """A flag of JAX, which makes its flags when it is imported."""
+    return getattr(jax.config, name)
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh with the axes data, fsdp, tensor, context over all devices (or those given).
 
@@ -110,7 +117,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       UserError: the axis sizes do not multiply to the number of devices, data does not divide by the slices, or JAX has
         64-bit types switched on, with which the attention kernels do not compile.
     """
-    if jax.config.jax_enable_x64:
+    if jax_setting("jax_enable_x64"):
         raise UserError("JAX_ENABLE_X64: 64-bit types are switched on, but attention needs 32-bit ones; unset it")
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
@@ -164,10 +171,15 @@ def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
 def shards(axis: str) -> int:
     """Into how many parts the mesh in scope splits a logical axis; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes(axis))
+    return 1 if mesh.empty else axis_size(mesh, axis)
 
 
-def named(mesh: jax.sharding.Mesh, *axes: str | None) -> NamedSharding:
+def axis_size(mesh: AnyMesh, axis: str) -> int:
+    """Into how many shards a mesh splits a logical axis."""
+    return math.prod(mesh.shape[name] for name in mesh_axes(axis))
+
+
+def named(mesh: AnyMesh, *axes: str | None) -> NamedSharding:
     """The sharding of an array with these logical axes."""
     return NamedSharding(mesh, partition_spec(axes))
 

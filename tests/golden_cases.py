@@ -8,7 +8,7 @@ from navil_jax.convert.verify.compare import Pair
 
 FOLDER = Path(__file__).parent / "golden"
 IMAGE_CASES = ("internlm2_small", "internlm2_windowed", "qwen3_small", "qwen3_small_tied")
-TEXT_CASES = ("text_only_internlm2", "text_only_internlm2_linear", "text_only_qwen3")
+TEXT_CASES = ("text_only_internlm2", "text_only_internlm2_linear", "text_only_qwen2", "text_only_qwen3")
 
 
 @functools.cache

@@ -65,7 +65,7 @@ def test_layer_time_prints_a_line_for_each_form(capsys: pytest.CaptureFixture):
     assert all(float(cells[1].replace(",", "")) > 0 and float(cells[2].replace(",", "")) > 0 for cells in lines[1:])
 
 
-def test_layer_time_refuses_rows_without_room_for_a_image(capsys: pytest.CaptureFixture):
+def test_layer_time_refuses_rows_without_room_for_an_image(capsys: pytest.CaptureFixture):
     assert layer_time.main(["--slots", "100"]) == 2
     assert "take at least 256" in capsys.readouterr().err
 

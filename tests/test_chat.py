@@ -27,6 +27,7 @@ from navil_jax.config import (
     ModelConfig,
     VisionConfig,
 )
+from navil_jax.convert import loading
 from navil_jax.convert.loading import load_assistant
 from navil_jax.data.prompt import response_text
 from navil_jax.data.tokenizers import load_tokenizer
@@ -87,12 +88,12 @@ class TestCommand:
         answer = capsys.readouterr().out
         images = [assistant().read_image(image)]
         assert answer == "".join(assistant().answer((), "What is it?", images, Sampler(), 8)) + "\n"
-        monkeypatch.setattr(chat, "load_assistant", lambda *_: assistant())
+        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
         assert run(*arguments, "--temperature", "3", "--top-k", "50", "--top-p", "0.9", "--seed", "5") == 0
         assert capsys.readouterr().out != answer
 
     def test_conversation(self, image: Path, capsys: pytest.CaptureFixture, monkeypatch):
-        monkeypatch.setattr(chat, "load_assistant", lambda *_: assistant())
+        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
         lines = [f"/image {image}", "What is it?", "And now?", "/image", "/nothing", "look at <image>", "/help"]
         lines += ["", "/reset", "What is it?", "/quit", "never read"]
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
@@ -111,7 +112,7 @@ class TestCommand:
         assert chat.HELP in out
 
     def test_end_of_input_and_ctrl_c(self, capsys: pytest.CaptureFixture, monkeypatch):
-        monkeypatch.setattr(chat, "load_assistant", lambda *_: assistant())
+        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
         monkeypatch.setattr("sys.stdin", io.StringIO(""))
         assert run("--checkpoint", "any") == 0
 

@@ -39,7 +39,8 @@ def write_recipe(folder, text):
         ("model.vision.full_attention_layers", "(7,)", (7,)),
         ("data.sources.1.weight", "0.5", 0.5),
         ("data.sources.0.name", "x=y", "x=y"),
-        ("optimizer.rules.0.pattern", ".*", ".*"),
+        ("optimizer.trainable", "vision/**, connector/**", ("vision/**", "connector/**")),
+        ("data.sources.1.transforms", "jpeg", ("jpeg",)),
         ("mesh.fsdp", "-1", -1),
         ("workdir", "", ""),
     ],
@@ -73,7 +74,8 @@ def test_override_is_read_by_the_fields_type(key, text, value):
         ("data.sources.0", "x", "is a group of fields"),
         ("model.decoder.num_kv_heads", "5", "not a multiple"),
         ("model.decoder.num_kv_heads", "0", "config.model.decoder.num_kv_heads: must be positive"),
-        ("optimizer.rules.0.pattern", "(", "config.optimizer.rules.0.pattern: not a regular expression"),
+        ("optimizer.trainable", "", "config.optimizer.trainable: no pattern, so nothing would be trained"),
+        ("optimizer.learning_rate_scales", "vision/**", "is a group of fields"),
         ("log_every", "0", "config.log_every: must be positive"),
     ],
 )
@@ -180,7 +182,8 @@ def test_help_names_every_key_with_its_comment(capsys):
     assert "  data.sources.N.weight = 1.0  (float; share of samples" in text
     assert "  model.vision.qkv_bias = true  (true | false)" in text
     assert "  optimizer.final_learning_rate = 0.0  (float" in text
-    assert "  optimizer.rules.N.pattern = (required)  (str" in text
+    assert "  optimizer.learning_rate_scales.N.pattern = (required)  (str" in text
+    assert "  optimizer.no_decay = **/bias,**/scale,**/ls1,**/ls2  (str,str,...; patterns of" in text
     with pytest.raises(SystemExit):
         parse(["--help"], "Tests.")
     assert "  mesh.fsdp = -1" in capsys.readouterr().out

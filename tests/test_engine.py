@@ -69,7 +69,7 @@ def test_prefill_and_decode_equal_the_forward_pass(tokens: list[int], new: list[
     check_against_forward(text_prompt(tokens), text_prompt(tokens + new), new)
 
 
-def test_prefill_and_decode_equal_the_forward_pass_after_a_image():
+def test_prefill_and_decode_equal_the_forward_pass_after_an_image():
     new = (30, 2, 77, 90)
     check_against_forward(image_prompt(), image_prompt(new), list(new))
 

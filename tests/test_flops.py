@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 
 from navil_jax.batch import Batch, BatchSpec
-from navil_jax.config import ModelConfig, OptimizerConfig, RuleConfig, VisionConfig
+from navil_jax.config import ModelConfig, OptimizerConfig, VisionConfig
 from navil_jax.model import params as model_params
 from navil_jax.model.flops import PARTS, Counts, count_batch, peak_flops, total, useful_flops
 from navil_jax.train.loss import weighted_mean
@@ -185,11 +185,11 @@ def wide(family: str) -> ModelConfig:
     return tiny_model(family, WIDE, vision=vision, special_token_ids=tuple(range(500, 512)))
 
 
-EVERYTHING = OptimizerConfig(rules=(RuleConfig(".*"),))
-EXPERTS = OptimizerConfig(rules=(RuleConfig(".*visual.*"), RuleConfig("(?!.*visual).*", trainable=False)))
-VISION = OptimizerConfig(rules=(RuleConfig("(vision|connector)/.*"), RuleConfig("decoder/.*", trainable=False)))
-UPDATES = OptimizerConfig(rules=(RuleConfig(".*/lora_[ab]"), RuleConfig("(?!.*/lora_[ab]$).*", trainable=False)))
-HEAD = OptimizerConfig(rules=(RuleConfig("decoder/head/.*"), RuleConfig("(?!decoder/head/).*", trainable=False)))
+EVERYTHING = OptimizerConfig()
+EXPERTS = OptimizerConfig(trainable=("**/visual/**",))
+VISION = OptimizerConfig(trainable=("vision/**", "connector/**"))
+UPDATES = OptimizerConfig(trainable=("**/lora_a", "**/lora_b"))
+HEAD = OptimizerConfig(trainable=("decoder/head/**",))
 
 
 @pytest.mark.slow

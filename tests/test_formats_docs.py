@@ -31,7 +31,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             pytest.importorskip(OPTIONAL[heading])
         exec(compile(code, f"{DOCS.name}, {heading}", "exec"), names)
         ran.append(heading)
-    assert len(ran) == 8
+    assert len(ran) == 9
 
 
 def test_examples_are_short() -> None:

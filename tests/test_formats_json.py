@@ -319,13 +319,30 @@ class TestMeta:
         a, b, scenes = config.data.sources
         assert (a.name, a.kind, a.path, a.root) == ("a", "llava", str(tmp_path / "a.jsonl"), str(tmp_path / "img"))
         assert (a.weight, b.weight) == (3 * 60 / 80, 3 * 20 / 80)
-        assert (a.repeat, b.repeat, a.data_augment, b.data_augment) == (2.0, 0.5, False, True)
+        assert (a.repeat, b.repeat, a.transforms, b.transforms) == (2.0, 0.5, (), ("jpeg",))
         assert (a.max_patches, b.max_patches, a.prompt, b.loss_weight) == (12 * 784, None, "P", "token")
         assert scenes == SourceConfig("scenes")
         assert "b: conv_style not used" in caplog.text
         assert len(open_source(b, "train")) == 40
         assert len(open_source(config_of(tmp_path / "m.json").data.sources[0], "train")) == 41
         validate(config)
+
+    @pytest.mark.parametrize(
+        ("switch", "own", "expected"),
+        [
+            (True, (), ("jpeg",)),
+            (True, ("resolution", "jpeg"), ("resolution", "jpeg")),
+            (False, ("resolution",), ()),
+            (None, ("resolution",), ("resolution",)),
+        ],
+    )
+    def test_data_augment_switches_the_transforms_of_the_recipe(
+        self, tmp_path: Path, switch: bool | None, own: tuple[str, ...], expected: tuple[str, ...]
+    ) -> None:
+        settings = {"annotation": "a.jsonl", "length": 1} | ({} if switch is None else {"data_augment": switch})
+        (tmp_path / "m.json").write_text(json.dumps({"a": settings}))
+        config = expand_sources(config_of(tmp_path / "m.json", transforms=own))
+        assert config.data.sources[0].transforms == expected
 
     def test_an_annotation_may_be_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "parts").mkdir()

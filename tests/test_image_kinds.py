@@ -4,6 +4,7 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,11 +13,10 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin, features
 
 from navil_jax.config import Config, DataConfig, ImageConfig, SourceConfig, VisionConfig
-from navil_jax.data import images
+from navil_jax.data import images, transforms
 from navil_jax.data.features import FeatureSource, sample_features
 from navil_jax.data.images import image_patches, load_image
 from navil_jax.data.sample import Sample
-from navil_jax.data.transforms import augment
 from navil_jax.errors import UserError
 
 DOCS = (Path(__file__).parents[1] / "docs" / "images.md").read_text()
@@ -212,29 +212,35 @@ def test_messages_name_the_sample() -> None:
         sample_features(sample, Config(), None)
 
 
+def transformed(image: Image.Image, names: Sequence[str], seeds: tuple[int, ...]) -> Image.Image:
+    sample = transforms.apply(names, Sample("a", (image,), (("q", "a"),)), seeds)
+    (changed,) = sample.images
+    assert isinstance(changed, Image.Image)
+    return changed
+
+
 def test_jpeg_augmentation_is_a_jpeg_of_the_drawn_quality() -> None:
     copies = [encoded(COLOURS, "JPEG", quality=quality) for quality in range(75, 101)]
     seen = set()
     for sample in range(40):
-        changed = np.asarray(augment(COLOURS, "jpeg", (0, 1, sample, 0)))
+        changed = np.asarray(transformed(COLOURS, ["jpeg"], (0, 1, sample)))
         seen.add(next(n for n, copy in enumerate(copies, 75) if (pixels(copy) == changed).all()))
     assert len(seen) > 10
 
 
 def test_resolution_augmentation_shrinks_and_keeps_the_ratio() -> None:
-    sizes = [augment(COLOURS, "resolution", (0, 0, sample, 0)).size for sample in range(40)]
+    sizes = [transformed(COLOURS, ["resolution"], (0, 0, sample)).size for sample in range(40)]
     assert len(set(sizes)) > 10
     assert all(30 <= width <= 60 and abs(height * 60 / 40 - width) <= 1.5 for width, height in sizes)
-    assert augment(Image.new("RGB", (200, 1)), "resolution", (0,)).size == (200, 1)
-    both = augment(COLOURS, "jpeg_and_resolution", (0, 0, 3, 0))
+    assert transformed(Image.new("RGB", (200, 1)), ["resolution"], (0,)).size == (200, 1)
+    both = transformed(COLOURS, ["resolution", "jpeg"], (0, 0, 3))
     assert both.size == sizes[3]
-    assert (np.asarray(both) != np.asarray(augment(COLOURS, "resolution", (0, 0, 3, 0)))).any()
+    assert (np.asarray(both) != np.asarray(transformed(COLOURS, ["resolution"], (0, 0, 3)))).any()
 
 
 def test_augmentation_follows_from_seed_and_sample() -> None:
     first, again, other, seeded = (
-        np.asarray(augment(COLOURS, "jpeg", seeds))
-        for seeds in ((0, 0, 5, 0), (0, 0, 5, 0), (0, 0, 6, 0), (1, 0, 5, 0))
+        np.asarray(transformed(COLOURS, ["jpeg"], seeds)) for seeds in ((0, 0, 5), (0, 0, 5), (0, 0, 6), (1, 0, 5))
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -264,18 +270,19 @@ class Letters:
 
 
 @pytest.mark.parametrize(("switch", "training"), [(True, True), (True, False), (False, True)])
-def test_only_training_samples_of_sources_with_data_augment_change(
+def test_only_training_samples_of_sources_with_transforms_change(
     monkeypatch: pytest.MonkeyPatch, switch: bool, training: bool
 ) -> None:
     monkeypatch.setattr("navil_jax.data.features._tokens", lambda *_: {"visual_tokens": [], "text_tokens": []})
     config = Config(
         images=ImageConfig(min_patches=4, max_patches=64),
-        data=DataConfig(sources=(SourceConfig("one", data_augment=switch),), seed=3),
+        data=DataConfig(sources=(SourceConfig("one", transforms=("jpeg",) if switch else ()),), seed=3),
     )
     budgets = {"visual_tokens": 100, "text_tokens": 100, "patches": 100}
     source = FeatureSource(OneImage(), "one", 0, config, Letters(), budgets, training=training)
     plain = image_patches(COLOURS, config.images, config.model.vision).patches
-    changed = image_patches(augment(COLOURS, "jpeg", (3, 0, 7, 12, 0)), config.images, config.model.vision).patches
+    image = transformed(COLOURS, ["jpeg"], (3, 0, 7, 12))
+    changed = image_patches(image, config.images, config.model.vision).patches
     assert (plain != changed).any()
     np.testing.assert_array_equal(
         source.read(7, place=12).features["patches"], changed if switch and training else plain

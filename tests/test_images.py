@@ -100,7 +100,7 @@ def test_flat_images_are_images(height: int) -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_image_s_scales_do_not_depend_on_the_images_before_it(setting: str) -> None:
+def test_an_image_s_scales_do_not_depend_on_the_images_before_it(setting: str) -> None:
     """The released code carries the size limit of an image over to the next one of a call."""
     several = IMAGES["one_call_with_several_pictures"][setting]
     alone = []

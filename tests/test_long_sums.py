@@ -19,7 +19,7 @@ from navil_jax.train.loss import token_scores
 ROWS, UNITS = 4, 512  # merged units of a row, each with its line break
 MODEL = tiny_model(
     "internlm2",
-    decoder={"depth": 1, "attention_bias": True},
+    decoder={"depth": 1, "qkv_bias": True, "out_bias": True},
     vision=VisionConfig(
         depth=1, width=16, mlp_dim=24, num_heads=2, qkv_bias=True, full_attention_layers=(0,), window_size=4
     ),

@@ -24,7 +24,7 @@ from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, Sourc
 from navil_jax.data.features import FeatureSource, Skipped, TooLong, Usable, fitting_features, sample_features
 from navil_jax.data.packing import MAX_WAITING, PackedRows, advise_slots, best_fill, choose_row, sizes_of
 from navil_jax.data.pipeline import evaluation_batches, make_dataset, sample_counts
-from navil_jax.data.prompt import encode_conversation, image_length
+from navil_jax.data.prompt import encode_conversation, image_tokens
 from navil_jax.data.quarantine import Quarantine, SampleWatch
 from navil_jax.data.sample import Sample
 from navil_jax.data.tokenizers import load_tokenizer
@@ -223,15 +223,19 @@ def test_images_shrink_as_little_as_the_row_asks(sizes: list[tuple[int, int]], m
         assert len(features["patches"]) > 0.6 * 160
 
 
-def test_image_length_counts_what_the_prompt_holds() -> None:
-    for grids in (((2, 4),), ((4, 6), (8, 12), (2, 2))):
-        parts = [encode_conversation(TOKENIZER, "qwen3-chat", "", [("q", "a")], g, "token") for g in ([grids], [])]
+def test_image_tokens_are_those_that_the_prompt_holds() -> None:
+    for width, height in ((64, 32), (300, 200)):
+        cost = image_tokens(width, height, config())
+        parts = [
+            encode_conversation(TOKENIZER, "qwen3-chat", "", [("q", "a")], grids, "token")
+            for grids in ([cost.grids], [])
+        ]
         found = [len(parts[0][f"{kind}_tokens"]) - len(parts[1][f"{kind}_tokens"]) for kind in ("visual", "text")]
         newline = len(TOKENIZER.encode("user\n\nq", allow_special=False)) - len(
             TOKENIZER.encode("user\nq", allow_special=False)
         )
-        assert (found[0], found[1]) == pytest.approx(image_length(grids), abs=abs(newline) + 2)
-        assert found[0] == image_length(grids)[0]
+        assert found[1] == pytest.approx(cost.text_tokens, abs=abs(newline) + 2)
+        assert found[0] == cost.visual_tokens
 
 
 LONG = Images(((((64, 64),), 5), (((640, 640),), 5), (((64, 64),), 900)))

@@ -191,7 +191,7 @@ def test_meshes():
         batch_shards(command.parse_mesh("tensor=3", Config().mesh), parse_topology("v5p-128"))
 
 
-def test_a_sweep_makes_a_table_and_a_image(linear: list[int], tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_sweep_makes_a_table_and_an_image(linear: list[int], tmp_path: Path, capsys: pytest.CaptureFixture):
     files = {name: str(tmp_path / name) for name in ("plans.png", "plans.json")}
     arguments = ["--config", RECIPE, "--sweep", "v5e-8,v5e-4", "--mesh", "fsdp=-1", "--batch", "80", "--no-search"]
     assert command.main([*arguments, "--png", files["plans.png"], "--json", files["plans.json"]]) == 1

@@ -16,7 +16,8 @@ from PIL import Image
 from navil_jax.config import ImageConfig, VisionConfig
 from navil_jax.data import pillow_resampling, resampling
 from navil_jax.data.images import image_patches
-from navil_jax.data.transforms import augment
+from navil_jax.data.sample import Sample
+from navil_jax.data.transforms import resolution
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocessing"
 SCREENSHOT = Image.open(GOLDEN / "screenshot_360x800.png").convert("RGB")
@@ -77,7 +78,7 @@ def test_another_tall_image_is_resized_as_by_older_pillows(code: ModuleType) -> 
 def test_changed_images_are_resized_with_the_width_first() -> None:
     for height, width in ((1200, 40), (400, 300)):
         image = random_image(height, width, 0)
-        changed = augment(image, "resolution", (0, 3))
+        (changed,) = resolution(Sample("a", (image,), ()), (0,)).images
         narrow = image.resize((changed.width, height), Image.Resampling.BICUBIC)
         assert changed.height < height
         assert changed == narrow.resize(changed.size, Image.Resampling.BICUBIC)

@@ -15,7 +15,6 @@ from navil_jax.config import (
     DecoderConfig,
     ModelConfig,
     OptimizerConfig,
-    RuleConfig,
     SourceConfig,
     VisionConfig,
 )
@@ -33,10 +32,6 @@ from navil_jax.train.step import (
     make_train_step,
 )
 
-RULES = (
-    RuleConfig(".*visual/.*|vision/.*|connector/.*"),
-    RuleConfig("(?!.*visual/|vision/|connector/).*", trainable=False),
-)
 CONFIG = Config(
     steps=10,
     model=ModelConfig(
@@ -48,7 +43,12 @@ CONFIG = Config(
     data=DataConfig(
         sources=(SourceConfig("a"), SourceConfig("b")), rows=2, visual_slots=8, text_slots=16, patch_slots=16
     ),
-    optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=0, rules=RULES),
+    optimizer=OptimizerConfig(
+        peak_learning_rate=1e-2,
+        warmup_steps=0,
+        trainable=("**/visual/**", "vision/**", "connector/**"),
+        no_decay=(),
+    ),
 )
 SPEC = BatchSpec(rows=2, visual_slots=8, text_slots=16, patch_slots=16)
 

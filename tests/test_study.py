@@ -1,5 +1,6 @@
 """The study command: the published points, plans with recipes that load, extrapolation, and users' mistakes."""
 
+import dataclasses
 import json
 import math
 import re
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from navil_jax.config.flags import parse
+from navil_jax.config import stages
+from navil_jax.config.flags import differences, load_config, parse
 from navil_jax.model import params as model_params
 from navil_jax.study import pod_plan
 from navil_jax.study.__main__ import main
@@ -21,7 +23,9 @@ from navil_jax.study.findings import findings
 from navil_jax.study.known_llms import KNOWN
 from navil_jax.study.planner import advise, effective_samples, encoder_shape, repeating
 from navil_jax.study.results import PUBLISHED, Row, parse_size, read_results, size, write_results
-from navil_jax.train.optimizer import match_rules
+from navil_jax.train.optimizer import parameter_settings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def run(capsys, *arguments):
@@ -119,7 +123,7 @@ def test_stages_are_those_of_the_paper_at_its_size(capsys):
 
 
 @pytest.mark.parametrize("llm", ["1.8B", "8B"])
-def test_recipes_of_a_plan_load_and_cover_every_parameter_once(capsys, tmp_path, llm):
+def test_recipes_of_a_plan_load_and_start_where_the_one_before_ends(capsys, tmp_path, llm):
     status, out, _ = run(capsys, "plan", "--llm", llm, "--samples", "500M", "--out", tmp_path / "my.py")
     assert status == 0, out
     before = "runs/my_init"
@@ -130,14 +134,34 @@ def test_recipes_of_a_plan_load_and_cover_every_parameter_once(capsys, tmp_path,
         assert config.model.vision.head_dim == 64
         if llm != "1.8B":
             continue
-        rules = match_rules(config.optimizer, model_params.shapes(config.model))
-        assert rules["decoder/layers/ffn/text/up/kernel"].trainable == trained
-        assert rules["decoder/layers/qkv/text/q/kernel"].trainable == (name != "my.py")
-        assert rules["decoder/layers/ffn/visual/up/kernel"].trainable
-        assert not rules["vision/layers/norm1/scale"].weight_decay
+        settings = parameter_settings(config.optimizer, model_params.shapes(config.model))
+        assert settings["decoder/layers/ffn/text/up/kernel"].trainable == trained
+        assert settings["decoder/layers/qkv/text/q/kernel"].trainable == (name != "my.py")
+        assert settings["decoder/layers/ffn/visual/up/kernel"].trainable
+        assert not settings["vision/layers/norm1/scale"].weight_decay
     status, _, err = run(capsys, "plan", "--llm", llm, "--samples", "500M", "--out", tmp_path / "my.py")
     assert status == 2
     assert "exists; give another name or remove it" in err
+
+
+@pytest.mark.parametrize(
+    ("llm", "samples", "model", "lengths"),
+    [("1.8B", "741.58M", "navil_2b", stages.NAVIL_2B), ("8B", "595.256M", "navil_9b", stages.NAVIL_9B)],
+)
+def test_recipes_of_a_plan_and_of_the_paper_are_one_definition(capsys, tmp_path, llm, samples, model, lengths):
+    """At the paper's size they differ in the names of folders, and in how the samples at hand fill a row."""
+    status, out, _ = run(capsys, "plan", "--llm", llm, "--samples", samples, "--out", tmp_path / "my.py")
+    assert status == 0, out
+    free = ("workdir", "init_from", "data.sources.0.path", "data.rows", "data.visual_slots", "data.text_slots")
+    free += ("data.patch_slots", "model.vision")  # the plan's encoder for 8B is a head wider than the paper's
+    for stage, length in lengths.items():
+        written = load_config(tmp_path / ("my.py" if stage is stages.S1_1 else f"my_{stage.key}.py"))
+        shipped = load_config(CONFIGS / f"{model}_{stage.key}.py")
+        own = dataclasses.replace(length, rows=written.data.rows, visual_slots=written.data.visual_slots)
+        base = load_config(CONFIGS / f"{model}.py")
+        assert shipped == stage.config(base, model, length)
+        assert written == stage.config(dataclasses.replace(base, model=written.model), "my", own)
+        assert [key for key in differences(written, shipped) if not key.startswith(free)] == []
 
 
 def test_a_topology_adds_days_and_chip_hours(capsys, monkeypatch):

@@ -13,8 +13,8 @@ from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, Visio
 from navil_jax.config.flags import load_config
 from navil_jax.data.__main__ import main
 from navil_jax.data.images import image_patches
-from navil_jax.data.inspect.token_map import draw_tokens, image_tokens
-from navil_jax.data.prompt import image_text
+from navil_jax.data.inspect.token_map import draw_tokens
+from navil_jax.data.prompt import image_text, image_tokens
 from navil_jax.errors import UserError
 
 ORANGE, BLUE = (255, 140, 0), (0, 220, 255)
@@ -62,7 +62,7 @@ def test_table(image: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("slots", ["visual_slots=300", "text_slots=16", "patch_slots=1196"])
-def test_a_image_that_fits_no_row_is_called_so(image: Path, capsys: pytest.CaptureFixture, slots: str) -> None:
+def test_an_image_that_fits_no_row_is_called_so(image: Path, capsys: pytest.CaptureFixture, slots: str) -> None:
     arguments = ["--image", str(image), "--config.images.multiscale=false", f"--config.data.{slots}"]
     assert main(["tokens", *arguments]) == 0
     assert "DOES NOT FIT A ROW: " in capsys.readouterr().out

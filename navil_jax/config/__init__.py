@@ -6,7 +6,6 @@ static argument of a compiled function.
 """
 
 import dataclasses
-import re
 from typing import Literal
 
 from navil_jax.errors import UserError
@@ -70,7 +69,7 @@ class VisionConfig:
 class DecoderConfig:
     """The language model with modality-specific experts (paper section 3.3)."""
 
-    family: Literal["internlm2", "qwen3"] = "internlm2"  # names of the tensors in checkpoints; no behaviour
+    family: str = "internlm2"  # file of convert/families that names the tensors in checkpoints; no behaviour
     depth: int = 24
     width: int = 2048
     mlp_dim: int = 8192
@@ -83,7 +82,8 @@ class DecoderConfig:
     rope_scaling: Literal["none", "linear", "dynamic"] = "none"
     rope_factor: float = 1.0
     max_positions: int = 32768
-    attention_bias: bool = False
+    qkv_bias: bool = False  # of queries, keys and values
+    out_bias: bool = False  # of the attention's output projection
     qk_norm: bool = False  # RMSNorm of every query and key head before the rotation (Qwen3)
     attention_experts: bool = True  # visual tokens have their own attention projections
     ffn_experts: bool = True  # visual tokens have their own feed-forward weights
@@ -111,6 +111,13 @@ class ModelConfig:
     lora_scale: float = 2.0  # factor of these updates (alpha / rank)
 
     @property
+    def encoder(self) -> VisionConfig:
+        """`vision`, of a model that has it."""
+        if self.vision is None:
+            raise ValueError("config.model.vision: this model reads no images")
+        return self.vision
+
+    @property
     def sum_dtype(self) -> str:
         """The dtype in which gradients of matrices are summed over devices."""
         return self.compute_dtype if self.gradient_sums == "compute" else "float32"
@@ -133,7 +140,6 @@ class ImageConfig:
     max_patches: int = 24576
     multiscale: bool = True  # also smaller copies, each about half the pixels of the one before
     scale_factor: float = 0.7071  # side of one scale against the next larger
-    augment: Literal["jpeg", "resolution", "jpeg_and_resolution"] = "jpeg"  # what a source's data_augment changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +157,7 @@ class SourceConfig:
     system_message: str | None = None  # none: data.system_message; a message that a sample brings counts first
     max_patches: int | None = None  # of an image's largest scale; none: images.max_patches
     loss_weight: Literal["token", "sample", "square"] | None = None  # none: data.loss_weight
-    data_augment: bool = False  # images are changed at random while training, see images.augment
+    transforms: tuple[str, ...] = ()  # what changes training samples, in order: jpeg, resolution, or module:function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,19 +184,25 @@ class DataConfig:
     seed: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class RuleConfig:
-    """How the parameters whose name matches `pattern` are trained. Every parameter must match exactly one rule."""
+# Biases, the scales of norms and layer scales.
+NO_DECAY = ("**/bias", "**/scale", "**/ls1", "**/ls2")
 
-    pattern: str  # regular expression, matched with re.fullmatch against names such as decoder/layers/wq/text/kernel
-    trainable: bool = True
-    learning_rate_scale: float = 1.0
-    weight_decay: bool = True
+
+@dataclasses.dataclass(frozen=True)
+class ScaleConfig:
+    """A factor of the learning rate of some parameters. No parameter may have two."""
+
+    pattern: str  # of parameter names, such as vision/**
+    scale: float
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (paper, table of training settings) or Muon, with regex rules over parameter names."""
+    """AdamW (paper, table of training settings) or Muon; parameters are chosen by patterns of their names.
+
+    In a pattern * stands for anything between two slashes and ** for any number of names with slashes between them
+    (docs/recipe.md, "Choosing parameters").
+    """
 
     algorithm: Literal["adamw", "muon"] = "adamw"  # muon: orthogonal updates of the layers' matrices, Adam for the rest
     peak_learning_rate: float = 5e-5
@@ -210,10 +222,9 @@ class OptimizerConfig:
     spikes: Literal["note", "skip", "stop"] = "note"  # what a loss far above the last ones does; skip: as above
     spike_deviations: float = 8.0  # standard deviations of the last losses above their mean that make a spike
     max_skipped: int = 10  # steps skipped one after the other; more stop the run
-    rules: tuple[RuleConfig, ...] = (
-        RuleConfig(r".*(bias|scale|ls1|ls2)", weight_decay=False),
-        RuleConfig(r".*(?<!bias)(?<!scale)(?<!ls1)(?<!ls2)"),
-    )
+    trainable: tuple[str, ...] = ("**",)  # patterns of what trains, such as vision/**,connector/**; the rest is frozen
+    no_decay: tuple[str, ...] = NO_DECAY  # patterns of what has no weight decay
+    learning_rate_scales: tuple[ScaleConfig, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,11 +340,9 @@ def validate(config: Config) -> None:
             key + "max_patches",
             f"{source.max_patches} is below images.min_patches = {config.images.min_patches}",
         )
-    for number, rule in enumerate(optimizer.rules):
-        try:
-            re.compile(rule.pattern)
-        except re.error as error:
-            raise UserError(f"config.optimizer.rules.{number}.pattern: not a regular expression: {error}") from error
+    require(bool(optimizer.trainable), "optimizer.trainable", "no pattern, so nothing would be trained")
+    for number, entry in enumerate(optimizer.learning_rate_scales):
+        require(entry.scale > 0, f"optimizer.learning_rate_scales.{number}.scale", "must be positive")
     require(
         decoder.num_heads % decoder.num_kv_heads == 0,
         "model.decoder.num_heads",

@@ -66,7 +66,8 @@ def parse(
         add_options(parser)
     overrides, rest = _split_overrides(argv)
     options = parser.parse_args(rest)
-    return apply_overrides(load_config(options.config) if options.config else default, overrides), options
+    config = default if default is not None and not options.config else load_config(options.config)
+    return apply_overrides(config, overrides), options
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -87,13 +88,14 @@ def _split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def load_config(path: str | Path) -> Config:
     """Runs a recipe's `get_config()` and checks the types of all fields. It may import the recipes beside it.
 
+    Args:
+      path: file; if there is none at `configs/...`, the recipe of this name that comes with the package.
+
     Raises:
       UserError: no such file, syntax error or exception (with its line), no `get_config`, not a `Config`, a field of
         the wrong type or an impossible value.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file")
+    path = found_recipe(Path(path))
     try:
         with neighbours_importable(path.resolve().parent):
             config = runpy.run_path(str(path))["get_config"]()
@@ -117,6 +119,18 @@ def load_config(path: str | Path) -> Config:
     return config
 
 
+def found_recipe(path: Path, kind: str = "config") -> Path:
+    """The recipe at `path`, or of this name among those of the package: in a wheel, or in the checkout around it."""
+    if path.is_file():
+        return path
+    if path.parts[:1] == ("configs",):
+        package = Path(__file__).parents[1]
+        for folder in (package, package.parent):
+            if (folder / path).is_file():
+                return folder / path
+    raise UserError(f"{path}: no such {kind} file")
+
+
 @contextlib.contextmanager
 def neighbours_importable(folder: Path) -> Iterator[None]:
     """Recipes import those of their folder by name, as scripts do; those of other folders may have the same names."""
@@ -134,7 +148,7 @@ def neighbours_importable(folder: Path) -> Iterator[None]:
 
 def _line(path: Path, error: Exception) -> int:
     """The last line of the recipe on the way to the error."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    lines = [f.lineno or 0 for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     return lines[-1] if lines else 0
 
 
@@ -144,7 +158,7 @@ def apply_overrides(config: Config, overrides: Mapping[str, str]) -> Config:
     Args:
       config: what is changed; untouched fields are kept.
       overrides: dotted key -> text, read by the field's type: `1_000`, `1e-3` (float fields), `true`, `none`
-        (optional fields), `1,2,3` (tuples).
+        (optional fields), `1,2,3` and `vision/**,connector/**` (tuples).
 
     Raises:
       UserError: unknown key (with the nearest known one), text that is not of the field's type, impossible config.
@@ -160,7 +174,8 @@ def _set(node: Any, hint: Any, path: list[str], text: str, key: str, root: Confi
     if not path:
         return _read(text, hint, key)
     name, rest = path[0], path[1:]
-    if dataclasses.is_dataclass(node) and name in (hints := typing.get_type_hints(type(node))):
+    hints = typing.get_type_hints(type(node))
+    if dataclasses.is_dataclass(node) and not isinstance(node, type) and name in hints:
         return dataclasses.replace(node, **{name: _set(getattr(node, name), hints[name], rest, text, key, root)})
     if isinstance(node, tuple) and name.isdecimal() and int(name) < len(node):
         index = int(name)
@@ -189,11 +204,13 @@ def _read(text: str, hint: Any, key: str) -> Any:
         return None
     if dataclasses.is_dataclass(bare) or (typing.get_origin(bare) is tuple and _entry_class(bare)):
         raise UserError(f"config.{key}: is a group of fields, set them one by one (see --help)")
+    value: Any
     try:
         if bare is bool:
             value = {"true": True, "false": False}[text.lower()]
         elif typing.get_origin(bare) is tuple:
-            value = [int(part) for part in text.strip("()[] ").split(",") if part.strip()]
+            entry = typing.get_args(bare)[0]
+            value = [entry(part.strip()) for part in text.strip("()[] ").split(",") if part.strip()]
         else:
             value = bare(text) if bare in (int, float) else text
     except (ValueError, KeyError) as error:
@@ -206,7 +223,7 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
     bare = _required(hint)
     if value is None and bare is not hint:
         return None
-    if dataclasses.is_dataclass(bare) and isinstance(value, dict):
+    if isinstance(bare, type) and dataclasses.is_dataclass(bare) and isinstance(value, dict):
         hints = typing.get_type_hints(bare)
         prefix = f"{key}." if key else ""
         if unknown := [name for name in value if name not in hints]:
@@ -265,7 +282,7 @@ def describe(config_class: type) -> str:
     for prefix, group in _groups(config_class, ""):
         comments = _comments(group)
         hints = typing.get_type_hints(group)
-        lines = [f"{prefix or 'run'}: {inspect.getdoc(group).splitlines()[0]}"]
+        lines = [f"{prefix or 'run'}: {inspect.cleandoc(group.__doc__ or '').splitlines()[0]}"]
         for field in dataclasses.fields(group):
             if _entry_class(hints[field.name]) is None:
                 key = f"{prefix}.{field.name}" if prefix else field.name
@@ -294,7 +311,7 @@ def _entry_class(hint: Any) -> type | None:
     """The dataclass that a field holds, alone or in a tuple."""
     bare = _required(hint)
     bare = typing.get_args(bare)[0] if typing.get_origin(bare) is tuple else bare
-    return bare if dataclasses.is_dataclass(bare) else None
+    return bare if isinstance(bare, type) and dataclasses.is_dataclass(bare) else None
 
 
 def _required(hint: Any) -> Any:
@@ -311,7 +328,8 @@ def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " | ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
-        return "int,int,..."
+        entry = _type_name(typing.get_args(hint)[0])
+        return f"{entry},{entry},..."
     return {bool: "true | false"}.get(hint, hint.__name__)
 
 

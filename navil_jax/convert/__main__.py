@@ -1,20 +1,19 @@
 """Weights both ways: `python -m navil_jax.convert {init,import,export,verify,inspect} ...`."""
 
 import argparse
+import importlib
+import inspect
 import sys
 from collections.abc import Sequence
 
 from absl import logging
 
 from navil_jax.config.flags import parse
-from navil_jax.convert import inspecting
-from navil_jax.convert.exporting import SHARD_BYTES, export_checkpoint
-from navil_jax.convert.importing import PARAM_DTYPES, import_checkpoint
-from navil_jax.convert.upcycling import initialise_from
-from navil_jax.convert.verify import command as verify
+from navil_jax.convert.stored import PARAM_DTYPES, SHARD_BYTES
 from navil_jax.errors import report_user_errors
 from navil_jax.paths import local_path
 
+EMA = "running averages of the trained parameters in their place (default: where the run's evaluations use them)"
 EXAMPLES = """
 a NaViL-2B to train from InternLM2-1.8B:
   python -m navil_jax.convert init internlm2-1_8b runs/navil_2b_init --config configs/navil_2b.py
@@ -34,8 +33,10 @@ line says what), 130 after Ctrl-C; the same command then goes on.
 
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    options, options.overrides = parser.parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser(next((argument for argument in argv if not argument.startswith("-")), ""))
+    options, rest = parser.parse_known_args(argv)
+    options.overrides = rest
     if options.overrides and options.run != _init:
         parser.error(f"unknown arguments: {' '.join(options.overrides)}")
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
@@ -46,19 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """Options of all commands; only the chosen one's module is imported, as `--help` needs no JAX."""
+    layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m navil_jax.convert", description="Weights both ways.", epilog=EXAMPLES, **layout
+        prog="python -m navil_jax.convert",
+        description="Weights both ways.",
+        epilog=EXAMPLES,
+        formatter_class=layout,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser(
-        "init",
-        help="a pre-trained InternLM2 or Qwen3 -> a NaViL ready for the first stage",
-        description=initialise_from.__doc__.split("    Args:")[0].replace("\n    ", "\n"),
-        **layout,
-    )
+    def add(name: str, text: str, description: str | None = None) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=description, formatter_class=layout, allow_abbrev=False)
+
+    command = add("init", "a pre-trained InternLM2 or Qwen3 -> a NaViL ready for the first stage")
+    if chosen == "init":
+        from navil_jax.convert.upcycling import initialise_from
+
+        command.description = (inspect.getdoc(initialise_from) or "").split("Args:")[0]
     command.add_argument(
         "language_model", type=local_path, help="folder of InternLM2 or Qwen3 in the Hugging Face layout"
     )
@@ -69,25 +77,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--tokenizer", default="", metavar="DIR", help="if the language model's folder has none")
     command.set_defaults(run=_init)
 
-    command = commands.add_parser(
+    command = add(
         "import",
-        help="a released NaViL, InternLM2 or Qwen3 folder -> a checkpoint",
-        description="Converts config.json, weights (safetensors or .bin, sharded or not) and tokenizer, one parameter "
-        "at a time. Every tensor is accounted for.",
-        **layout,
+        "a released NaViL, InternLM2 or Qwen3 folder -> a checkpoint",
+        "Converts config.json, weights (safetensors or .bin, sharded or not) and tokenizer, one parameter at a time. "
+        "Every tensor is accounted for.",
     )
     command.add_argument("source", type=local_path, help="folder in the Hugging Face layout")
     command.add_argument("target", type=local_path, help="new folder")
     command.add_argument("--tokenizer", default="", metavar="DIR", help="if the folder has none")
-    command.add_argument("--dtype", default="", choices=PARAM_DTYPES, help="of the parameters (default: as stored)")
+    command.add_argument("--dtype", choices=PARAM_DTYPES, help="of the parameters (default: as stored)")
     command.set_defaults(run=_import)
 
-    command = commands.add_parser(
+    command = add(
         "export",
-        help="a checkpoint -> a folder that the released PyTorch code loads",
-        description="Writes config.json, sharded safetensors with index, tokenizer, preprocessing, generation config "
-        "and a model card. An imported model that was not trained comes back byte for byte.",
-        **layout,
+        "a checkpoint -> a folder that the released PyTorch code loads",
+        "Writes config.json, sharded safetensors with index, tokenizer, preprocessing, generation config and a model "
+        "card. An imported model that was not trained comes back byte for byte.",
     )
     command.add_argument("source", type=local_path, help="workdir of a run, or its newest checkpoint")
     command.add_argument("target", type=local_path, help="new folder")
@@ -95,20 +101,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--shard-bytes", type=int, default=SHARD_BYTES, metavar="N", help="most bytes per file (default: %(default)s)"
     )
-    command.add_argument("--ema", action=argparse.BooleanOptionalAction, help=verify.EMA)
+    command.add_argument("--ema", action=argparse.BooleanOptionalAction, help=EMA)
     command.set_defaults(run=_export)
 
-    for name, module, text in (
-        ("verify", verify, "a checkpoint against the released outputs, or two checkpoints against each other"),
-        ("inspect", inspecting, "what a folder holds: architecture, parameters, dtypes, what is missing"),
+    for name, module_name, text in (
+        ("verify", "verify.command", "a checkpoint against the released outputs, or two checkpoints with each other"),
+        ("inspect", "inspecting", "what a folder holds: architecture, parameters, dtypes, what is missing"),
     ):
-        command = commands.add_parser(name, help=text, description=module.__doc__, **layout)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command = add(name, text)
+        if chosen == name:
+            module = importlib.import_module(f"navil_jax.convert.{module_name}")
+            command.description = module.__doc__
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
 
 
 def _init(options: argparse.Namespace) -> int:
+    from navil_jax.convert.upcycling import initialise_from
+
     recipe, _ = parse(["--config", options.config, *options.overrides], __doc__)
     initialise_from(options.language_model, recipe, options.target, options.tokenizer)
     print(f"{options.target}: written; train from it with --config.init_from={options.target}")
@@ -116,12 +127,16 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
+    from navil_jax.convert.importing import import_checkpoint
+
     import_checkpoint(options.source, options.target, options.tokenizer, options.dtype)
     print(f"{options.target}: written; train from it with --config.init_from={options.target}")
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
+    from navil_jax.convert.exporting import export_checkpoint
+
     averaged = export_checkpoint(options.source, options.target, options.dtype, options.shard_bytes, options.ema)
     said = "written, with the running averages of the parameters" if averaged else "written"
     asked = "" if options.ema is None else f" --{'' if options.ema else 'no-'}ema"

@@ -1,4 +1,4 @@
-"""A checkpoint -> a folder in the released PyTorch layout, which the released code loads."""
+"""Export: a checkpoint -> a folder in the Hugging Face (hf) format of the release, which the released code loads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from navil_jax.convert.hf_config import released_config
+from navil_jax.convert.hf_config import to_hf_config
 from navil_jax.convert.hf_files import write_companions
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint, require_whole
-from navil_jax.convert.stored import TensorInfo
+from navil_jax.convert.stored import SHARD_BYTES, TensorInfo
 from navil_jax.convert.writer import write_safetensors
 from navil_jax.errors import UserError
-
-SHARD_BYTES = 5_000_000_000
 
 
 def export_checkpoint(
@@ -35,22 +33,22 @@ def export_checkpoint(
       Whether running averages were written.
 
     Raises:
-      UserError: the source is not whole, its model has no place in the released layout (see
-        `released_config.check_exportable`), or the target is not empty.
+      UserError: the source is not whole, its model has no place in the Hugging Face format (see
+        `hf_config.check_exportable`), or the target is not empty.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is not empty; give a new folder")
     with open_checkpoint(source, ema=ema) as checkpoint:
         if checkpoint.kind != "orbax":
             raise UserError(f"{source}: is a PyTorch folder already")
-        require_whole(checkpoint)
-        released = released_config(checkpoint.config, checkpoint.origin.get("config.json"), dtype or None)
+        tokenizer = require_whole(checkpoint)
+        hf = to_hf_config(checkpoint.config, checkpoint.origin.get("config.json"), dtype or None)
         partial = target.with_name(f"{target.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         write_weights(checkpoint, partial, dtype, shard_bytes)
         base = checkpoint.origin.get("name", "")
-        files = checkpoint.tokenizer.files()
-        write_companions(partial, released, checkpoint.config, files, str(source.resolve()), checkpoint.step, base)
+        files = tokenizer.files()
+        write_companions(partial, hf, checkpoint.config, files, str(source.resolve()), checkpoint.step, base)
     if target.exists():
         target.rmdir()
     partial.rename(target)

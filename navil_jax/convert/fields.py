@@ -1,14 +1,15 @@
-"""The one table of config.json's keys: what each stands for in our configs, or which values can be computed at all.
+"""Tables of config.json in the Hugging Face (hf) format: what each key stands for, or which values are supported.
 
 A NaViL's file has keys of its own and the sections `vision_config` and `llm_config`; a language model's file is flat.
-`released_config` reads and writes by this table (released behaviour: config files; golden configs hold every key).
+What all language models share is here, what is particular to one in `families`. `hf_config` reads and writes by these
+tables (released behaviour: config files; golden configs hold every key).
 """
 
 import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from navil_jax.config import DEFAULT_SYSTEM_MESSAGE, DataConfig, VisionConfig
@@ -27,7 +28,7 @@ class Field:
       read: value of the key -> values of the fields. Raises `ValueError` that says what is needed or supported.
       write: values of the fields -> value of the key, as a file of this project has it.
       missing: what the key's absence stands for, or `NEEDED`.
-      otherwise: the key that stands for this one where it is missing or null.
+      otherwise: gives the value from the section's other keys where this one is missing or null.
     """
 
     key: str
@@ -35,7 +36,7 @@ class Field:
     read: Callable[[Any], tuple]
     write: Callable[..., Any]
     missing: Any = NEEDED
-    otherwise: str = ""
+    otherwise: Callable[[Mapping[str, Any]], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +46,18 @@ class Constant:
     Attributes:
       key: in its section of config.json.
       value: what a file of this project has.
-      supported: the values that can be computed; empty: it has no effect on what is computed.
+      supported: the values that can be computed; empty: it has no effect on what is computed, or `check` says.
       needed: its absence stands for another value than `value`.
+      check: raises `ValueError` that says what is supported.
+      written: whether a file of this project has it.
     """
 
     key: str
     value: Any
     supported: tuple = ()
     needed: bool = False
+    check: Callable[[Any], None] | None = None
+    written: bool = True
 
 
 def _integer(value: Any, least: int = 0) -> int:
@@ -67,7 +72,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _boolean(value: Any) -> bool:
+def boolean(value: Any) -> bool:
     if type(value) is not bool:
         raise ValueError("true or false is needed")
     return value
@@ -77,6 +82,10 @@ def _text(value: Any) -> str:
     if type(value) is not str:
         raise ValueError("a text is needed")
     return value
+
+
+def _as_many_as_heads(values: Mapping[str, Any]) -> Any:
+    return values.get("num_attention_heads", NEEDED)
 
 
 def _message(value: Any) -> str:
@@ -120,18 +129,31 @@ def _rope(value: Any) -> tuple[str, float]:
     if kind == "default":
         return "none", 1.0
     factor = value.get("factor")
-    if kind not in ROPE_KINDS or type(factor) not in (int, float) or not 1 <= factor < math.inf:
+    numeric = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if kind not in ROPE_KINDS or factor is None or not numeric or not 1 <= factor < math.inf:
         raise ValueError(supported)
     return kind, float(factor)
 
 
-def _field(
-    key: str, name: str, read: Callable[[Any], Any], write: Callable = lambda value: value, **more: Any
-) -> Field:
+def _rope_parameters(value: Any) -> tuple[float, str, float]:
+    """Base, kind and factor."""
+    if type(value) is not dict or "rope_theta" not in value:
+        raise ValueError("an object with rope_theta is needed")
+    return _number(value["rope_theta"]), *_rope({key: value[key] for key in value if key != "rope_theta"})
+
+
+def field(key: str, name: str, read: Callable[[Any], Any], write: Callable = lambda value: value, **more: Any) -> Field:
+    """A key that is one field."""
     return Field(key, (name,), lambda value: (read(value),), write, **more)
 
 
-_size = functools.partial(_integer, least=1)
+def one_bias(key: str, missing: Any = NEEDED) -> Field:
+    """A key that says of all attention projections at once whether they have a bias."""
+    names = ("decoder.qkv_bias", "decoder.out_bias")
+    return Field(key, names, lambda value: (boolean(value),) * 2, lambda qkv, out: qkv and out, missing)
+
+
+size = functools.partial(_integer, least=1)
 _template = functools.partial(_choice, supported=typing.get_args(typing.get_type_hints(DataConfig)["template"]))
 _norm = functools.partial(_choice, supported=typing.get_args(typing.get_type_hints(VisionConfig)["norm"]))
 
@@ -139,12 +161,12 @@ NAVIL = (
     Constant("architectures", ["NaViL"]),
     Constant("auto_map", dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), "modeling_navil_chat.NaViL")),
     Constant("model_type", "navil_chat"),
-    _field("downsample_ratio", "vision.merge_size", _merge_size, lambda side: 1 / side),
-    _field("min_dynamic_patch", "images.min_patches", _size),
-    _field("max_dynamic_patch", "images.max_patches", _size),
-    _field("scale_downsample_ratio", "images.scale_factor", _number),
-    _field("template", "data.template", _template),
-    _field("system_message", "data.system_message", _message, missing=None),
+    field("downsample_ratio", "vision.merge_size", _merge_size, lambda side: 1 / side),
+    field("min_dynamic_patch", "images.min_patches", size),
+    field("max_dynamic_patch", "images.max_patches", size),
+    field("scale_downsample_ratio", "images.scale_factor", _number),
+    field("template", "data.template", _template),
+    field("system_message", "data.system_message", _message, missing=None),
     Constant("anyres_image_size", True, supported=(True,)),
     Constant("force_image_size", None),
     Constant("pad2square", False),
@@ -156,23 +178,23 @@ NAVIL = (
 
 VISION = (
     Constant("model_type", "navil_vit"),
-    _field("num_hidden_layers", "vision.depth", _size),
-    _field("hidden_size", "vision.width", _size),
-    _field("intermediate_size", "vision.mlp_dim", _size),
-    _field("num_attention_heads", "vision.num_heads", _size),
-    _field("patch_size", "vision.patch_size", _size),
-    _field("norm_type", "vision.norm", _norm),
-    _field("layer_norm_eps", "vision.norm_eps", _number),
-    _field("qkv_bias", "vision.qkv_bias", _boolean),
-    _field(
+    field("num_hidden_layers", "vision.depth", size),
+    field("hidden_size", "vision.width", size),
+    field("intermediate_size", "vision.mlp_dim", size),
+    field("num_attention_heads", "vision.num_heads", size),
+    field("patch_size", "vision.patch_size", size),
+    field("norm_type", "vision.norm", _norm),
+    field("layer_norm_eps", "vision.norm_eps", _number),
+    field("qkv_bias", "vision.qkv_bias", boolean),
+    field(
         "fullatt_block_indexes",
         "vision.full_attention_layers",
         _layers,
         lambda layers: None if layers is None else list(layers),
         missing=None,
     ),
-    _field("window_size", "vision.window_size", _size),
-    _field("initializer_factor", "vision.layer_scale_init", _number, missing=0.1),
+    field("window_size", "vision.window_size", size),
+    field("initializer_factor", "vision.layer_scale_init", _number, missing=0.1),
     Constant("qk_normalization", False, supported=(False,), needed=True),  # the released code's default cannot be run
     Constant("hidden_act", "gelu", supported=("gelu",)),
     Constant("downsample_ratio", 0.5),  # that of the section above holds
@@ -185,15 +207,25 @@ VISION = (
     Constant("use_flash_attn", False),
 )
 
-_DECODER = (
-    _field("num_hidden_layers", "decoder.depth", _size),
-    _field("hidden_size", "decoder.width", _size),
-    _field("intermediate_size", "decoder.mlp_dim", _size),
-    _field("num_attention_heads", "decoder.num_heads", _size),
-    _field("num_key_value_heads", "decoder.num_kv_heads", _size, otherwise="num_attention_heads"),
-    _field("vocab_size", "decoder.vocab_size", _size),
-    _field("rms_norm_eps", "decoder.norm_eps", _number),
-    _field("rope_theta", "decoder.rope_theta", _number),
+DECODER = (
+    field("num_hidden_layers", "decoder.depth", size),
+    field("hidden_size", "decoder.width", size),
+    field("intermediate_size", "decoder.mlp_dim", size),
+    field("num_attention_heads", "decoder.num_heads", size),
+    field("num_key_value_heads", "decoder.num_kv_heads", size, otherwise=_as_many_as_heads),
+    field("vocab_size", "decoder.vocab_size", size),
+    field("rms_norm_eps", "decoder.norm_eps", _number),
+    field("max_position_embeddings", "decoder.max_positions", size),
+    field("tie_word_embeddings", "decoder.tie_embeddings", boolean, missing=False),
+    field("pad_token_id", "decoder.pad_token_id", _id_or_null, missing=None),
+    Constant("hidden_act", "silu", supported=("silu",)),
+    Constant("initializer_range", 0.02),
+    Constant("use_cache", True),
+)
+
+# The rotation of a decoder, in a file of this project and of the transformers library before version 5.
+ROPE = (
+    field("rope_theta", "decoder.rope_theta", _number),
     Field(
         "rope_scaling",
         ("decoder.rope_scaling", "decoder.rope_factor"),
@@ -201,47 +233,19 @@ _DECODER = (
         lambda kind, factor: None if kind == "none" else {"type": kind, "factor": factor},
         missing=None,
     ),
-    _field("max_position_embeddings", "decoder.max_positions", _size),
-    _field("tie_word_embeddings", "decoder.tie_embeddings", _boolean, missing=False),
-    _field("pad_token_id", "decoder.pad_token_id", _id_or_null, missing=None),
-    Constant("hidden_act", "silu", supported=("silu",)),
-    Constant("initializer_range", 0.02),
-    Constant("use_cache", True),
 )
-
-LANGUAGE = {
-    "internlm2": (
-        *_DECODER,
-        _field("bias", "decoder.attention_bias", _boolean),
-        Constant("attn_implementation", "eager"),
-        Constant("bos_token_id", 1),
-        Constant("eos_token_id", 2),
+# The same in a file of version 5 and later.
+ROPE_PARAMETERS = (
+    Field(
+        "rope_parameters",
+        ("decoder.rope_theta", "decoder.rope_scaling", "decoder.rope_factor"),
+        _rope_parameters,
+        lambda theta, kind, factor: {
+            "rope_theta": theta,
+            **({"rope_type": "default"} if kind == "none" else {"rope_type": kind, "factor": factor}),
+        },
     ),
-    "qwen3": (
-        *_DECODER,
-        _field("head_dim", "decoder.head_dim", _size),
-        _field("attention_bias", "decoder.attention_bias", _boolean, missing=False),
-        Constant("attention_dropout", 0.0),
-        Constant("use_sliding_window", False, supported=(False,)),
-        Constant("sliding_window", None),
-    ),
-}
-
-# Fields of the decoder that follow from the family.
-IMPLIED = {
-    "internlm2": {"qk_norm": False, "serial_visual_output": True},
-    "qwen3": {"qk_norm": True, "serial_visual_output": False},
-}
-# Classes without and with visual experts.
-ARCHITECTURES = {
-    "internlm2": ("InternLM2ForCausalLM", "InternLM2VEForCausalLM"),
-    "qwen3": ("Qwen3ForCausalLM", "Qwen3VEForCausalLM"),
-}
-TEMPLATES = {"internlm2": "internlm2-chat", "qwen3": "qwen3-chat"}  # of a language model, whose file names none
-INTERNLM2_AUTO_MAP = {
-    "AutoConfig": "configuration_internlm2.InternLM2Config",
-    "AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM",
-}
+)
 
 # Keys of the transformers library's base class, and keys of the sections' classes that nothing reads.
 HARMLESS = frozenset(

@@ -1,4 +1,7 @@
-"""The config.json of a released NaViL, InternLM2 or Qwen3 <-> our configs, by the table `released_fields`."""
+"""config.json in the Hugging Face (hf) format <-> our configs: of a NaViL, or of a language model of a known family.
+
+The keys stand in the tables of `fields` and `families`.
+"""
 
 import copy
 import json
@@ -7,19 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from navil_jax.config import Config, DecoderConfig, ImageConfig, ModelConfig, VisionConfig, validate
-from navil_jax.convert.fields import (
-    ARCHITECTURES,
-    HARMLESS,
-    IMPLIED,
-    INTERNLM2_AUTO_MAP,
-    LANGUAGE,
-    NAVIL,
-    NEEDED,
-    TEMPLATES,
-    VISION,
-    Constant,
-    Field,
-)
+from navil_jax.convert import families
+from navil_jax.convert.families import FAMILIES
+from navil_jax.convert.family import Family
+from navil_jax.convert.fields import HARMLESS, NAVIL, NEEDED, ROPE, ROPE_PARAMETERS, VISION, Constant, Field
 from navil_jax.errors import UserError
 
 FILE = "config.json"
@@ -34,25 +28,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / FILE
     try:
-        released = json.loads(file.read_text())
+        hf = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{file}: not found; give the folder of a checkpoint") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{file}: line {error.lineno}: not valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not a text file") from error
-    if not isinstance(released, dict):
+    if not isinstance(hf, dict):
         raise UserError(f"{file}: not a JSON object; give the folder of a checkpoint")
-    return released
+    return hf
 
 
 def model_config(
-    released: dict[str, Any], special_token_ids: tuple[int, ...] = (), file: str | Path = FILE, **settings: Any
+    hf: dict[str, Any], special_token_ids: tuple[int, ...] = (), file: str | Path = FILE, **settings: Any
 ) -> ModelConfig:
     """The model that a config.json describes.
 
     Args:
-      released: the parsed file; a NaViL config has vision_config and llm_config, a language model is flat.
+      hf: the parsed file; a NaViL config has vision_config and llm_config, a language model is flat.
       special_token_ids: from the checkpoint's tokenizer, in the order of SPECIAL_TOKENS; empty without vision.
       file: what errors call it.
       settings: further fields of ModelConfig (dtypes, remat, attention).
@@ -60,9 +54,9 @@ def model_config(
     Raises:
       UserError: another architecture; or, listed together, the missing keys and those that cannot be computed.
     """
-    values, family, navil = _read(released, file), _family(released, file), _is_navil(released)
-    decoder = {"family": family, "attention_experts": navil, "ffn_experts": navil, **IMPLIED[family]}
-    decoder |= values.get("decoder", {})
+    values, family, navil = _read(hf, file), _family(hf, file), _is_navil(hf)
+    decoder: dict[str, Any] = {"family": family.name, "attention_experts": navil, "ffn_experts": navil}
+    decoder |= {**family.implied, **values.get("decoder", {})}
     if decoder["width"] % decoder["num_heads"] and "head_dim" not in decoder:
         raise UserError(f"{file}: hidden_size {decoder['width']} is no multiple of {decoder['num_heads']} heads")
     decoder.setdefault("head_dim", decoder["width"] // decoder["num_heads"])
@@ -79,34 +73,34 @@ def model_config(
     return model
 
 
-def image_config(released: dict[str, Any], file: str | Path = FILE) -> ImageConfig:
+def image_config(hf: dict[str, Any], file: str | Path = FILE) -> ImageConfig:
     """How the checkpoint prepares images; the defaults for a language model. Errors as in `model_config`."""
-    return ImageConfig(**_read(released, file).get("images", {}))
+    return ImageConfig(**_read(hf, file).get("images", {}))
 
 
-def prompt_config(released: dict[str, Any], file: str | Path = FILE) -> dict[str, str]:
+def prompt_config(hf: dict[str, Any], file: str | Path = FILE) -> dict[str, Any]:
     """`template` and `system_message` of `DataConfig`; the former alone for a language model.
 
     Errors as in `model_config`.
     """
-    return _read(released, file).get("data", {"template": TEMPLATES[_family(released, file)]})
+    return _read(hf, file).get("data", {"template": _family(hf, file).template})
 
 
-def unknown_fields(released: dict[str, Any], file: str | Path = FILE) -> list[str]:
+def unknown_fields(hf: dict[str, Any], file: str | Path = FILE) -> list[str]:
     """Dotted keys that neither act on what is computed nor are known to be harmless; an import tells of them.
 
     Example: {"model_type": "qwen3", ..., "new_trick": true} -> ["new_trick"]
     """
     unknown = []
-    for prefix, values, table in _sections(released, file):
+    for prefix, values, table in _sections(hf, file):
         known = {entry.key for entry in table} | HARMLESS
-        if _is_navil(released) and not prefix:
+        if _is_navil(hf) and not prefix:
             known |= {"vision_config", "llm_config"}
         unknown += [prefix + key for key in sorted(values.keys() - known)]
     return unknown
 
 
-def released_config(config: Config, base: dict[str, Any] | None = None, dtype: str | None = None) -> dict[str, Any]:
+def to_hf_config(config: Config, base: dict[str, Any] | None = None, dtype: str | None = None) -> dict[str, Any]:
     """The config.json of a model that was trained or imported here. The inverse of the readers above.
 
     Args:
@@ -116,23 +110,23 @@ def released_config(config: Config, base: dict[str, Any] | None = None, dtype: s
       dtype: of the exported tensors; None: that of `base`, or else of the parameters.
 
     Raises:
-      UserError: the model is none that the released layout has, see `check_exportable`.
+      UserError: the model is none that the release and its hf format have, see `check_exportable`.
     """
     check_exportable(config)
-    released = _fresh(config)
-    if base is not None and _kind(base) == _kind(released):
-        released = copy.deepcopy(base)
+    hf = _fresh(config)
+    if base is not None and _kind(base) == _kind(hf):
+        hf = copy.deepcopy(base)
     else:
         base = None
-    for _, values, table in _sections(released, FILE):
+    for _, values, table in _sections(hf, FILE):
         for field in table:
             if isinstance(field, Field):
                 wanted = tuple(_get(config, name) for name in field.names)
                 if base is None or _said(field, values) != wanted:
                     values[field.key] = field.write(*wanted)
     if dtype or base is None:
-        released["dtype" if "dtype" in released else "torch_dtype"] = dtype or config.model.param_dtype
-    return released
+        hf["dtype" if "dtype" in hf else "torch_dtype"] = dtype or config.model.param_dtype
+    return hf
 
 
 def check_exportable(config: Config) -> None:
@@ -142,6 +136,7 @@ def check_exportable(config: Config) -> None:
       UserError: lists the fields of the config, each with the reason.
     """
     decoder, vision = config.model.decoder, config.model.vision
+    family = families.find(decoder.family)
     problems = []
 
     def require(good: bool, key: str, why: str) -> None:
@@ -153,76 +148,79 @@ def check_exportable(config: Config) -> None:
             require(not _get(config, key), key, "a language model without vision has no visual experts")
         else:
             require(_get(config, key), key, "the released model always has visual experts")
-    for name, value in IMPLIED[decoder.family].items():
+    for name, value in family.implied.items():
         if name != "serial_visual_output" or decoder.attention_experts:
-            require(getattr(decoder, name) == value, f"decoder.{name}", f"{decoder.family} always has {value}")
-    if decoder.family == "internlm2":
-        width = decoder.num_heads * decoder.head_dim
-        require(
-            width == decoder.width, "decoder.head_dim", f"internlm2 needs width / num_heads (width {decoder.width})"
-        )
+            require(getattr(decoder, name) == value, f"decoder.{name}", f"{family.name} always has {value}")
+    for name, why in family.limits(decoder):
+        require(False, f"decoder.{name}", why)
     if vision is not None:
+        known = " and ".join(family.name for family in FAMILIES.values() if family.navil_architecture)
+        why = f"the release has no NaViL with this decoder, only with {known}"
+        require(bool(family.navil_architecture), "decoder.family", why)
         require(vision.window_order, "vision.window_order", "the released code always puts patches in window order")
         require(vision.merge_size == 2, "vision.merge_size", "the released code joins 2x2 patches")
         default = VisionConfig.rope_theta
         require(vision.rope_theta == default, "vision.rope_theta", f"the released code has {default}")
     if problems:
-        raise UserError(f"the model cannot be exported to the released layout: {'; '.join(problems)}")
+        raise UserError(f"the model cannot be exported to the Hugging Face format: {'; '.join(problems)}")
 
 
-def _is_navil(released: dict[str, Any]) -> bool:
-    names = released.get("architectures") or [""]
-    return released.get("model_type") == "navil_chat" or str(names[0]).startswith("NaViL")
+def _is_navil(hf: dict[str, Any]) -> bool:
+    names = hf.get("architectures") or [""]
+    return hf.get("model_type") == "navil_chat" or str(names[0]).startswith("NaViL")
 
 
-def _family(released: dict[str, Any], file: str | Path) -> str:
+def _family(hf: dict[str, Any], file: str | Path) -> Family:
     """The family of the language model, after a check that the architecture is one that can be computed."""
-    navil = _is_navil(released)
-    prefix, language = ("llm_config.", released.get("llm_config")) if navil else ("", released)
+    navil = _is_navil(hf)
     if navil:
         for key in ("vision_config", "llm_config"):
-            if not isinstance(released.get(key), dict):
+            if not isinstance(hf.get(key), dict):
                 raise UserError(f"{file}: {key} is missing; a NaViL config has a section of this name")
-    names, family = language.get("architectures") or [], language.get("model_type")
-    wanted = {family: classes[navil] for family, classes in ARCHITECTURES.items()}
-    if family not in wanted or ((names or navil) and wanted[family] not in names):
-        supported = ", ".join(f"{name} ({family})" for family, name in wanted.items())
+    prefix, language = ("llm_config.", hf["llm_config"]) if navil else ("", hf)
+    names, kind = language.get("architectures") or [], language.get("model_type")
+    classes = {f.name: f.navil_architecture if navil else f.architecture for f in FAMILIES.values()}
+    wanted = {name: architecture for name, architecture in classes.items() if architecture}
+    if kind not in wanted or ((names or navil) and wanted[kind] not in names):
+        supported = ", ".join(f"{architecture} ({name})" for name, architecture in wanted.items())
         raise UserError(
-            f"{file}: {prefix}architectures {names} of {prefix}model_type {family!r} is not supported; "
+            f"{file}: {prefix}architectures {names} of {prefix}model_type {kind!r} is not supported; "
             f"{'a NaViL' if navil else 'a language model, where it is no NaViL,'} has {supported}"
         )
-    return family
+    return FAMILIES[kind]
 
 
-def _kind(released: dict[str, Any]) -> tuple[bool, str]:
-    return _is_navil(released), _family(released, FILE)
+def _kind(hf: dict[str, Any]) -> tuple[bool, str]:
+    return _is_navil(hf), _family(hf, FILE).name
 
 
-def _sections(released: dict[str, Any], file: str | Path) -> Iterator[Section]:
-    family = _family(released, file)
-    if not _is_navil(released):
-        yield "", released, LANGUAGE[family]
+def _sections(hf: dict[str, Any], file: str | Path) -> Iterator[Section]:
+    fields = _family(hf, file).fields
+    language = hf["llm_config"] if _is_navil(hf) else hf
+    table = (*fields, *(ROPE_PARAMETERS if "rope_parameters" in language else ROPE))
+    if not _is_navil(hf):
+        yield "", hf, table
         return
-    yield "", released, NAVIL
-    yield "vision_config.", released["vision_config"], VISION
-    yield "llm_config.", released["llm_config"], LANGUAGE[family]
+    yield "", hf, NAVIL
+    yield "vision_config.", hf["vision_config"], VISION
+    yield "llm_config.", language, table
 
 
 def _said(field: Field, values: dict[str, Any]) -> tuple:
     """What a section says of a field. Raises `KeyError` if it is needed and missing, `ValueError` if it is wrong."""
     value = values.get(field.key, field.missing)
     if field.otherwise and value in (NEEDED, None):
-        value = values.get(field.otherwise, NEEDED)
+        value = field.otherwise(values)
     if value is NEEDED:
         raise KeyError(field.key)
     return field.read(value)
 
 
-def _read(released: dict[str, Any], file: str | Path) -> dict[str, dict[str, Any]]:
+def _read(hf: dict[str, Any], file: str | Path) -> dict[str, dict[str, Any]]:
     """Part of the config -> field -> value, of all sections."""
     parts: dict[str, dict[str, Any]] = {}
     missing, wrong = [], []
-    for prefix, values, table in _sections(released, file):
+    for prefix, values, table in _sections(hf, file):
         for entry in table:
             try:
                 if isinstance(entry, Field):
@@ -245,6 +243,8 @@ def _check(constant: Constant, values: dict[str, Any]) -> None:
     if constant.needed and constant.key not in values:
         raise KeyError(constant.key)
     value = values.get(constant.key, constant.value)
+    if constant.check:
+        constant.check(value)
     if constant.supported and (type(value), value) not in [(type(good), good) for good in constant.supported]:
         raise ValueError(f"supported: {', '.join(map(json.dumps, constant.supported))}")
 
@@ -258,12 +258,14 @@ def _get(config: Config, name: str) -> Any:
 
 def _fresh(config: Config) -> dict[str, Any]:
     """A file with all that no field stands for."""
-    family, navil = config.model.decoder.family, config.model.vision is not None
+    family, navil = families.find(config.model.decoder.family), config.model.vision is not None
 
     def constants(table: tuple[Field | Constant, ...]) -> dict[str, Any]:
-        return {entry.key: copy.deepcopy(entry.value) for entry in table if isinstance(entry, Constant)}
+        known = (entry for entry in table if isinstance(entry, Constant) and entry.written)
+        return {entry.key: copy.deepcopy(entry.value) for entry in known}
 
-    language = {"model_type": family, "architectures": [ARCHITECTURES[family][navil]], **constants(LANGUAGE[family])}
+    architecture = family.navil_architecture if navil else family.architecture
+    language = {"model_type": family.name, "architectures": [architecture], **constants(family.fields)}
     if navil:
         return {**constants(NAVIL), "vision_config": constants(VISION), "llm_config": language}
-    return {**language, "auto_map": dict(INTERNLM2_AUTO_MAP)} if family == "internlm2" else language
+    return {**language, "auto_map": dict(family.auto_map)} if family.auto_map else language

@@ -1,4 +1,4 @@
-"""The files of a released folder that hold no weights: config, tokenizer, preprocessing, generation and model card."""
+"""Files of a folder in the Hugging Face (hf) format beside the weights: config, tokenizer, preprocessing, card."""
 
 import importlib.metadata
 import json
@@ -15,14 +15,14 @@ CORE_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 def write_companions(
     folder: Path,
-    released: Mapping[str, Any],
+    hf: Mapping[str, Any],
     config: Config,
     tokenizer: Mapping[str, bytes],
     source: str,
     step: int,
     base: str = "",
 ) -> list[str]:
-    """Writes all files of a released folder but the weights.
+    """Writes all files of a folder in the Hugging Face format but the weights.
 
     config.json, the tokenizer's files as they are held, and what follows from them: special_tokens_map.json and
     added_tokens.json where the tokenizer has none, preprocessor_config.json for a model with vision,
@@ -30,7 +30,7 @@ def write_companions(
 
     Args:
       folder: exists.
-      released: the config.json, from `released_config.released_config`.
+      hf: the config.json, from `hf_config.to_hf_config`.
       config: of the checkpoint.
       tokenizer: file name -> content.
       source: what the checkpoint is called; of a path, the last part is told.
@@ -44,8 +44,8 @@ def write_companions(
     files.setdefault(TOKENS_MAP, _encoded(_tokens_map(tokenizer)))
     if "tokenizer.model" not in tokenizer:
         files.setdefault(ADDED_TOKENS, _encoded(_added_tokens(tokenizer)))
-    files["config.json"] = _encoded(released)
-    files["generation_config.json"] = _encoded(generation_config(released, tokenizer))
+    files["config.json"] = _encoded(hf)
+    files["generation_config.json"] = _encoded(generation_config(hf, tokenizer))
     if config.model.vision is not None:
         files["preprocessor_config.json"] = _encoded(preprocessor_config(config))
     files["README.md"] = model_card(config, source, step, base).encode()
@@ -54,16 +54,16 @@ def write_companions(
     return sorted(files)
 
 
-def generation_config(released: Mapping[str, Any], tokenizer: Mapping[str, bytes]) -> dict[str, Any]:
+def generation_config(hf: Mapping[str, Any], tokenizer: Mapping[str, bytes]) -> dict[str, Any]:
     """How an answer ends: at `<|im_end|>` alone (released behaviour), or as config.json says if there is no such token.
 
     Example: {"_from_model_config": true, "bos_token_id": 1, "eos_token_id": 92542, "pad_token_id": 2}
     """
-    language, added = released.get("llm_config", released), _added_tokens(tokenizer)
+    language, added = hf.get("llm_config", hf), _added_tokens(tokenizer)
     ids = {key: language.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     ids["eos_token_id"] = added.get(END, ids["eos_token_id"])
     if ids["pad_token_id"] is None:
-        ids["pad_token_id"] = added.get(_tokens_map(tokenizer).get("pad_token"))
+        ids["pad_token_id"] = added.get(_tokens_map(tokenizer).get("pad_token", ""))
     return {"_from_model_config": True, **{key: value for key, value in ids.items() if value is not None}}
 
 
@@ -73,7 +73,8 @@ def preprocessor_config(config: Config) -> dict[str, Any]:
     It resizes only if the pixels leave [min_pixels, max_pixels], pads with black to whole merged units, and scales to
     [-1, 1]. No class is named: the transformers library's own processor of these fields does not pad.
     """
-    vision, pixels = config.model.vision, config.model.vision.patch_size**2
+    vision = config.model.encoder
+    pixels = vision.patch_size**2
     return {
         "do_convert_rgb": True,
         "do_normalize": True,

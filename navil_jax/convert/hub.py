@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -38,11 +39,12 @@ def _download(name: str) -> epath.Path:
         raise UserError(
             f"{name}: no such folder; to download it from the Hugging Face hub: pip install huggingface_hub"
         ) from error
+    errors: Any = (ValueError, *HfHubHTTPError.__bases__)  # the HTTP library is another one in each version
     try:
         siblings = huggingface_hub.HfApi().model_info(name).siblings or []
         safe = any(sibling.rfilename.endswith(".safetensors") for sibling in siblings)
         wanted = WANTED if safe else (*WANTED, PICKLED)
         return path_of(huggingface_hub.snapshot_download(name, allow_patterns=list(wanted)))
-    except (ValueError, *HfHubHTTPError.__bases__) as error:  # the HTTP library is another one in each version
+    except errors as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(f"{name}: no such folder here, and the Hugging Face hub says: {first}") from error

@@ -1,4 +1,4 @@
-"""A PyTorch folder -> a checkpoint to start from, to continue or to talk with."""
+"""Import: a folder in the Hugging Face (hf) format -> a checkpoint to start from, to continue or to talk with."""
 
 import dataclasses
 import math
@@ -11,16 +11,16 @@ from tqdm import tqdm
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint, require_whole
 from navil_jax.convert.param_files import ParamsWriter
 from navil_jax.convert.params import iterate_params
+from navil_jax.convert.stored import PARAM_DTYPES, ParamDtype
 from navil_jax.convert.writer import check_space
 from navil_jax.errors import UserError
 from navil_jax.train.checkpoint import Record
 
 WRITE_BYTES = 64 << 20  # small parameters are written together
-PARAM_DTYPES = ("float32", "bfloat16")
 
 
-def import_checkpoint(source: Path, target: Path, tokenizer: str = "", dtype: str = "") -> None:
-    """Converts a released NaViL, InternLM2 or Qwen3 folder, parameter by parameter.
+def import_checkpoint(source: Path, target: Path, tokenizer: str = "", dtype: ParamDtype | None = None) -> None:
+    """Converts the folder of a NaViL or of a language model of a known family, parameter by parameter.
 
     A rerun after an interruption goes on with the parameters that are not written yet.
 
@@ -28,7 +28,7 @@ def import_checkpoint(source: Path, target: Path, tokenizer: str = "", dtype: st
       source: folder with config.json, weight files and tokenizer.
       target: new workdir; the checkpoint is its `checkpoints/0`.
       tokenizer: folder of the tokenizer, if the source has none.
-      dtype: float32 or bfloat16; empty: every parameter keeps its own.
+      dtype: of all parameters; None: every parameter keeps its own.
 
     Raises:
       UserError: the source is not whole, holds a dtype that parameters cannot have, or the target is not empty.
@@ -36,7 +36,7 @@ def import_checkpoint(source: Path, target: Path, tokenizer: str = "", dtype: st
     with open_checkpoint(source, tokenizer) as checkpoint:
         if checkpoint.kind != "pytorch":
             raise UserError(f"{source}: is a checkpoint of this program already; start from it with config.init_from")
-        require_whole(checkpoint)
+        words = require_whole(checkpoint)
         for warning in checkpoint.warnings:
             print(f"warning: {warning}")
         if not dtype and (others := checkpoint.dtypes.keys() - set(PARAM_DTYPES)):
@@ -52,7 +52,7 @@ def import_checkpoint(source: Path, target: Path, tokenizer: str = "", dtype: st
         write_params(writer, params, dtype, total)
         if dtype:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, param_dtype=dtype))
-        writer.finish(Record(config, checkpoint.tokenizer.files(), {}, checkpoint.origin))
+        writer.finish(Record(config, words.files(), {}, checkpoint.origin))
 
 
 def fingerprint(checkpoint: OpenCheckpoint) -> dict[str, list[int]]:
@@ -66,9 +66,10 @@ def fingerprint(checkpoint: OpenCheckpoint) -> dict[str, list[int]]:
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
 
 
-def write_params(writer: ParamsWriter, params: Iterable[tuple[str, np.ndarray]], dtype: str, total: int) -> None:
+def write_params(writer: ParamsWriter, params: Iterable[tuple[str, np.ndarray]], dtype: str | None, total: int) -> None:
     """Writes those parameters that are not written yet, in `dtype` if given, with progress in bytes of `total`."""
-    done, waiting = writer.written, {}
+    done = writer.written
+    waiting: dict[str, np.ndarray] = {}
     with tqdm(total=total, initial=writer.bytes_written, unit="B", unit_scale=True, desc="parameters") as progress:
 
         def write() -> None:

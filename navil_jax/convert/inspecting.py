@@ -84,20 +84,26 @@ def _architecture(config: Config) -> dict[str, Any]:
 
 
 def _decoder_sizes(decoder: DecoderConfig) -> dict[str, Any]:
-    names = ("depth", "width", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "rope_theta", "rope_scaling")
-    names += ("rope_factor", "max_positions", "norm_eps", "attention_bias", "qk_norm", "tie_embeddings")
-    return {name: getattr(decoder, name) for name in (*names, "attention_experts", "ffn_experts")}
+    names = (
+        *("depth", "width", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "rope_theta", "rope_scaling"),
+        *("rope_factor", "max_positions", "norm_eps", "qkv_bias", "out_bias", "qk_norm", "tie_embeddings"),
+        *("attention_experts", "ffn_experts"),
+    )
+    return {name: getattr(decoder, name) for name in names}
 
 
 def _vision_sizes(vision: VisionConfig) -> dict[str, Any]:
-    names = ("depth", "width", "mlp_dim", "num_heads", "head_dim", "patch_size", "merge_size", "norm", "norm_eps")
-    names += ("qkv_bias", "full_attention_layers", "window_size")
+    names = (
+        *("depth", "width", "mlp_dim", "num_heads", "head_dim", "patch_size", "merge_size", "norm", "norm_eps"),
+        *("qkv_bias", "full_attention_layers", "window_size"),
+    )
     return {name: getattr(vision, name) for name in names}
 
 
 def _count(checkpoint: OpenCheckpoint) -> dict[str, int]:
     """Group -> parameters in the folder; groups without any are left out."""
-    groups, counts = tensor_groups(checkpoint.config.model), Counter()
+    groups = tensor_groups(checkpoint.config.model)
+    counts: Counter[str] = Counter()
     for name, tensor in checkpoint.info.items():
         counts[groups.get(name, UNKNOWN)] += math.prod(tensor.shape)
     return {group: counts[group] for group in (*GROUPS, UNKNOWN) if counts[group]}

@@ -30,13 +30,13 @@ class Pretrained:
     Attributes:
       path: the folder that it was read from.
       config: of the run, or what the folder's config.json says of model, images and prompt.
-      tokenizer: of the checkpoint.
+      tokenizer: of the checkpoint; None if it has none.
       params: nested dicts of arrays on the devices of `mesh`.
     """
 
     path: str
     config: Config
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     params: Params
     mesh: Mesh
 
@@ -52,7 +52,9 @@ class Pretrained:
 
     @functools.cached_property
     def assistant(self) -> Assistant:
-        """What answers; programs that it has compiled are kept."""
+        """What answers; programs that it has compiled are kept. Raises `UserError` where there is no tokenizer."""
+        if self.tokenizer is None:
+            raise UserError(f"{self.path}: holds no tokenizer; copy the files of one into the folder")
         return Assistant(self.config, self.tokenizer, Engine(self.config.model, self.params, self.mesh))
 
     def ask(

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from navil_jax.config import SPECIAL_TOKENS, Config, DataConfig, ModelConfig
 from navil_jax.convert import hf_config
+from navil_jax.convert.families import find
 from navil_jax.convert.hub import folder_of
 from navil_jax.convert.param_files import ParamsReader
 from navil_jax.convert.params import TensorView, find_problems, iterate_params, tensor_info
@@ -124,12 +125,12 @@ class OpenCheckpoint:
         if self.record is None:
             require_whole(self)
             theirs = dataclasses.replace(model, lora_rank=0)
-            params = self._put(theirs, flatten(_abstract(theirs, mesh, dtypes or {})))
+            params = self._put(theirs, flatten(model_params.abstract_on(theirs, mesh, dtypes)))
         else:
             saved = self.record.config.model
             theirs = dataclasses.replace(model, lora_rank=saved.lora_rank, lora_scale=saved.lora_scale)
             with Checkpoints(find_checkpoints(self.path)) as checkpoints:
-                wanted = _abstract(theirs, mesh, {**checkpoints.param_dtypes, **(dtypes or {})})
+                wanted = model_params.abstract_on(theirs, mesh, {**checkpoints.param_dtypes, **(dtypes or {})})
                 params = checkpoints.restore_params(wanted, averaged)
         return params if theirs == model else _with_updates(model, mesh, params, theirs, seed)
 
@@ -180,7 +181,11 @@ def open_start(config: Config, planned: bool = False) -> Iterator[OpenCheckpoint
 
     Args:
       planned: whether `init_from` need not exist yet, as in a look at the second stage before the first one has run.
+
+    Raises:
+      UserError: what it names cannot be opened, or the model is of no family that could be exported.
     """
+    find(config.model.decoder.family)
     workdir = path_of(config.workdir) if config.workdir else None
     begun = workdir is not None and (workdir / "checkpoints").is_dir() and has_steps(workdir / "checkpoints")
     name = config.workdir if begun else config.init_from
@@ -193,7 +198,7 @@ def open_start(config: Config, planned: bool = False) -> Iterator[OpenCheckpoint
 
 def _open_orbax(path: epath.Path, ema: bool | None, stack: contextlib.ExitStack) -> OpenCheckpoint:
     with Checkpoints(find_checkpoints(path)) as checkpoints:
-        record, step = checkpoints.record(), checkpoints.latest_step
+        record, step = checkpoints.record(), checkpoints.latest_step or 0
         averaged = bool(checkpoints.averages) if ema is None else ema
     model = dataclasses.replace(record.config.model, lora_rank=0)
 
@@ -208,8 +213,17 @@ def _open_orbax(path: epath.Path, ema: bool | None, stack: contextlib.ExitStack)
         contents()  # says now that there are no running averages
     tokenizer = tokenizer_from_files(record.tokenizer, str(path))
     config = dataclasses.replace(record.config, model=model)
-    more = {"record": record, "origin": record.origin, "step": step, "averaged": averaged}
-    return OpenCheckpoint(path, "orbax", config, tokenizer, contents, **more)
+    return OpenCheckpoint(
+        path,
+        "orbax",
+        config,
+        tokenizer,
+        contents,
+        record=record,
+        origin=record.origin,
+        step=step,
+        averaged=averaged,
+    )
 
 
 def _open_pytorch(path: Path, tokenizer: str) -> OpenCheckpoint:
@@ -230,27 +244,17 @@ def _open_pytorch(path: Path, tokenizer: str) -> OpenCheckpoint:
     problems = find_problems(with_ids, folder.tensors)
     origin = {"config.json": said, "name": path.resolve().name}
     contents = Contents(folder, folder.tensors, problems)
-    more = {"warnings": unknown, "origin": origin}
-    return OpenCheckpoint(path_of(path), "pytorch", config, words, lambda: contents, **more)
+    return OpenCheckpoint(path_of(path), "pytorch", config, words, lambda: contents, warnings=unknown, origin=origin)
 
 
-def require_whole(checkpoint: OpenCheckpoint) -> None:
-    """Raises a `UserError` that lists the problems of a checkpoint, or says that its tokenizer is missing."""
+def require_whole(checkpoint: OpenCheckpoint) -> Tokenizer:
+    """The tokenizer; a `UserError` lists the problems of a checkpoint, or says that its tokenizer is missing."""
     if checkpoint.problems:
         raise UserError(f"{checkpoint.path}: does not fit the model of its config: {listed(checkpoint.problems)}")
     if checkpoint.tokenizer is None:
-        raise UserError(f"{checkpoint.path}: holds no tokenizer; give the folder of one with --tokenizer")
-
-
-def _abstract(model: ModelConfig, mesh: Mesh, dtypes: Mapping[str, DTypeLike]) -> Params:
-    """The parameters of a model as shapes with their shardings, in its dtypes but for those that are given."""
-    shardings = flatten(model_params.shardings(model, mesh))
-    return unflatten(
-        {
-            name: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(name, leaf.dtype), sharding=shardings[name])
-            for name, leaf in flatten(model_params.shapes(model)).items()
-        }
-    )
+        file = find(checkpoint.config.model.decoder.family).tokenizer.FILES[0]
+        raise UserError(f"{checkpoint.path}: holds no tokenizer; give the folder of one ({file}) with --tokenizer")
+    return checkpoint.tokenizer
 
 
 def _with_updates(model: ModelConfig, mesh: Mesh, params: Params, theirs: ModelConfig, seed: int) -> Params:

@@ -110,9 +110,9 @@ class TensorView(Mapping[str, np.ndarray]):
                 self._held[name] = np.asarray(self._read(name))
         values = (value if entry.layer is None else value[entry.layer] for value in self._held.values())
         transposed = entry.to_tensor(tuple(values))
-        tensor = np.empty(transposed.shape, transposed.dtype)
-        _assign(tensor, transposed)
-        return tensor
+        result = np.empty(transposed.shape, transposed.dtype)
+        _assign(result, transposed)
+        return result
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

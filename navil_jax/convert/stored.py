@@ -4,10 +4,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
+
+ParamDtype = Literal["float32", "bfloat16"]  # what parameters may be stored as
+PARAM_DTYPES: tuple[ParamDtype, ...] = get_args(ParamDtype)
+SHARD_BYTES = 5_000_000_000  # most bytes of one file that is written
 
 # The codes of the safetensors format, in the order in which its library lays tensors out.
 DTYPES: dict[str, np.dtype] = {

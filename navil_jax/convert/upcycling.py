@@ -1,4 +1,4 @@
-"""A pre-trained language model and a recipe -> a NaViL to train from (paper, finding 1; section 3.3)."""
+"""Upcycling: a pre-trained language model and a recipe -> a NaViL to train from (paper, finding 1; section 3.3)."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def initialise_from(language_model: Path, recipe: Config, target: Path, tokenize
     - Vision encoder, connector and special token embedding are fresh, from `recipe.seed`.
 
     Args:
-      language_model: folder of InternLM2 or Qwen3 in the Hugging Face layout, or the workdir of a run that trained one.
+      language_model: folder of a known family in the Hugging Face layout, or the workdir of a run that trained one.
       recipe: its model is built; its decoder must be the language model's, but for what NaViL adds.
       target: new workdir, for `config.init_from` of the first stage.
       tokenizer: folder of the tokenizer, if the language model's has none.
@@ -44,17 +44,17 @@ def initialise_from(language_model: Path, recipe: Config, target: Path, tokenize
       UserError: the folder is not whole, is a NaViL already, or is another model than the recipe's decoder.
     """
     with open_checkpoint(language_model, tokenizer) as checkpoint:
-        require_whole(checkpoint)
+        words = require_whole(checkpoint)
         if checkpoint.config.model.vision is not None:
             raise UserError(f"{language_model}: is a whole NaViL; use `import` and start from that")
-        grown = with_special_tokens(checkpoint.tokenizer)
+        grown = with_special_tokens(words)
         config = _recipe_for(recipe, checkpoint, grown)
         wanted = model_params.flatten(model_params.shapes(config.model))
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in wanted.values())
         purpose = {"init": fingerprint(checkpoint), "model": repr(config.model), "seed": config.seed}
         writer = ParamsWriter(target, purpose)
         check_space(target.absolute().parent, total - writer.bytes_written)
-        params = _params(config, checkpoint, writer.written)
+        params = _params(config, checkpoint, words.vocab_size, writer.written)
         write_params(writer, params, config.model.param_dtype, total)
         origin = {"name": checkpoint.origin.get("name", language_model.name)}
         writer.finish(Record(config, grown.files(), {}, origin))
@@ -84,14 +84,16 @@ def _recipe_for(recipe: Config, checkpoint: OpenCheckpoint, grown: Tokenizer) ->
     return config
 
 
-def _params(config: Config, checkpoint: OpenCheckpoint, done: frozenset[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every parameter that is not done, one after the other."""
+def _params(
+    config: Config, checkpoint: OpenCheckpoint, words: int, done: frozenset[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every parameter that is not done, one after the other; the checkpoint's tokenizer has so many words."""
     wanted = model_params.flatten(model_params.shapes(config.model))
     language = checkpoint.config.model
     copies = {name.replace("/text/", "/visual/"): name for name in wanted if "/text/" in name}
     twins = {text: visual for visual, text in copies.items() if visual in wanted}
     finished = {name for name in done if twins.get(name, name) in done}
-    used = min(checkpoint.tokenizer.vocab_size, language.decoder.vocab_size)
+    used = min(words, language.decoder.vocab_size)
     serial = config.model.decoder.serial_visual_output
     taken = set()
     for name, value in iterate_params(language, checkpoint.tensors, skip=finished):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import shutil
@@ -70,7 +71,7 @@ def write_safetensors(
     missing = [shard for shard in shards if not shard.is_in(folder)]
     check_space(folder, sum(shard.size for shard in missing))
     for shard in missing:
-        _write(folder / shard.name, shard.size, lambda opened, shard=shard: _fill(opened, shard, tensors, value))
+        _write(folder / shard.name, shard.size, functools.partial(_fill, shard, tensors, value))
     if len(shards) > 1:
         weight_map = {name: shard.name for shard in shards for name in shard.offsets}
         content = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
@@ -116,7 +117,7 @@ def _code(name: str, dtype: np.dtype) -> str:
 
 
 def _fill(
-    opened: BinaryIO, shard: _Shard, tensors: Mapping[str, TensorInfo], value: Callable[[str], np.ndarray]
+    shard: _Shard, tensors: Mapping[str, TensorInfo], value: Callable[[str], np.ndarray], opened: BinaryIO
 ) -> None:
     opened.write(shard.header)
     for name, offset in shard.offsets.items():
@@ -126,7 +127,7 @@ def _fill(
                 f"{name}: value is {array.dtype} {list(array.shape)}, not {expected.dtype} {list(expected.shape)}"
             )
         opened.seek(offset)
-        opened.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        opened.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         del array
 
 

@@ -13,18 +13,18 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from navil_jax.config import Config, SourceConfig
 from navil_jax.config.flags import parse
-from navil_jax.data import formats
-from navil_jax.data.convert import SHARD_SAMPLES, convert
-from navil_jax.data.formats import files
-from navil_jax.data.inspect import doctor, preview, tokens
-from navil_jax.data.run import OpenRun, open_run
-from navil_jax.data.sources import SOURCES, expand_meta, open_source
 from navil_jax.errors import UserError, report_user_errors
 
-EXAMPLES = f"""kinds:
+if TYPE_CHECKING:
+    from navil_jax.data.run import OpenRun
+    from navil_jax.data.sample import Split
+
+# The commands import what they need when they run: --help needs no JAX, and every process of the doctor imports this.
+EXAMPLES = """kinds:
   llava        FILE.jsonl or FILE.json with "image" and "conversations", or a folder of them
   meta         InternVL's JSON file of several such sources; each goes to a folder of its own in --out
   webdataset   tars, as a folder or a pattern
@@ -32,7 +32,7 @@ EXAMPLES = f"""kinds:
   huggingface  a folder of Dataset.save_to_disk
   tfds         FOLDER/NAME/VERSION of TensorFlow Datasets in ArrayRecord files, #SPLIT behind it if not train
   array_record what this command writes, to change the number of shards
-  {", ".join(SOURCES)}: built in, without --path
+  {built_in}: built in, without --path
 
 examples:
   python -m navil_jax.data convert --from llava --path train.jsonl --root images --out data/train
@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(argv: Sequence[str]) -> int:
+    from navil_jax.data.inspect import doctor
+
     config, options = parse(argv, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
     out = doctor.out_folder(config, options)
     config = doctor.with_sources(config, options)
@@ -75,16 +77,21 @@ def _doctor(argv: Sequence[str]) -> int:
 
 
 def _preview(argv: Sequence[str]) -> int:
+    from navil_jax.data.inspect import preview
+
     config, options = parse(argv, preview.ABOUT, preview.add_options, command="data preview")
     return preview.run(_opened(config), options)
 
 
 def _tokens(argv: Sequence[str]) -> int:
+    from navil_jax.data.inspect import tokens
+
     return tokens.run(*parse(argv, tokens.ABOUT, tokens.add_options, default=Config(), command="data tokens"))
 
 
-def _opened(config: Config) -> OpenRun:
-    from navil_jax.convert.opened import open_start  # slow to import, and every process of the doctor imports this file
+def _opened(config: Config) -> "OpenRun":
+    from navil_jax.convert.opened import open_start
+    from navil_jax.data.run import open_run
 
     with open_start(config, planned=True) as start:
         if start is None and not config.data.tokenizer:
@@ -97,11 +104,14 @@ def _convert(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from navil_jax.data.convert import SHARD_SAMPLES
+    from navil_jax.data.sources import SOURCES
+
     about = "Converts data of any kind to sharded ArrayRecord, the format to train from."
     parser = argparse.ArgumentParser(
         prog="python -m navil_jax.data convert",
         description=about,
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.format(built_in=", ".join(SOURCES)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -123,6 +133,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert_options(options: argparse.Namespace) -> int:
+    from navil_jax.data import formats
+    from navil_jax.data.formats import files
+    from navil_jax.data.sources import SOURCES, expand_meta
+
     if options.shards < 0:
         raise UserError(f"--shards: {options.shards} is no number of files")
     if options.kind in SOURCES:
@@ -139,14 +153,17 @@ def _convert_options(options: argparse.Namespace) -> int:
     return 0
 
 
-def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: str) -> None:
+def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: "Split") -> None:
     """Converts one source, and prints what to write into a recipe."""
+    from navil_jax.data.convert import convert
+    from navil_jax.data.sources import open_source
+
     origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt}".strip()
     done = convert(open_source(part, split), out, options.shards, origin)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
     print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
     defaults = {field.name: field.default for field in dataclasses.fields(SourceConfig)}
-    settings = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "data_augment")}
+    settings = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "transforms")}
     extra = "".join(f", {name}={value!r}" for name, value in settings.items() if value != defaults[name])
     print(f'  SourceConfig("{part.name}", kind="array_record", path="{out}"{extra})')
 

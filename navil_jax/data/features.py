@@ -11,11 +11,11 @@ from PIL import Image
 
 from navil_jax.batch import SampleFeatures
 from navil_jax.config import Config
-from navil_jax.data.images import ImagePatches, image_patches, load_image, plan_scales
-from navil_jax.data.prompt import Grids, encode_conversation, image_length
+from navil_jax.data import transforms
+from navil_jax.data.images import ImagePatches, image_patches, load_image
+from navil_jax.data.prompt import ImageTokens, encode_conversation, image_tokens
 from navil_jax.data.sample import BadSample, Sample, Source
 from navil_jax.data.tokenizers import Tokenizer
-from navil_jax.data.transforms import augment
 from navil_jax.errors import UserError
 
 PAUSES = (1.0, 5.0, 20.0)  # seconds before what disk or network refused is tried again
@@ -61,8 +61,8 @@ def sample_features(
     Args:
       source_id: place of the source in config.data.sources.
       sample_id: place of the sample in its source.
-      place: in the endless stream of its source: its images are changed at random as config.images.augment says, at
-        every place otherwise. None: they stay as they are.
+      place: in the endless stream of its source: the source's transforms change it, at random ones in another way at
+        every place. None: it stays as it is.
 
     Returns:
       All features that `batch.SampleFeatures` lists. A sample without images has patches of shape [0, D].
@@ -94,17 +94,22 @@ def fitting_features(
       UserError: as `sample_features`.
       TooLong: fits no row.
     """
-    images = _images(sample, config, None if place is None else (config.data.seed, source_id, sample_id, place))
+    images = _images(sample, config)
+    if place is not None and (names := config.data.sources[source_id].transforms):
+        decoded = dataclasses.replace(sample, images=tuple(images))
+        sample = transforms.apply(names, decoded, (config.data.seed, source_id, sample_id, place))
+        images = _images(sample, config)
     sizes = [(image.height, image.width) for image in images]
-    grids = _grids(sizes, config)
-    features = _tokens(sample, config, tokenizer, grids)
-    excess = _excess(_lengths(features, grids), budgets)
-    shrunk = bool(excess and images and config.data.oversize == "resize")
-    if shrunk:
+    costs = _costs(sizes, config)
+    features = _tokens(sample, config, tokenizer, costs)
+    excess = _excess(_lengths(features, costs), budgets)
+    shrunk = False
+    if excess and budgets is not None and images and config.data.oversize == "resize":
+        shrunk = True
         config = smaller_images(sizes, config, len(features["text_tokens"]), budgets)
-        grids = _grids(sizes, config)
-        features = _tokens(sample, config, tokenizer, grids)
-        excess = _excess(_lengths(features, grids), budgets)
+        costs = _costs(sizes, config)
+        features = _tokens(sample, config, tokenizer, costs)
+        excess = _excess(_lengths(features, costs), budgets)
     if excess:
         raise TooLong(excess)
     length = len(features["text_tokens"])
@@ -112,51 +117,42 @@ def fitting_features(
         "text_source_ids": np.full(length, source_id, np.int32),
         "text_sample_ids": np.full(length, sample_id, np.int32),
     }
-    cut = [image_patches(image, config.images, config.model.vision) for image in images]
+    cut = [image_patches(image, config.images, config.model.encoder) for image in images]
     return {**features, **numbers, **patch_features(cut, config)}, shrunk
 
 
-def _images(sample: Sample, config: Config, seeds: tuple[int, ...] | None) -> list[Image.Image]:
-    """The decoded images; changed at random where there are seeds."""
+def _images(sample: Sample, config: Config) -> list[Image.Image]:
+    """The decoded images, in RGB."""
     if sample.images and config.model.vision is None:
         raise UserError(f"{sample.key}: has images, but config.model.vision is None")
-    images = []
-    for number, source in enumerate(sample.images):
-        image = load_image(source, f"{sample.key}, image {number + 1}" if isinstance(source, bytes) else "")
-        if seeds is not None:
-            image = augment(image, config.images.augment, (*seeds, number))
-        images.append(image)
-    return images
+    return [
+        load_image(source, f"{sample.key}, image {number}" if isinstance(source, bytes) else "")
+        for number, source in enumerate(sample.images, start=1)
+    ]
 
 
-def _grids(sizes: Sequence[tuple[int, int]], config: Config) -> list[Grids]:
-    """Of images of these (height, width), the (rows, columns) in patches of each scale."""
-    plans = [plan_scales(height, width, config.images, config.model.vision) for height, width in sizes]
-    return [[(scale.rows, scale.cols) for scale in plan] for plan in plans]
+def _costs(sizes: Sequence[tuple[int, int]], config: Config) -> list[ImageTokens]:
+    """Of images of these (height, width)."""
+    return [image_tokens(width, height, config) for height, width in sizes]
 
 
-def _merge_size(config: Config) -> int:
-    return config.model.vision.merge_size if config.model.vision else 2
-
-
-def _tokens(sample: Sample, config: Config, tokenizer: Tokenizer, grids: Sequence[Grids]) -> SampleFeatures:
+def _tokens(sample: Sample, config: Config, tokenizer: Tokenizer, costs: Sequence[ImageTokens]) -> SampleFeatures:
     return encode_conversation(
         tokenizer,
         config.data.template,
         config.data.system_message if sample.system is None else sample.system,
         sample.turns,
-        grids,
+        [cost.grids for cost in costs],
         config.data.loss_weight,
-        _merge_size(config),
+        config.model.vision.merge_size if config.model.vision else 2,
     )
 
 
-def _lengths(features: SampleFeatures, grids: Sequence[Grids]) -> dict[str, int]:
-    patches = sum(rows * cols for image in grids for rows, cols in image)
+def _lengths(features: SampleFeatures, costs: Sequence[ImageTokens]) -> dict[str, int]:
     return {
         "visual_tokens": len(features["visual_tokens"]),
         "text_tokens": len(features["text_tokens"]),
-        "patches": patches,
+        "patches": sum(cost.patches for cost in costs),
     }
 
 
@@ -177,17 +173,18 @@ def smaller_images(
       sizes: (height, width) of the images.
       text_tokens: of the sample with its images as they are in `config`.
     """
-    merge = _merge_size(config)
-    words = text_tokens - sum(image_length(grid, merge)[1] for grid in _grids(sizes, config))
+    words = text_tokens - sum(cost.text_tokens for cost in _costs(sizes, config))
 
     def with_limit(patches: int) -> Config:
         return dataclasses.replace(config, images=dataclasses.replace(config.images, max_patches=patches))
 
     def fits(patches: int) -> bool:
-        grids = _grids(sizes, with_limit(patches))
-        visual, text = (sum(part) for part in zip(*(image_length(grid, merge) for grid in grids), strict=True))
-        all_patches = sum(rows * cols for grid in grids for rows, cols in grid)
-        lengths = {"visual_tokens": visual, "text_tokens": words + text, "patches": all_patches}
+        costs = _costs(sizes, with_limit(patches))
+        lengths = {
+            "visual_tokens": sum(cost.visual_tokens for cost in costs),
+            "text_tokens": sum(cost.text_tokens for cost in costs) + words,
+            "patches": sum(cost.patches for cost in costs),
+        }
         return not _excess(lengths, budgets)
 
     least, most = config.images.min_patches, config.images.max_patches
@@ -228,7 +225,7 @@ class FeatureSource:
     config: Config
     tokenizer: Tokenizer
     budgets: Mapping[str, int]  # feature -> most that fits in a row
-    training: bool = False  # whether images of a source with data_augment are changed at random
+    training: bool = False  # whether the source's transforms change its samples
 
     def __len__(self) -> int:
         return len(self.source)
@@ -243,9 +240,9 @@ class FeatureSource:
         try:
             sample = self._read(index)
             key = sample.key
-            augmented = self.training and self.config.data.sources[self.source_id].data_augment
+            changed_at = place if self.training else None
             features, shrunk = fitting_features(
-                sample, self.config, self.tokenizer, self.budgets, self.source_id, index, place if augmented else None
+                sample, self.config, self.tokenizer, self.budgets, self.source_id, index, changed_at
             )
         except BadSample as error:
             return skipped(error.key, error.reason)

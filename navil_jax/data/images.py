@@ -98,7 +98,8 @@ def plan_scales(height: int, width: int, images: ImageConfig, vision: VisionConf
     """
     area = vision.patch_size**2
     unit = vision.patch_size * vision.merge_size
-    min_pixels, max_pixels = images.min_patches * area, images.max_patches * area
+    min_pixels: int = images.min_patches * area
+    max_pixels: int | np.float32 = images.max_patches * area
     scales: list[Scale] = []
     while True:
         new_height, new_width = smart_resize(height, width, 1, min_pixels, max_pixels)

@@ -176,7 +176,7 @@ class PackedRowsIterator(grain.DatasetIterator[list[SampleFeatures]]):
     def _fill(self) -> np.ndarray:
         """Reads until enough samples wait; gives their sizes. [n, 3] int64"""
         sizes = [sizes_of(features) for features in self._waiting.values()]
-        total = np.sum(sizes, axis=0, dtype=np.int64) if sizes else np.zeros(3, np.int64)
+        total = np.array(sizes, np.int64).reshape(-1, 3).sum(axis=0)
         while len(sizes) < MAX_WAITING and np.all(total < self._enough):
             place = self._parent.get_state()["next_index"]
             try:
@@ -187,7 +187,7 @@ class PackedRowsIterator(grain.DatasetIterator[list[SampleFeatures]]):
             if isinstance(sample, Usable):
                 self._waiting[place] = sample.features
                 sizes.append(sizes_of(sample.features))
-                total = total + sizes[-1]
+                total = total + np.array(sizes[-1])
         return np.array(sizes, np.int64).reshape(-1, 3)
 
     def _read_again(self) -> None:

@@ -53,7 +53,7 @@ def _largest_scale(config: Config) -> int:
     """The most patches that one scale of an image of any source can have."""
     limits = [source.max_patches or config.images.max_patches for source in config.data.sources]
     images = dataclasses.replace(config.images, max_patches=max(limits, default=config.images.max_patches))
-    return min(config.data.patch_slots, largest_scale(images, config.model.vision))
+    return min(config.data.patch_slots, largest_scale(images, config.model.encoder))
 
 
 def make_dataset(

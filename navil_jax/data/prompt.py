@@ -9,6 +9,7 @@ In all that the template writes, every added token of the tokenizer is parsed, s
 is plain text to a tokenizer without it). System message, questions and answers are plain text.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from navil_jax.batch import SampleFeatures
-from navil_jax.config import DEFAULT_SYSTEM_MESSAGE
+from navil_jax.config import DEFAULT_SYSTEM_MESSAGE, Config
+from navil_jax.data.images import Scale, plan_scales
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.tokenizers.base import Token
 from navil_jax.errors import UserError
@@ -74,14 +76,46 @@ def image_text(grids: Grids, merge_size: int = 2) -> str:
     return f"<img>{''.join(scales)}</img>"
 
 
-def image_length(grids: Grids, merge_size: int = 2) -> tuple[int, int]:
-    """Visual tokens and text tokens of `image_text`.
+@dataclasses.dataclass(frozen=True)
+class ImageTokens:
+    """What one image costs."""
 
-    Example: ((2, 4),) -> (3, 3), as <img> and <IMG_CONTEXT> are visual
+    width: int
+    height: int
+    scales: tuple[Scale, ...]  # smallest first
+    visual_tokens: int  # <img> and one <IMG_CONTEXT> per merged unit
+    text_tokens: int  # line breaks, frame breaks and </img>
+    patches: int
+    padding: float  # share of the patches' pixels that lie outside the image
+
+    @property
+    def grids(self) -> Grids:
+        return [(scale.rows, scale.cols) for scale in self.scales]
+
+
+def image_tokens(width: int, height: int, config: Config) -> ImageTokens:
+    """Counts what an image of width x height pixels costs: the tokens of `image_text`, and its patches.
+
+    Raises:
+      UserError: one side is over 200 times the other, or the config has no vision encoder.
+
+    Example, with the defaults: 640 x 480 -> scales of 16 x 22, 22 x 30 and 30 x 40 patches, 554 + 38 tokens
     """
-    context = sum((rows // merge_size) * (cols // merge_size) for rows, cols in grids)
-    breaks = sum(rows // merge_size + 1 for rows, _ in grids)
-    return context + 1, breaks + 1
+    vision = config.model.vision
+    if vision is None:
+        raise UserError("config.model.vision is none: this model takes no images")
+    scales = tuple(plan_scales(height, width, config.images, vision))
+    patches = sum(scale.rows * scale.cols for scale in scales)
+    inside = sum(scale.height * scale.width for scale in scales)
+    return ImageTokens(
+        width=width,
+        height=height,
+        scales=scales,
+        visual_tokens=1 + patches // vision.unit_patches,
+        text_tokens=1 + sum(scale.rows // vision.merge_size + 1 for scale in scales),
+        patches=patches,
+        padding=1 - inside / (patches * vision.patch_size**2),
+    )
 
 
 def with_placeholders(questions: Sequence[str], images: int) -> list[str]:

@@ -14,6 +14,7 @@ from navil_jax.config import Config, ImageConfig, SourceConfig
 from navil_jax.data import formats
 from navil_jax.data.formats.meta import meta_sources
 from navil_jax.data.sample import SPLITS, Source, Split
+from navil_jax.data.transforms import find_transform
 from navil_jax.errors import UserError
 
 
@@ -51,12 +52,14 @@ def open_source(entry: SourceConfig | str, split: Split) -> Source:
     """The source of an entry of config.data.sources, or of a name of `SOURCES`; split "test" for held-out samples.
 
     Raises:
-      UserError: the name, the kind or the split is unknown, there are no such files, or the package that holds or
-        reads the data is not installed.
+      UserError: the name, the kind, a transform or the split is unknown, there are no such files, or the package that
+        holds or reads the data is not installed.
     """
     entry = SourceConfig(entry) if isinstance(entry, str) else entry
     if split not in SPLITS:
         raise UserError(f"source {entry.name}: no split named {split!r}; use one of {list(SPLITS)}")
+    for name in entry.transforms:
+        find_transform(name)
     if entry.kind:
         return _open_files(entry, split)
     if entry.name not in SOURCES:
@@ -80,7 +83,9 @@ def _open_files(entry: SourceConfig, split: Split) -> Source:
     path = entry.path if split == "train" else entry.held_out
     if entry.kind == formats.META:
         parts = expand_meta(dataclasses.replace(entry, path=path))
-        return formats.Concatenated.of(open_source(part, "train") for part in parts)
+        return formats.Concatenated.of(
+            formats.open_format(part.kind, part.path, part.root, part.prompt) for part in parts
+        )
     return formats.open_format(entry.kind, path, entry.root, entry.prompt)
 
 

@@ -1,45 +1,104 @@
-"""Random changes of training images, for sources with `data_augment` (the switch of InternVL's meta files).
+"""Transforms: what changes training samples before they become tokens and patches, by the names in a source's config.
 
-What is drawn follows from the seeds alone. In training they hold the sample's place in the endless stream of its
-source, so every epoch (and every pass of a source that is repeated within one) draws anew, and what is drawn is the
-same after a restart and for any number of threads, worker processes and hosts.
+A transform is a function `(sample, seeds) -> sample`. To add one, put it into `TRANSFORMS`, or name your own function
+in `config.data.sources.N.transforms` as "package.module:function" (docs/data.md has an example).
+
+What is drawn follows from the seeds alone. They hold the sample's place in the endless stream of its source, so every
+epoch (and every pass of a source that is repeated within one) draws anew, and what is drawn is the same after a restart
+and for any number of threads, worker processes and hosts.
 """
 
+import dataclasses
+import difflib
+import functools
+import importlib
 import io
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from navil_jax.data.pillow_resampling import resize_image
+from navil_jax.data.sample import Sample
+from navil_jax.errors import UserError
+
+Seeds = tuple[int, ...]  # data.seed, source, sample, place in the source's endless stream
+Transform = Callable[[Sample, Seeds], Sample]  # the images of the sample are decoded, in RGB
 
 QUALITIES = (75, 100)  # of JPEG, both ends included (InternVL)
 SHARES = (0.5, 1.0)  # of both sides
 SMALLEST_SIDE = 32  # pixels; images with a shorter side keep their size, for rounding would bend them
 
 
-def augment(
-    image: Image.Image, kind: Literal["jpeg", "resolution", "jpeg_and_resolution"], seeds: Sequence[int]
-) -> Image.Image:
-    """A changed copy of an RGB image.
+def jpeg(sample: Sample, seeds: Seeds) -> Sample:
+    """What a JPEG of random quality keeps of each image."""
 
-    Args:
-      kind: "jpeg": what a JPEG of random quality keeps of it. "resolution": shrunk to a random share of its sides, the
-        ratio of which stays. Together: first shrunk.
-      seeds: whole numbers from 0 that name the image, such as (data.seed, source, sample, place in the source's
-        endless stream, image).
-
-    Example: augment(image of 640 x 480, "resolution", (0, 0, 7, 31, 0)) -> one of 512 x 384
-    """
-    random = np.random.default_rng(list(seeds))
-    share, quality = random.uniform(*SHARES), int(random.integers(*QUALITIES, endpoint=True))
-    if "resolution" in kind and min(image.size) >= SMALLEST_SIDE:
-        width, height = image.size
-        image = resize_image(image, round(width * share), round(height * share))
-    if "jpeg" in kind:
+    def change(image: Image.Image, seeds: Seeds) -> Image.Image:
+        _, quality = _draw(seeds)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality)
-        image = Image.open(buffer)
-        image.load()
-    return image
+        changed = Image.open(buffer)
+        changed.load()
+        return changed
+
+    return _with_images(sample, change, seeds)
+
+
+def resolution(sample: Sample, seeds: Seeds) -> Sample:
+    """Each image shrunk to a random share of its sides, the ratio of which stays.
+
+    Example: an image of 640 x 480 -> one of 512 x 384
+    """
+
+    def change(image: Image.Image, seeds: Seeds) -> Image.Image:
+        share, _ = _draw(seeds)
+        if min(image.size) < SMALLEST_SIDE:
+            return image
+        return resize_image(image, round(image.width * share), round(image.height * share))
+
+    return _with_images(sample, change, seeds)
+
+
+def _draw(seeds: Seeds) -> tuple[float, int]:
+    """Share of the sides and quality for one image, drawn together so that neither depends on the other transform."""
+    random = np.random.default_rng(list(seeds))
+    return random.uniform(*SHARES), int(random.integers(*QUALITIES, endpoint=True))
+
+
+def _with_images(sample: Sample, change: Callable[[Image.Image, Seeds], Image.Image], seeds: Seeds) -> Sample:
+    decoded = cast(tuple[Image.Image, ...], sample.images)
+    changed = tuple(change(image, (*seeds, number)) for number, image in enumerate(decoded))
+    return dataclasses.replace(sample, images=changed)
+
+
+TRANSFORMS: dict[str, Transform] = {"jpeg": jpeg, "resolution": resolution}
+
+
+@functools.cache
+def find_transform(name: str) -> Transform:
+    """The transform of a name of `TRANSFORMS`, or of "package.module:function".
+
+    Raises:
+      UserError: there is no such transform.
+    """
+    if name in TRANSFORMS:
+        return TRANSFORMS[name]
+    module, colon, function = name.partition(":")
+    if not (module and colon):
+        nearest = difflib.get_close_matches(name, TRANSFORMS, n=1, cutoff=0)[0]
+        raise UserError(
+            f"config.data.sources: no transform named {name!r}; nearest is {nearest!r}, all are "
+            f"{sorted(TRANSFORMS)}; one of your own is written as package.module:function"
+        )
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f"config.data.sources: transform {name}: {error}") from error
+
+
+def apply(names: Iterable[str], sample: Sample, seeds: Seeds) -> Sample:
+    """The sample after all transforms of these names, one after the other."""
+    for name in names:
+        sample = find_transform(name)(sample, seeds)
+    return sample

@@ -4,18 +4,11 @@ Which process makes which sample follows no rule and changes nothing: samples ar
 used in the order of the asking.
 """
 
-import concurrent.futures
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from navil_jax.data.features import FeatureSource, Skipped, Usable
-
-_sources: Sequence[FeatureSource] = ()  # in a worker: those of its pool
+from navil_jax.data.pool import shared_object, start_pool
 
 
 class Workers:
@@ -27,9 +20,7 @@ class Workers:
     """
 
     def __init__(self, sources: Sequence[FeatureSource], processes: int) -> None:
-        context = multiprocessing.get_context("forkserver")  # a fork of a process that runs JAX can hang
-        context.set_forkserver_preload(_shared_modules())
-        self._pool = concurrent.futures.ProcessPoolExecutor(processes, context, _start, (tuple(sources),))
+        self._pool = start_pool(processes, tuple(sources), __name__)
         self._names = [source.name for source in sources]
         self._reading: set[tuple[int, int]] = set()
         self._lost: set[tuple[int, int]] = set()  # that were being read when a process died
@@ -53,24 +44,6 @@ class Workers:
             self._reading.discard((number, index))
 
 
-def _shared_modules() -> list[str]:
-    """What all workers need, imported once: also what the main module imports, as each of them runs that again."""
-    main = getattr(sys.modules["__main__"], "__spec__", None)
-    own = [main.name] if main is not None and main.name.startswith("navil_jax.") else []
-    return [*own, __name__]
-
-
-def _start(sources: Sequence[FeatureSource]) -> None:
-    global _sources
-    _sources = sources
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the trainer decides when to end
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def _read(number: int, index: int, place: int) -> Usable | Skipped:
-    return _sources[number].read(index, place)
+    sources: Sequence[FeatureSource] = shared_object()
+    return sources[number].read(index, place)

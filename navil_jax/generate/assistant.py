@@ -74,7 +74,8 @@ class Assistant:
     ) -> Iterator[str]:
         """Pieces of the answer as they become final; arguments and errors as in `prompt` and `Engine.stream`."""
         prompt = self.prompt(history, question, images)
-        tokens = (row[0] for row in self.engine.stream([prompt], choose, max_new_tokens, self.stop_id))
+        rows = self.engine.stream([prompt], choose, max_new_tokens, self.stop_id)
+        tokens = (token for (token,) in rows if token is not None)
         return stream_text(self.tokenizer, tokens)
 
 

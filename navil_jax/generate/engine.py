@@ -8,8 +8,8 @@ unit fills one of them.
 import collections
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 from navil_jax.model.attention import QUERY_CHUNK
 from navil_jax.model.params import Params
-from navil_jax.sharding import constrain, make_mesh, mesh_axes, named
+from navil_jax.sharding import axis_size, constrain, make_mesh, named
 
 MAX_TOKENS = 32768  # prompt and answer together, of one row
 VISUAL_FLOOR, TEXT_FLOOR, CACHE_FLOOR = 256, 512, 512  # smallest buckets, in tokens
@@ -153,11 +153,10 @@ class Engine:
     def lower(self, spec: BatchSpec, max_new_tokens: int) -> dict[str, jax.stages.Lowered]:
         """The programs "prefill" and "decode" for prompts of these shapes, to be compiled without data."""
 
-        def array(shape: tuple[int, ...], dtype: jnp.dtype, *axes: str) -> jax.ShapeDtypeStruct:
+        def array(shape: tuple[int, ...], dtype: jnp.dtype, *axes: str) -> Any:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=named(self.mesh, *axes))
 
-        shapes, shardings = model_params.shapes(self.config), model_params.shardings(self.config, self.mesh)
-        params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        params = model_params.abstract_on(self.config, self.mesh)
         decoder, rows = self.config.decoder, spec.rows
         places = bucket(spec.row_slots + max_new_tokens, CACHE_FLOOR)
         kept = (decoder.depth, rows, places, decoder.num_kv_heads, decoder.head_dim)
@@ -178,7 +177,7 @@ class Engine:
         if vision is None and longest("visual_tokens"):
             raise UserError("the model has no vision part; ask without images")
         visual_slots = bucket(longest("visual_tokens"), VISUAL_FLOOR) if vision else 0
-        batch_devices = math.prod(self.mesh.shape[axis] for axis in mesh_axes("batch"))
+        batch_devices = axis_size(self.mesh, "batch")
         spec = BatchSpec(
             rows=-(-len(prompts) // batch_devices) * batch_devices,
             visual_slots=visual_slots,

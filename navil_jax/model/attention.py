@@ -135,6 +135,7 @@ def _splash(
         )
         ids = segment_ids.reshape(-1)
         out = kernel(joined(q), joined(k), joined(v), segment_ids=splash.SegmentIds(ids, ids))
+        assert isinstance(out, jax.Array)  # alone: no residuals were asked for
         return out.swapaxes(0, 1).reshape(shape)
 
     scaled = q * q.shape[-1] ** -0.5
@@ -207,7 +208,7 @@ def _mask_info(block: jax.Array, compute: jax.Array, places: jax.Array | None) -
         mask_next=None,
         block_mask=compute,
         partial_mask_blocks=None,
-        q_sequence=places,
+        q_sequence=places,  # type: ignore[arg-type]  # may be traced, as the other fields
         is_dynamic_mask=True,
     )
 

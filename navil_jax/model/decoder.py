@@ -39,7 +39,7 @@ class QKV(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         decoder = config.decoder
-        linear = functools.partial(layers.linear, config=config, rngs=rngs, use_bias=decoder.attention_bias)
+        linear = functools.partial(layers.linear, config=config, rngs=rngs, use_bias=decoder.qkv_bias)
         width, kv_heads = (decoder.width,), (decoder.num_kv_heads, decoder.head_dim)
         self.q = linear(width, (decoder.num_heads, decoder.head_dim), ("embed", "heads", "head_dim"))
         self.k = linear(width, kv_heads, ("embed", "kv_heads", "head_dim"))
@@ -51,7 +51,7 @@ class QKV(nnx.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, N, H] -> queries [B, N, heads, D], keys and values [B, N, kv_heads, D]."""
         q, k, v = self.q(x), self.k(x), self.v(x)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
@@ -65,14 +65,14 @@ class Output(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         decoder = config.decoder
-        linear = functools.partial(layers.linear, config=config, rngs=rngs, use_bias=decoder.attention_bias)
+        linear = functools.partial(layers.linear, config=config, rngs=rngs, use_bias=decoder.out_bias)
         heads, width = (decoder.num_heads, decoder.head_dim), (decoder.width,)
         self.text = linear(heads, width, ("heads", "head_dim", "embed"))
         self.serial = decoder.serial_visual_output
         if not decoder.attention_experts:
             self.visual = None
         elif self.serial:
-            identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)  # noqa: E731
+            identity = lambda key, shape, dtype: jnp.eye(shape[0], shape[1], dtype=dtype)  # noqa: E731
             self.visual = linear(width, width, ("mlp", "embed"), kernel_init=identity)
         else:
             self.visual = linear(heads, width, ("heads", "head_dim", "embed"))
@@ -122,8 +122,8 @@ class DecoderLayer(nnx.Module):
         q, k, v = (to_reading_order(tuple(map(whole_rows, part)), layout) for part in qkv)
         q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
         attended = attention(q, k, v, layout.segment_ids, causal=True, backend=self.backend)
-        attended = map(whole_rows, to_slot_order(attended, len(parts), layout))
-        out = self.out(tuple(constrain(part, "batch", "slots", "heads", "head_dim") for part in attended))
+        heads = map(whole_rows, to_slot_order(attended, len(parts), layout))
+        out = self.out(tuple(constrain(part, "batch", "slots", "heads", "head_dim") for part in heads))
         parts = tuple(map(jnp.add, parts, out))
         parts = tuple(map(jnp.add, parts, self.ffn(tuple(map(self.ffn_norm, parts)))))
         parts = tuple(constrain(part, "batch", "slots", "features") for part in parts)
@@ -236,7 +236,7 @@ class Decoder(nnx.Module):
             return parts, keep(join_slots(parts), outputs)
 
         two = layout.visual_slots and (self.config.attention_experts or self.config.ffn_experts)
-        parts = split_slots(x, layout.visual_slots) if two else (x,)
+        parts: Parts = split_slots(x, layout.visual_slots) if two else (x,)
         parts, kept = layers.scan_layers(self.layers, body, parts, None, self.remat)
         return join_slots(parts), kept
 

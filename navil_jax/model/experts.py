@@ -62,7 +62,8 @@ def split_slots(x: jax.Array, visual_slots: int) -> tuple[jax.Array, jax.Array]:
         return x[:, :visual_slots], x[:, visual_slots:]
     rows = x.reshape(x.shape[0], parts, -1, *x.shape[2:])
     cut = visual_slots // parts
-    return tuple(_split(part.reshape(x.shape[0], -1, *x.shape[2:])) for part in (rows[:, :, :cut], rows[:, :, cut:]))
+    visual, text = (part.reshape(x.shape[0], -1, *x.shape[2:]) for part in (rows[:, :, :cut], rows[:, :, cut:]))
+    return _split(visual), _split(text)
 
 
 def join_slots(parts: Parts) -> jax.Array:

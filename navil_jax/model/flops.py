@@ -82,7 +82,7 @@ def count_batch(batch: Batch, config: ModelConfig) -> Counts:
     patch_pairs = float(np.square(_sizes(blocks)).sum())
     window_pairs = patch_pairs
     if _windowed_layers(config):
-        window_pairs = float(np.square(_sizes(_windows(batch, config.vision.window_size))).sum())
+        window_pairs = float(np.square(_sizes(_windows(batch, config.encoder.window_size))).sum())
     return Counts(
         patches=float((blocks > 0).sum()),
         patch_pairs=patch_pairs,
@@ -167,7 +167,7 @@ class _Tally:
         self._sums[part][1] += 2 * flops * below
 
     def _vision(self) -> bool:
-        vision, counts, any_trained = self._config.vision, self._counts, self._trained.any
+        vision, counts, any_trained = self._config.encoder, self._counts, self._trained.any
         windowed, width, patches = _windowed_layers(self._config), vision.width, counts.patches
         linear = "vision linear"
         below = self._product(linear, "vision/patch_embed", patches, vision.patch_dim, width, False)

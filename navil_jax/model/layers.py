@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,15 @@ def linear(
 
     With `config.lora_rank`, all but the vocabulary head have an update of that rank.
     """
-    make = Linear
+    make: Callable[..., nnx.LinearGeneral] = Linear
     if config.lora_rank and "vocab" not in names:
-        a_metadata, b_metadata = axes(*names[: len(inputs)], None), axes(None, *names[len(inputs) :])
-        make = functools.partial(LoraLinear, rank=config.lora_rank, scale=config.lora_scale)
-        make = functools.partial(make, a_metadata=a_metadata, b_metadata=b_metadata)
+        make = functools.partial(
+            LoraLinear,
+            rank=config.lora_rank,
+            scale=config.lora_scale,
+            a_metadata=axes(*names[: len(inputs)], None),
+            b_metadata=axes(None, *names[len(inputs) :]),
+        )
     return make(
         inputs,
         outputs,
@@ -53,7 +57,7 @@ def linear(
     )
 
 
-def _statistics_dtype(arrays: tuple[jax.Array | None, ...], dtype: jnp.dtype) -> tuple[jax.Array | None, ...]:
+def _statistics_dtype(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
     """Activations in the compute dtype; scale and bias as they are, so that their gradients are float32 sums."""
     return (arrays[0].astype(dtype), *arrays[1:])
 
@@ -150,19 +154,22 @@ _REMAT_POLICIES = {
 }
 
 
+Carry = TypeVar("Carry")
+
+
 def scan_layers(
     layers: nnx.Module,
-    body: Callable[[nnx.Module, jax.Array, Any], tuple[jax.Array, Any]],
-    x: jax.Array,
+    body: Callable[[Any, Carry, Any], tuple[Carry, Any]],
+    x: Carry,
     inputs: Any = None,
     remat: str = "none",
-) -> tuple[jax.Array, Any]:
+) -> tuple[Carry, Any]:
     """Runs a stack of layers one after the other, compiled once.
 
     Args:
       layers: a module made by `stack`.
       body: (layer, x, input of this layer) -> (x, output of this layer).
-      x: what goes from layer to layer.
+      x: what goes from layer to layer, an array or a pytree of some.
       inputs: pytree whose leaves have a leading axis of length depth, or None.
       remat: config.ModelConfig.remat.
 
@@ -171,7 +178,7 @@ def scan_layers(
     """
     graph, state = nnx.split(layers)
 
-    def step(x: jax.Array, layer_inputs: tuple[nnx.State, Any]) -> tuple[jax.Array, Any]:
+    def step(x: Carry, layer_inputs: tuple[nnx.State, Any]) -> tuple[Carry, Any]:
         layer_state, layer_input = layer_inputs
         x = jax.tree.map(lambda part: checkpoint_name(part, "layer_input"), x)
         return body(nnx.merge(graph, layer_state), x, layer_input)

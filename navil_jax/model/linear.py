@@ -10,7 +10,7 @@ from flax import nnx
 class Linear(nnx.LinearGeneral):
     """x kernel + bias over the last axes of x; see `product` for what is rounded where."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # no out_sharding
         """[..., *inputs] -> [..., *outputs] in the layer's dtype."""
         y = product(x.astype(self.dtype), self.kernel[...], len(self.in_features))
         if self.bias is None:

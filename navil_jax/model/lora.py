@@ -36,7 +36,7 @@ class LoraLinear(Linear):
         self.lora_a = nnx.Param(start(rngs.params(), (*inputs, rank), jnp.float32), **a_metadata)
         self.lora_b = nnx.Param(jnp.zeros((rank, *outputs), jnp.float32), **b_metadata)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # as Linear
         """[..., *inputs] -> [..., *outputs]."""
         y = super().__call__(x)
         low = product(x.astype(y.dtype), self.lora_a[...], self.inputs)

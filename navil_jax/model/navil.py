@@ -36,7 +36,7 @@ class NaViL(nnx.Module):
     def embed(self, batch: Batch) -> jax.Array:
         """Token embeddings with the image features on their `<IMG_CONTEXT>` slots. [B, L, H]"""
         x = self.decoder.embed_prompt(batch.tokens)
-        if self.vision is not None:
+        if self.vision is not None and self.connector is not None:
             features = self.vision(batch.patches, batch.patch_coords, batch.patch_blocks, batch.block_patches)
             features = gathered(self.connector, self.config)(features)
             place = jax.vmap(lambda x, slots, new: x.at[slots].set(new, mode="drop"))

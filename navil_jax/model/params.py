@@ -2,16 +2,19 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import nnx, traverse_util
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 
 from navil_jax import sharding
 from navil_jax.config import ModelConfig
 from navil_jax.errors import UserError
 from navil_jax.model.navil import NaViL
+from navil_jax.sharding import AnyMesh
 
 Params = dict[str, Any]  # nested dict of arrays; the name of a parameter is its path joined by "/"
 
@@ -30,7 +33,7 @@ def shapes(config: ModelConfig) -> Params:
     return nnx.to_pure_dict(abstract(config)[1])
 
 
-def shardings(config: ModelConfig, mesh: Mesh) -> Params:
+def shardings(config: ModelConfig, mesh: AnyMesh) -> Params:
     """How every parameter lies on the mesh, by its logical axes.
 
     Raises:
@@ -44,7 +47,18 @@ def shardings(config: ModelConfig, mesh: Mesh) -> Params:
     return jax.tree.map(lambda spec: NamedSharding(mesh, sharding.partition_spec(tuple(spec))), logical)
 
 
-def _check_divides(name: str, shape: tuple[int, ...], logical: tuple[str | None, ...], mesh: Mesh) -> None:
+def abstract_on(config: ModelConfig, mesh: Mesh, dtypes: Mapping[str, DTypeLike] | None = None) -> Params:
+    """Every parameter as a ShapeDtypeStruct with its sharding, in its own dtype or that of `dtypes`, by name."""
+    placed, changed = flatten(shardings(config, mesh)), dtypes or {}
+    return unflatten(
+        {
+            name: jax.ShapeDtypeStruct(leaf.shape, changed.get(name, leaf.dtype), sharding=placed[name])
+            for name, leaf in flatten(shapes(config)).items()
+        }
+    )
+
+
+def _check_divides(name: str, shape: tuple[int, ...], logical: tuple[str | None, ...], mesh: AnyMesh) -> None:
     for size, axis in zip(shape, logical, strict=False):
         split = [mesh_axis for mesh_axis in (sharding.mesh_axes(axis) if axis else ()) if mesh.shape[mesh_axis] > 1]
         parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in split)

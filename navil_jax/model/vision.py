@@ -26,9 +26,9 @@ class VisionLayer(nnx.Module):
     """x += ls1 * attention(norm1(x)); x += ls2 * mlp(norm2(x))."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        vision = config.vision
-        norm = layers.rms_norm if vision.norm == "rms_norm" else layers.layer_norm
-        norm = functools.partial(norm, vision.width, vision.norm_eps, config, rngs)
+        vision = config.encoder
+        make_norm = layers.rms_norm if vision.norm == "rms_norm" else layers.layer_norm
+        norm = functools.partial(make_norm, vision.width, vision.norm_eps, config, rngs)
         linear = functools.partial(layers.linear, config=config, rngs=rngs, use_bias=True)
         heads = (vision.num_heads, vision.head_dim)
         self.norm1, self.norm2 = norm(), norm()
@@ -64,7 +64,7 @@ class VisionEncoder(nnx.Module):
     """Patches of any number of images and scales -> one feature per merged unit."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        vision = config.vision
+        vision = config.encoder
         self.config, self.model_config = vision, config
         self.compute_dtype, self.remat = jnp.dtype(config.compute_dtype), config.remat
         self.patch_embed = layers.linear(
@@ -150,7 +150,7 @@ class Connector(nnx.Module):
     """LayerNorm, linear, GELU, linear: features of merged units -> decoder width (paper section 3.2)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        width, out = config.vision.unit_patches * config.vision.width, config.decoder.width
+        width, out = config.encoder.unit_patches * config.encoder.width, config.decoder.width
         self.norm = layers.layer_norm(width, 1e-5, config, rngs)
         self.fc1 = layers.linear((width,), (out,), ("mlp", "embed"), config, rngs, use_bias=True)
         self.fc2 = layers.linear((out,), (out,), ("mlp", "embed"), config, rngs, use_bias=True)

@@ -6,16 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import jax
+from typing import TYPE_CHECKING, Any
 
 from navil_jax.config import Config, MeshConfig, validate
 from navil_jax.config.flags import parse
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.plan import report, shardings
-from navil_jax.plan.planner import Plan, as_json, make_plan, plan_inference
-from navil_jax.plan.statistics import MIXTURES, simulate
+from navil_jax.plan.mixtures import MIXTURES
 from navil_jax.plan.topology import Slice, parse_topology
+
+if TYPE_CHECKING:
+    from navil_jax.plan.planner import Plan
 
 ABOUT = """Compiles the training step for a TPU slice and says what it needs. No TPU and no network is needed; the TPU
 compiler is (pip install libtpu).
@@ -39,13 +39,23 @@ How to read it: docs/tpu.md. Exit status: 0 all fit, 1 something does not fit, 2
 
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    jax.config.update("jax_platforms", "cpu")  # shapes are all that is computed here; a device stays free
-    config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, _add_options)
+    config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, _add_options, command="plan")
     names = [name for name in (options.sweep or options.topology or "").split(",") if name]
     if not names:
         raise UserError("--topology: which slice? For example v5p-128, v5e-256, v6e-64 or 2xv5e-256")
     places = [parse_topology(name, options.slices) for name in names]
     meshes = [parse_mesh(text, config.mesh) for text in options.mesh] or [config.mesh]
+    return _show(config, options, places, meshes)
+
+
+def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], meshes: Sequence[MeshConfig]) -> int:
+    """Prints, draws and writes what was asked for; the exit status."""
+    import jax  # --help needs none of these
+
+    from navil_jax.plan import report, shardings
+    from navil_jax.plan.planner import as_json, plan_inference
+
+    jax.config.update("jax_platforms", "cpu")  # shapes are all that is computed here; a device stays free
     if options.shardings:
         for place in places:
             for mesh in meshes:
@@ -76,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if len(plans) == len(lines) and all(plan.fits for plan in plans) else 1
 
 
-def _plan(config: Config, place: Slice, options: argparse.Namespace) -> Plan:
+def _plan(config: Config, place: Slice, options: argparse.Namespace) -> "Plan":
+    from navil_jax.plan.planner import make_plan
+    from navil_jax.plan.statistics import simulate
+
     validate(config)
     return make_plan(
         config,
@@ -97,12 +110,13 @@ def parse_mesh(text: str, mesh: MeshConfig) -> MeshConfig:
       UserError: no such axis, or not a number.
     """
     axes = [field.name for field in dataclasses.fields(MeshConfig) if field.type is int]
+    sizes: dict[str, Any] = {}
     for part in text.split(","):
         name, _, size = part.partition("=")
         if name not in axes or not size.lstrip("-").isdecimal():
             raise UserError(f"--mesh: {part!r} is no AXIS=SIZE; axes are {', '.join(axes)}")
-        mesh = dataclasses.replace(mesh, **{name: int(size)})
-    return mesh
+        sizes[name] = int(size)
+    return dataclasses.replace(mesh, **sizes)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

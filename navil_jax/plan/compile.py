@@ -31,15 +31,16 @@ from navil_jax.plan.topology import Slice
 LIBTPU = "jax[tpu]>=0.10.2,<0.13"  # what `pip install` must get: the compiler that fits the JAX there
 PACKAGE = Path(__file__).parents[1]
 _SOURCES = (
-    "model",
-    "training",
-    "inference",
-    "planning/hlo.py",
-    "planning/worker.py",
-    "planning/topology.py",
     "batch.py",
+    "config",
+    "generate",
+    "model",
+    "plan/hlo.py",
+    "plan/topology.py",
+    "plan/worker.py",
+    "sharding.py",
+    "train",
 )
-_SOURCES += ("config.py", "sharding.py")
 
 Task = Literal["train", "prefill", "decode"]
 Effort = Literal["full", "fast"]

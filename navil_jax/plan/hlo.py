@@ -100,7 +100,7 @@ class _Module:
         limits = []
         for instruction in self._computations.get(condition, ()):
             if instruction.operation == "constant" and instruction.shape.startswith(("s32[]", "u32[]")):
-                limits.append(int(re.match(r"\((-?\d+)\)", instruction.text)[1]))
+                limits.append(int(_found(r"\((-?\d+)\)", instruction.text)))
             elif "calls=" in instruction.text:
                 limits.append(self._trip_count(_called(instruction.text, "calls")))
         return max(limits, default=1)
@@ -154,7 +154,8 @@ class _Module:
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     """Computation -> its instructions, and the entry's name. An instruction may go over several lines."""
     computations: dict[str, list[_Instruction]] = {}
-    entry, current, lines = "", None, []
+    entry, current = "", None
+    lines: list[str] = []
 
     def finish() -> None:
         if current is not None and lines and (instruction := _instruction("\n".join(lines))):
@@ -200,7 +201,15 @@ def _tuple_end(text: str) -> int:
 
 
 def _called(text: str, key: str) -> str:
-    return re.search(rf"\b{key}=%?([\w.\-]+)", text)[1]
+    return _found(rf"\b{key}=%?([\w.\-]+)", text)
+
+
+def _found(pattern: str, text: str) -> str:
+    """The group of a pattern that the compiler's text must hold."""
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"{pattern} is not in {text!r}")
+    return match[1]
 
 
 def _branches(text: str) -> list[str]:

@@ -43,19 +43,25 @@ class Plan:
         return _groups(self.compiled)
 
     @property
+    def step_seconds(self) -> float:
+        """Modelled; of a plan that fits."""
+        assert self.timing is not None
+        return self.timing.step
+
+    @property
     def mfu(self) -> float:
         """Useful FLOPs against the peak of all devices over the modelled step."""
-        return total(self.useful) / (self.timing.step * self.place.devices * self.place.generation.peak)
+        return total(self.useful) / (self.step_seconds * self.place.devices * self.place.generation.peak)
 
     @property
     def tokens_per_second(self) -> float:
         """Real tokens, visual and text."""
         counts = self.statistics.counts
-        return self.rows * (counts.visual_tokens + counts.text_tokens) / self.timing.step
+        return self.rows * (counts.visual_tokens + counts.text_tokens) / self.step_seconds
 
     @property
     def samples_per_second(self) -> float:
-        return self.rows * self.statistics.samples / self.timing.step
+        return self.rows * self.statistics.samples / self.step_seconds
 
     @property
     def samples(self) -> float:

@@ -2,12 +2,12 @@
 
 A recipe without data has no batch to count. So samples are drawn (only their sizes), their images get the grids that
 `data.images` gives them, samples longer than a row are shrunk as `data.features` does, and rows are chosen as
-`data.packing` chooses them. The distributions are those of `MIXTURES`.
+`data.packing` chooses them. The distributions are those of `mixtures`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,10 @@ import numpy as np
 from navil_jax.config import Config
 from navil_jax.data.features import smaller_images
 from navil_jax.data.grouping import attention_cost
-from navil_jax.data.images import plan_scales
 from navil_jax.data.packing import SlotAdvice, advise_slots, choose_row
-from navil_jax.data.prompt import image_length
+from navil_jax.data.prompt import image_tokens
 from navil_jax.model.flops import Counts
+from navil_jax.plan.mixtures import MIXTURES
 
 ROWS = 64  # packed rows that are simulated
 PROMPT = 25  # text tokens of a sample around its question and answer
@@ -53,36 +53,6 @@ class BatchStatistics:
     costs: tuple[int, ...]  # of each simulated row: its attention (data.grouping)
     balance_window: int  # config.data
     origin: str  # where the figures come from, for the report
-
-
-Mixture = Callable[[np.random.Generator], tuple[tuple[int, int] | None, int]]
-
-
-def _captions(rng: np.random.Generator) -> tuple[tuple[int, int] | None, int]:
-    height, width = np.exp(rng.normal(np.log(900), 0.45, 2)).clip(200, 3000)
-    return (int(height), int(width)), int(np.exp(rng.normal(np.log(40), 0.5)))
-
-
-def _instructions(rng: np.random.Generator) -> tuple[tuple[int, int] | None, int]:
-    if rng.random() < 0.25:
-        return None, int(np.exp(rng.normal(np.log(500), 0.9)).clip(30, 8000))
-    height, width = np.exp(rng.normal(np.log(1000), 0.6, 2)).clip(200, 4000)
-    return (int(height), int(width)), int(np.exp(rng.normal(np.log(200), 1.0)).clip(10, 4000))
-
-
-# Name -> (what it is, draws the (height, width) in pixels of a sample's image and the tokens of its answer)
-MIXTURES: dict[str, tuple[str, Mixture]] = {
-    "captions": (
-        "web images with sides of median 900 pixels (log-normal, sigma 0.45, 200 to 3,000), one per sample, and "
-        "captions of median 40 tokens (sigma 0.5)",
-        _captions,
-    ),
-    "instructions": (
-        "a quarter texts of median 500 tokens, else images with sides of median 1,000 pixels (sigma 0.6, 200 to "
-        "4,000) and answers of median 200 tokens (sigma 1.0)",
-        _instructions,
-    ),
-}
 
 
 def simulate(config: Config, mixture: str = "captions", rows: int = ROWS, seed: int = 0) -> BatchStatistics:
@@ -121,11 +91,11 @@ def _sample(config: Config, image: tuple[int, int] | None, answer: int) -> Sampl
     text = min(PROMPT, data.text_slots // 4) + answer
     if image is None or vision is None:
         return SampleSizes(0, text, answer + 1, ())
+    height, width = image
 
     def measure(config: Config) -> SampleSizes:
-        scales = tuple((scale.rows, scale.cols) for scale in plan_scales(*image, config.images, vision))
-        visual, own = image_length(list(scales), vision.merge_size)
-        return SampleSizes(visual, own + text, answer + 1, scales)
+        cost = image_tokens(width, height, config)
+        return SampleSizes(cost.visual_tokens, cost.text_tokens + text, answer + 1, tuple(cost.grids))
 
     found = measure(config)
     budgets = {"visual_tokens": data.visual_slots, "text_tokens": data.text_slots, "patches": data.patch_slots}

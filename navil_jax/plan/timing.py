@@ -15,7 +15,7 @@ import dataclasses
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -81,13 +81,13 @@ def model_time(
       statistics: what the rows hold; None: kernels take every block.
       efficiency: share of the peak that attention kernels reach with heads of 128.
     """
-    compute: Counter[str] = Counter()
-    kernels: Counter[str] = Counter()
-    flops: Counter[str] = Counter()
-    waits: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
+    compute: dict[str, float] = defaultdict(float)
+    kernels: dict[str, float] = defaultdict(float)
+    flops: dict[str, float] = defaultdict(float)
+    waits: dict[str, float] = defaultdict(float)
+    sizes: dict[str, float] = defaultdict(float)
+    pairs: dict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
-    pairs: Counter[str] = Counter()
     by_row: dict[str, np.ndarray] = {}
     rows: dict[str, int] = {}
     exposed = 0.0

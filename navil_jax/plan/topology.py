@@ -5,6 +5,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from navil_jax.errors import UserError
 
@@ -81,8 +82,8 @@ class Slice:
     def host_shape(self) -> tuple[int, int, int]:
         """Chips of one host along each axis: 4 of a larger slice, all of a small one."""
         if self.generation.dimensions == 2 and math.prod(self.shape) <= 8:
-            return (*self.shape, 1)
-        return (*(min(2, side) for side in self.shape[:2]), 1)
+            return self.shape[0], self.shape[1], 1
+        return min(2, self.shape[0]), min(2, self.shape[1]), 1
 
     @property
     def hosts(self) -> int:
@@ -90,9 +91,9 @@ class Slice:
         return self.chips // math.prod(self.host_shape)
 
     @property
-    def libtpu_options(self) -> dict[str, object]:
+    def libtpu_options(self) -> dict[str, Any]:
         """Keyword arguments of `jax.experimental.topologies.get_topology_desc`."""
-        options: dict[str, object] = {
+        options: dict[str, Any] = {
             "topology_name": f"{self.generation.libtpu}:{'x'.join(map(str, self.shape))}",
             "chips_per_host_bounds": self.host_shape,
         }
@@ -124,7 +125,7 @@ def parse_topology(name: str, slices: int = 1) -> Slice:
     by_name = {alias: gen for gen in GENERATIONS for alias in (gen.name, *gen.aliases)}
     found = re.fullmatch(r"([a-z0-9]+)-(\d+)", text)
     shaped = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+){1,2})", text)
-    match = found or shaped
+    match = shaped or found
     if slices < 1:
         raise UserError(f"--slices: {slices} is not a number of slices")
     if not match or match[1] not in by_name:
@@ -136,7 +137,7 @@ def parse_topology(name: str, slices: int = 1) -> Slice:
         if not good:
             raise UserError(f"--topology: no {generation.name} slice has the shape {shaped[2]}; see docs/tpu.md")
         return Slice(generation, shape, slices)
-    chips, rest = divmod(int(found[2]), generation.cores_in_name)
+    chips, rest = divmod(int(match[2]), generation.cores_in_name)
     sizes = {math.prod(shape): shape for shape in reversed(list(_shapes(generation)))}
     if rest or chips not in sizes:
         raise UserError(f"--topology: no TPU slice {name!r}, the nearest one is {_nearest_size(generation, chips)}")

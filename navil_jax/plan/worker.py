@@ -76,7 +76,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             raise
         found |= {"exhausted": exhausted_bytes(message, state), "refusal": message.split("\n")[0].partition(": ")[2]}
     else:
-        memory, text = compiled.memory_analysis(), compiled.as_text()
+        memory, text = compiled.memory_analysis(), compiled.as_text() or ""
         if request.get("hlo"):
             Path(request["hlo"]).write_text(text)
         names = ("argument", "output", "alias", "temp", "generated_code", "host_temp")

@@ -41,14 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m navil_jax.study", description="Scaling studies.", epilog=EXAMPLES, **layout
+        prog="python -m navil_jax.study",
+        description="Scaling studies.",
+        epilog=EXAMPLES,
+        formatter_class=layout,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, **layout)
+        added = commands.add_parser(name, help=text, description=text, formatter_class=layout, allow_abbrev=False)
         added.set_defaults(run=run)
         return added
 
@@ -150,6 +154,8 @@ def _plan(options: argparse.Namespace) -> int:
     known = nearest_llm(llm) if options.out or options.topology else None
     advice = advise(analyse(read_results(options.results)), llm, samples, have, image, options.words)
     print(describe(advice))
+    if known is None:
+        return 0
     if options.out:
         for path in write_recipes(options.out, advice, known):
             print(f"written: {path} ({known.name})")

@@ -81,7 +81,8 @@ def _llm_law(of: str, members: Sequence[Curve]) -> Fitted:
     shared = len({c.row.llm for c in members if len({d.row.llm for d in members if _same_encoder(c, d)}) > 1}) > 1
     chosen = list(members) if shared else [_best(group) for group in by_llm(members).values()]
     of = f"{of}; {'equal encoders' if shared else 'each LLM with its best encoder'}"
-    points, groups = [], {}
+    points: list[tuple[float, float, float, int]] = []
+    groups: dict[tuple, int] = {}
     for samples in data_sizes(chosen):
         for curve in chosen:
             if (place := curve.at(samples)) is not None:

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,17 +35,22 @@ _PAIRS: tuple[tuple[str, Callable[[Row], bool], Callable[[Row], bool], tuple[str
 
 def comparisons(found: Sequence[Curve]) -> Iterator[Fitted]:
     for law, is_slow, is_fast, differing in _PAIRS:
-        free = dict.fromkeys((*differing, "run", "seed", "step", "samples", "tokens", "loss", "losses", "error"))
+        free = {*differing, "run", "seed", "step", "samples", "tokens", "loss", "losses", "error"}
         for slow in (curve for curve in found if is_slow(curve.row)):
             for fast in (curve for curve in found if is_fast(curve.row)):
-                if dataclasses.replace(slow.row, **free) == dataclasses.replace(fast.row, **free):
+                if _without(slow.row, free) == _without(fast.row, free):
                     yield _compared(law, slow, fast, differing)
 
 
+def _without(row: Row, free: Collection[str]) -> dict[str, object]:
+    return {name: value for name, value in vars(row).items() if name not in free}
+
+
 def _compared(law: str, slow: Curve, fast: Curve, differing: tuple[str, ...]) -> Fitted:
-    of = label(dataclasses.replace(fast.row, **dict.fromkeys(differing)))
+    unknown: dict[str, Any] = dict.fromkeys(differing)
+    of = label(dataclasses.replace(fast.row, **unknown))
     points = len(slow.samples) + len(fast.samples)
-    curves = tuple((curve.samples, curve.losses, curve.errors) for curve in (slow, fast))
+    curves = _points(slow), _points(fast)
     try:
         end = laws.data_ratio(*curves)
     except TooFew as error:
@@ -55,7 +61,11 @@ def _compared(law: str, slow: Curve, fast: Curve, differing: tuple[str, ...]) ->
     return Fitted(law, of, values, points, "; ".join(notes), end, (slow, fast))
 
 
-def _earlier(curves: Sequence[laws.Points], end: float) -> Iterator[tuple[float, Ratio]]:
+def _points(curve: Curve) -> laws.Points:
+    return curve.samples, curve.losses, curve.errors
+
+
+def _earlier(curves: tuple[laws.Points, laws.Points], end: float) -> Iterator[tuple[float, Ratio]]:
     """Ratios at some losses of the slower curve above `end` that both reach, from the lowest to the highest."""
     found = []
     for loss in reversed([loss for loss in curves[0][1] if loss > end * 1.001]):
@@ -86,9 +96,9 @@ def shapes(of: str, members: Sequence[Curve]) -> Iterator[Fitted]:
 
 def _equal_sizes(group: Sequence[Curve]) -> Iterator[list[Curve]]:
     """Sets of at least three shapes of about the same size, by depth."""
-    rest = sorted(group, key=lambda curve: curve.row.encoder)
+    rest = sorted(group, key=lambda curve: curve.encoder)
     while rest:
-        same = [curve for curve in rest if curve.row.encoder / rest[0].row.encoder < 1.25]
+        same = [curve for curve in rest if curve.encoder / rest[0].encoder < 1.25]
         rest = rest[len(same) :]
         if len(same) > 2:
-            yield sorted(same, key=lambda curve: curve.row.depth)
+            yield sorted(same, key=lambda curve: curve.row.depth or 0)

@@ -3,11 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from navil_jax.errors import UserError
 from navil_jax.study import laws
@@ -158,7 +155,8 @@ def _schedule(lines: list[dict]) -> list[str]:
 
 
 def _draw(found: Projection, steps: np.ndarray, losses: np.ndarray, name: str, out: Path) -> None:
-    figure, axis = plt.subplots(figsize=(8, 4.5), dpi=120)
+    figure = Figure(figsize=(8, 4.5), dpi=120)
+    axis = figure.subplots()
     axis.plot(steps, losses, color="0.85", linewidth=0.8, label="logged")
     axis.errorbar(found.steps, found.losses, 1.96 * found.errors, fmt="o", markersize=4, label="means")
     x = np.geomspace(found.steps[0], found.to, 80)
@@ -175,4 +173,3 @@ def _draw(found: Projection, steps: np.ndarray, losses: np.ndarray, name: str, o
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
-    plt.close(figure)

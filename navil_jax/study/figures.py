@@ -3,16 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from navil_jax.study.analysis import Analysis
 from navil_jax.study.fitted import data_sizes, label
-from navil_jax.study.laws import PowerLaw
+from navil_jax.study.laws import EncoderLine, PowerLaw
 from navil_jax.study.optima import encoder_points
 from navil_jax.study.results import Curve, size
 
@@ -42,21 +39,21 @@ def draw(analysis: Analysis, folder: Path) -> tuple[dict[str, Path], dict[str, s
     return drawn, missing
 
 
-def _panels(count: int) -> tuple[plt.Figure, list[Axes]]:
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(count, 2)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(6.4 * columns, 4.4 * rows), dpi=120, squeeze=False)
+    figure = Figure(figsize=(6.4 * columns, 4.4 * rows), dpi=120)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, list(axes.flat[:count])
 
 
-def _finish(figure: plt.Figure, path: Path) -> str:
+def _finish(figure: Figure, path: Path) -> str:
     for axis in figure.axes:
         axis.grid(alpha=0.3, which="both")
     figure.tight_layout()
     figure.savefig(path)
-    plt.close(figure)
     return ""
 
 
@@ -140,7 +137,7 @@ def _band(axis: Axes, law: Callable[[float], np.ndarray], low: float, high: floa
 
 def draw_optimum(analysis: Analysis, path: Path) -> str:
     """Optimal encoder against LLM on logarithmic axes, with the line and its 95% band."""
-    lines = [fit for fit in analysis.line if fit.found]
+    lines = [(fit, fit.found) for fit in analysis.line if isinstance(fit.found, EncoderLine)]
     known = [fit for fit in analysis.optimal if fit.values and np.isfinite(fit.values["encoder"].value)]
     if not known or not lines:
         return next((fit.note for fit in analysis.line), "no optimal encoders are known")
@@ -150,9 +147,9 @@ def draw_optimum(analysis: Analysis, path: Path) -> str:
         llm, value, low, high = np.array(points).T
         sides = np.maximum([value - low, np.minimum(high, 4 * value) - value], 0)
         axis.errorbar(llm, value, sides, fmt="os"[number], color=f"C{number}", capsize=3, label=law)
-    llms = [fit.llm for fit in known]
-    for number, fit in enumerate(lines):
-        _band(axis, fit.found.encoder, min(llms) / 2, max(llms) * 2, f"C{number}")
+    llms = [fit.llm for fit in known if fit.llm]
+    for number, (fit, line) in enumerate(lines):
+        _band(axis, line.encoder, min(llms) / 2, max(llms) * 2, f"C{number}")
         axis.plot([], [], color=f"C{number}", label=f"{fit.note} ({fit.of})")
     axis.set(xscale="log", yscale="log", xlabel="LLM parameters", ylabel="optimal encoder parameters")
     axis.legend(fontsize=7)

@@ -92,7 +92,7 @@ def _all_of(*verdicts: Verdict) -> Verdict:
 
 def _extremes_hurt(fits: Sequence[Fitted]) -> Verdict:
     """The shallowest or the deepest is worse than the best, and the shapes between are not, by more than a little."""
-    verdicts = []
+    verdicts: list[Verdict] = []
     for fit in fits:
         first, *middle, last = fit.values.values()
         least = min(min(curve.losses) for curve in fit.curves) * SMALL_EXCESS

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from navil_jax.config import Config, DecoderConfig, SourceConfig, VisionConfig, validate
-from navil_jax.config.flags import neighbours_importable
+from navil_jax.config.flags import found_recipe, neighbours_importable
 from navil_jax.data.sources import has_split
 from navil_jax.errors import UserError
 
@@ -92,8 +92,7 @@ def load_study(path: Path) -> Study:
     Raises:
       UserError: no such file, no `get_study`, an error in it, or a run that cannot be.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such study file")
+    path = found_recipe(path, "study")
     try:
         with neighbours_importable(path.resolve().parent):
             study = runpy.run_path(str(path))["get_study"]()
@@ -136,6 +135,7 @@ def check_study(study: Study) -> None:
 def run_config(study: Study, run: Run, folder: Path) -> Config:
     """The config of a run in a study's folder."""
     base = study.base
+    assert base.model.vision is not None  # check_study
     vision = encoder_config(base.model.vision, *run.encoder, where=run.name)
     decoder = dataclasses.replace(
         study.llms[run.llm], ffn_experts=run.ffn_experts, attention_experts=run.attention_experts
@@ -163,8 +163,9 @@ def encoder_config(vision: VisionConfig, depth: int, width: int, where: str = ""
 
 
 def language_config(study: Study, llm: str, folder: Path) -> Config:
-    """The config of the pre-training of a language model on text."""
+    """The config of the pre-training of a language model on text, of a study that says how."""
     language = study.language
+    assert language is not None
     decoder = dataclasses.replace(study.llms[llm], ffn_experts=False, attention_experts=False)
     source = SourceConfig(
         "text",

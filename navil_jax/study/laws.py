@@ -256,7 +256,7 @@ def fit_surface(llm: object, encoder: object, losses: object, errors: object) ->
     sizes = len(np.unique(llm)), len(np.unique(encoder)), len(losses)
     if any(have < need for have, need in zip(sizes, (2, 3, 7), strict=True)):
         raise TooFew(f"{sizes[0]} LLM sizes, {sizes[1]} encoder sizes, {sizes[2]} points; needed are 2, 3 and 7")
-    units = tuple(float(np.exp(np.mean(np.log(x)))) for x in (llm, encoder))
+    units = float(np.exp(np.mean(np.log(llm)))), float(np.exp(np.mean(np.log(encoder))))
     x, v = np.log(llm / units[0]), np.log(encoder / units[1])
 
     def estimate(y: np.ndarray) -> Estimates:
@@ -267,7 +267,8 @@ def fit_surface(llm: object, encoder: object, losses: object, errors: object) ->
         return floor + slope * x + scale * np.exp(-encoder_exponent * v + llm_exponent * x)
 
     found, misfit = _bootstrap(estimate, predict, losses, errors, parameters=5)
-    return Surface(*found, units[0], units[1], misfit)
+    floor, slope, scale, encoder_exponent, llm_exponent = found
+    return Surface(floor, slope, scale, encoder_exponent, llm_exponent, *units, misfit)
 
 
 def _surface_of(x: np.ndarray, v: np.ndarray, y: np.ndarray) -> np.ndarray:

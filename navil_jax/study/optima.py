@@ -7,7 +7,7 @@ import numpy as np
 
 from navil_jax.study import laws
 from navil_jax.study.fitted import Fitted, by_llm, data_sizes
-from navil_jax.study.laws import EncoderLine, TooFew, Value
+from navil_jax.study.laws import EncoderLine, Surface, TooFew, Value
 from navil_jax.study.results import Curve, Row, size
 
 RULE_SHARE = 0.01  # the paper's rule: of the loss with the smallest encoder
@@ -29,10 +29,10 @@ def encoder_points(group: Sequence[Curve]) -> EncoderPoints:
     counts = {n: sum(curve.at(n) is not None for curve in group) for n in data_sizes(group)}
     samples = max(counts, key=lambda n: (counts[n], n))
     best: list[tuple[float, float, float]] = []
-    for curve in sorted(group, key=lambda curve: curve.row.encoder):
+    for curve in sorted(group, key=lambda curve: curve.encoder):
         if (place := curve.at(samples)) is None:
             continue
-        point = (curve.row.encoder, curve.losses[place], curve.errors[place])
+        point = (curve.encoder, curve.losses[place], curve.errors[place])
         if best and point[0] / best[-1][0] < 1.25:
             best[-1] = min(best[-1], point, key=lambda p: p[1])
         else:
@@ -99,7 +99,7 @@ def given_optima(rows: Sequence[Row]) -> list[Fitted]:
             llm=row.llm,
         )
         for row in rows
-        if row.kind == "optimal_encoder"
+        if row.kind == "optimal_encoder" and row.encoder is not None
     ]
 
 
@@ -137,7 +137,8 @@ def fit_surface(of: str, members: Sequence[Curve]) -> Fitted:
 
 def surface_optimum(fit: Fitted, llm: float) -> np.ndarray:
     """Optimal encoder by a fitted surface. [1 + DRAWS]"""
-    smallest = min(curve.row.encoder for curve in fit.curves)
+    assert isinstance(fit.found, Surface)
+    smallest = min(curve.encoder for curve in fit.curves)
     return fit.found.optimal_encoder(llm, smallest, RULE_SHARE)
 
 

@@ -34,7 +34,7 @@ def _stage(stage: Stage) -> str:
     recipe = stage.recipe
     epochs = "-" if stage.epochs is None else f"{stage.epochs:.2g}"
     return (
-        f"  {recipe.name:5} {size(stage.samples):>9} {stage.steps:>9,} x {recipe.batch_samples:<6,} "
+        f"  {recipe.name:5} {size(stage.samples):>9} {stage.steps:>9,} x {stage.batch_samples:<6,} "
         f"{recipe.max_patches:>9,} {size(stage.image_tokens):>13} {size(stage.tokens):>11} {epochs:>7}"
     )
 
@@ -43,7 +43,8 @@ def _data(advice: Advice) -> list[str]:
     if advice.have is None:
         return ["  epochs: say with --have how many different samples there are"]
     lines = [f"\n{size(advice.have)} different samples at hand, if a stage may use them all:"]
-    lines += [f"  {stage.recipe.name}: {stage.epochs:.2g} epochs; {repeating(stage.epochs)}" for stage in advice.stages]
+    epochs = [(stage.recipe.name, stage.epochs) for stage in advice.stages if stage.epochs is not None]
+    lines += [f"  {name}: {each:.2g} epochs; {repeating(each)}" for name, each in epochs]
     worth = effective_samples(advice.samples, advice.have)
     if worth < 0.99 * advice.samples:
         lines.append(f"  together they are worth {size(worth)} new samples (decay measured on text, not on images)")

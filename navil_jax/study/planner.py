@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from navil_jax.config import Config, ImageConfig
-from navil_jax.data.inspect.token_map import image_tokens
+from navil_jax.config import Config, ImageConfig, stages
+from navil_jax.data.prompt import image_tokens
 from navil_jax.errors import UserError
 from navil_jax.study import laws
 from navil_jax.study.analysis import Analysis
 from navil_jax.study.fitted import TAIL, Fitted, by_llm, treatments
-from navil_jax.study.laws import TooFew, Value
+from navil_jax.study.laws import EncoderLine, TooFew, Value
 from navil_jax.study.results import Curve
 
 HEAD_DIM = 64
@@ -59,39 +59,19 @@ def encoder_shape(parameters: float) -> Shape:
     return min(shapes, key=distance)
 
 
-@dataclasses.dataclass(frozen=True)
-class StageRecipe:
-    """A stage of the paper (table of training settings)."""
-
-    name: str
-    samples: float
-    batch_samples: int
-    max_patches: int
-    multiscale: bool = True
-
-
-# LLM size -> its stages
-PAPER_STAGES: dict[float, tuple[StageRecipe, ...]] = {
-    1.8e9: (
-        StageRecipe("S1.1", 490e6, 7000, 4096),
-        StageRecipe("S1.2", 184.56e6, 4614, 12_288),
-        StageRecipe("S2", 67.02e6, 2234, 24_576),
-    ),
-    8e9: (
-        StageRecipe("S1.1", 515e6, 10_300, 4096, multiscale=False),
-        StageRecipe("S1.2", 59.1e6, 1792, 12_288),
-        StageRecipe("S2", 21.1e6, 3520, 24_576),
-    ),
-}
+# LLM size -> the lengths of its stages in the paper
+PAPER_LENGTHS = {1.8e9: stages.NAVIL_2B, 8e9: stages.NAVIL_9B}
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """What a stage needs."""
 
-    recipe: StageRecipe
+    recipe: stages.Stage
+    batch_samples: int
+    multiscale: bool
     samples: int
-    steps: int  # of recipe.batch_samples
+    steps: int  # of batch_samples
     visual_tokens: int  # of one sample
     text_tokens: int  # of one sample, line breaks included
     epochs: float | None  # over the data at hand; None: not said how many they are
@@ -137,13 +117,12 @@ def advise(
     Raises:
       UserError: the results hold no line of optimal encoders.
     """
-    line = next((fit for fit in analysis.line if fit.found), None)
-    if line is None:
+    line = next((fit for fit in analysis.line if isinstance(fit.found, EncoderLine)), None)
+    if line is None or not isinstance(line.found, EncoderLine):
         reasons = "; ".join(fit.note for fit in analysis.line) or "no optimal encoders are known"
         raise UserError(f"the results do not say which encoder is optimal ({reasons}); plan from the published points")
     optimum = Value.of(line.found.encoder(llm))
-    known = [fit.llm for fit in analysis.optimal if fit.values]
-    stages = tuple(_stages(llm, samples, have, image, words))
+    known = [fit.llm for fit in analysis.optimal if fit.values and fit.llm]
     loss, notes = _expected(analysis, llm, effective_samples(samples, have))
     return Advice(
         llm=llm,
@@ -152,7 +131,7 @@ def advise(
         encoder=encoder_shape(optimum.value),
         extrapolates=outside(llm, min(known), max(known)),
         line=line,
-        stages=stages,
+        stages=tuple(_stages(llm, samples, have, image, words)),
         have=have,
         loss=loss,
         loss_notes=notes,
@@ -169,18 +148,27 @@ def outside(value: float, low: float, high: float) -> str:
 
 
 def _stages(llm: float, samples: float, have: float | None, image: tuple[int, int], words: int) -> list[Stage]:
-    recipes = PAPER_STAGES[min(PAPER_STAGES, key=lambda size: abs(math.log(size / llm)))]
-    total = sum(recipe.samples for recipe in recipes)
-    stages = []
-    for recipe in recipes:
-        own = samples * recipe.samples / total
-        steps = max(1, round(own / recipe.batch_samples))
-        images = ImageConfig(max_patches=recipe.max_patches, multiscale=recipe.multiscale)
-        count = image_tokens(*image, Config(images=images))
-        epochs = steps * recipe.batch_samples / have if have else None
-        text = count.text_tokens + words
-        stages.append(Stage(recipe, steps * recipe.batch_samples, steps, count.visual_tokens, text, epochs))
-    return stages
+    lengths = PAPER_LENGTHS[min(PAPER_LENGTHS, key=lambda size: abs(math.log(size / llm)))]
+    total = sum(length.samples for length in lengths.values())
+    found = []
+    for recipe, length in lengths.items():
+        steps = max(1, round(samples * length.samples / total / length.batch_samples))
+        count = image_tokens(
+            *image, Config(images=ImageConfig(max_patches=recipe.max_patches, multiscale=length.multiscale))
+        )
+        seen = steps * length.batch_samples
+        stage = Stage(
+            recipe=recipe,
+            batch_samples=length.batch_samples,
+            multiscale=length.multiscale,
+            samples=seen,
+            steps=steps,
+            visual_tokens=count.visual_tokens,
+            text_tokens=count.text_tokens + words,
+            epochs=seen / have if have else None,
+        )
+        found.append(stage)
+    return found
 
 
 def effective_samples(samples: float, have: float | None) -> float:

@@ -118,6 +118,12 @@ class Curve:
     errors: tuple[float, ...]  # standard deviations of these means: reading error and spread over seeds
     seeds: int
 
+    @property
+    def encoder(self) -> float:
+        """Parameters of the encoder; of a curve that has one."""
+        assert self.row.encoder is not None
+        return self.row.encoder
+
     def at(self, samples: float) -> int | None:
         """Index of the point with so many samples, within 2%."""
         near = [i for i, n in enumerate(self.samples) if abs(n / samples - 1) < 0.02]
@@ -154,16 +160,24 @@ def _pooled_spread(points: Sequence[Sequence[Row]]) -> float:
     """Standard deviation over seeds, relative to the loss; 0 where no point has two seeds."""
     squares, freedom = 0.0, 0
     for point in points:
-        mean = sum(row.loss for row in point) / len(point)
-        squares += sum((row.loss / mean - 1) ** 2 for row in point)
+        mean = _mean_loss(point)
+        squares += sum((loss / mean - 1) ** 2 for loss in _losses(point))
         freedom += len(point) - 1
     return (squares / freedom) ** 0.5 if freedom else 0.0
+
+
+def _losses(point: Sequence[Row]) -> list[float]:
+    return [row.loss for row in point if row.loss is not None]
+
+
+def _mean_loss(point: Sequence[Row]) -> float:
+    return sum(_losses(point)) / len(point)
 
 
 def _curve(row: Row, points: Sequence[Sequence[Row]], spread: float) -> Curve:
     most = max(len(point) for point in points)
     whole = [point for point in points if len(point) == most]  # a point that some seeds have not reached would jump
-    means = [sum(row.loss for row in point) / len(point) for point in whole]
+    means = [_mean_loss(point) for point in whole]
     errors = [
         ((spread * mean) ** 2 / len(point) + point[0].error ** 2 / 3) ** 0.5  # +-e all alike: variance e^2 / 3
         for point, mean in zip(whole, means, strict=True)

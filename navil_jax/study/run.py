@@ -152,7 +152,8 @@ def _work(jobs: Sequence[Job], at_a_time: int, folder: Path, finished: Callable[
     Args:
       finished: is called with every job that ended well; what it returns is shown.
     """
-    waiting, running = list(jobs), {}
+    waiting = list(jobs)
+    running: dict[subprocess.Popen, tuple[Job, float]] = {}
     failed, done, began = 0, 0, time.monotonic()
     with _sigterm_interrupts():
         try:
@@ -232,7 +233,8 @@ def run_rows(study: Study, run: Run, folder: Path) -> list[Row]:
     config = run_config(study, run, folder)
     path = Path(config.workdir) / "metrics.jsonl"
     names = study.metric or tuple(source.name for source in config.data.sources)
-    rows, seen = [], {}
+    rows = []
+    seen: dict[str, float] = {}
     depth, width = run.encoder
     for line in read_log(path):
         seen |= {key: line[key] for key in ("samples_seen", "tokens_seen") if key in line}

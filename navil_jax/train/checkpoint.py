@@ -190,8 +190,8 @@ class Checkpoints:
         if not averages:
             return self._restore(params=ocp.args.StandardRestore(params))["params"]
         wanted = flatten(params)
-        averaged = unflatten({name: wanted.pop(name) for name in averages})
-        found = flatten(self._restore(ema=ocp.args.StandardRestore(averaged))["ema"])
+        in_averages = unflatten({name: wanted.pop(name) for name in averages})
+        found = flatten(self._restore(ema=ocp.args.StandardRestore(in_averages))["ema"])
         if wanted:
             with self._reading("params"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 rest = unflatten(wanted)

@@ -124,8 +124,8 @@ class HeldOut(Evaluator):
             source = open_source(self._config.data.sources[number], "train")
             train = itertools.islice(usable_samples(source), self._config.eval_baseline_samples)
             commonest, blind = commonest_answer(held_out), question_only(train, held_out)
-            for (source, kind), (right, asked) in counts.items():
-                if source == number:
+            for (of, kind), (right, asked) in counts.items():
+                if of == number:
                     rows.append(Row(name, kind, asked, right / asked, commonest[kind], blind[kind]))
         return rows
 

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import glob
 
-import jax
+from navil_jax.sharding import jax_setting
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8  # of glibc's mallopt
 _KEPT = 2**31 - 1  # bytes free at the end of the heap before they are given back
@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
     40% more CPU time a step of a small model. One heap serves all threads, since those of further threads cannot hold
     large blocks. On a machine with an accelerator, and with other C libraries than glibc, nothing changes.
     """
-    if jax.config.jax_platforms not in (None, "", "cpu") or glob.glob("/dev/nvidia[0-9]*"):
+    if jax_setting("jax_platforms") not in (None, "", "cpu") or glob.glob("/dev/nvidia[0-9]*"):
         return
     with contextlib.suppress(AttributeError):  # musl, macOS
         mallopt = ctypes.CDLL(None).mallopt

@@ -31,6 +31,9 @@ class _Summary(NamedTuple):
     argmax: jax.Array  # int32, its column
 
 
+_Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # over the columns so far
+
+
 def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, sum_dtype: str | None = None) -> TokenScores:
     """Scores every slot through the vocabulary head, a part of the vocabulary at a time.
 
@@ -52,7 +55,7 @@ def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, sum_dtype:
         return _scores(x, kernel.astype(sums), targets, mapped=True)
 
     specs = hidden, partition_spec(("embed", "vocab")), slots
-    return jax.shard_map(local, in_specs=specs, out_specs=TokenScores(slots, slots))(x, kernel, targets)
+    return jax.shard_map(local, in_specs=specs, out_specs=slots)(x, kernel, targets)
 
 
 def _scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool) -> TokenScores:
@@ -84,7 +87,7 @@ def _summarise(
         x, kernel, targets = _spread(x, kernel, targets)
     size, firsts = _parts(kernel, targets)
 
-    def step(sums: tuple[jax.Array, ...], first: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+    def step(sums: _Sums, first: jax.Array) -> tuple[_Sums, None]:
         top, total, target_logit, argmax = sums
         logits, start, is_target, _ = _logits(x, kernel, targets, first, size)
         largest = logits.max(axis=-1)

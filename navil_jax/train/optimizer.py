@@ -1,46 +1,105 @@
-"""AdamW or Muon over the trainable parameters, chosen and scaled by regex rules over parameter names.
+"""AdamW or Muon over the trainable parameters, which are chosen and scaled by patterns of their names.
 
 Parameters are nested dicts of arrays. A parameter's name is its path joined by "/", such as
-decoder/layers/attention/q/text/kernel. Every parameter is matched by exactly one rule of the config. Frozen parameters
-never reach the optimizer: they own no state, and as they are split off before differentiation, no gradient either.
+decoder/layers/qkv/text/q/kernel. Frozen parameters never reach the optimizer: they own no state, and as they are split
+off before differentiation, no gradient either.
 """
 
+import dataclasses
+import difflib
+import functools
 import re
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from navil_jax.config import OptimizerConfig, RuleConfig
+from navil_jax.config import NO_DECAY, OptimizerConfig
 from navil_jax.errors import UserError
 from navil_jax.model.params import Params, flatten, unflatten
+from navil_jax.sharding import AnyMesh
 
 MUON_BETA = 0.95  # of Muon's momentum
 MUON_RMS = 0.2  # of an update's entries at learning rate 1, as those of Adam have, so that one rate serves both
 
 
-def match_rules(config: OptimizerConfig, params: Params) -> dict[str, RuleConfig]:
-    """Finds the rule of every parameter.
+@dataclasses.dataclass(frozen=True)
+class ParameterSettings:
+    """How one parameter is trained."""
 
-    Returns:
-      Parameter name -> the one rule whose pattern matches the whole name.
+    trainable: bool
+    weight_decay: bool
+    learning_rate_scale: float
+
+
+def parameter_settings(config: OptimizerConfig, params: Params) -> dict[str, ParameterSettings]:
+    """Finds how every parameter of a model is trained.
 
     Raises:
-      UserError: a parameter is matched by no rule or by several.
+      UserError: a pattern matches none of the parameters, or two of learning_rate_scales match the same one.
 
     Example:
-      rules (".*bias", frozen) and (".*kernel"), params {"a": {"kernel": k, "bias": b}}
-      -> {"a/kernel": RuleConfig(".*kernel"), "a/bias": RuleConfig(".*bias", trainable=False)}
+      trainable ("vision/**",), params {"vision": {"fc": {"kernel": k, "bias": b}}, "head": {"kernel": h}}
+      -> vision/fc/kernel trains with decay, vision/fc/bias without, head/kernel is frozen
     """
-    patterns = [re.compile(rule.pattern) for rule in config.rules]
-    matches = {name: [i for i, p in enumerate(patterns) if p.fullmatch(name)] for name in flatten(params)}
-    wrong = [f"{name} ({len(found)} rules)" for name, found in matches.items() if len(found) != 1]
-    if wrong:
-        listed = ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-        raise UserError(
-            f"config.optimizer.rules: every parameter needs exactly one matching rule, but not so: {listed}"
+    names = tuple(flatten(params))
+    own = tuple(pattern for pattern in config.no_decay if pattern not in NO_DECAY)  # no model has all of NO_DECAY
+    _check_matched("trainable", config.trainable, names)
+    _check_matched("no_decay", own, names)
+    _check_matched("learning_rate_scales", [entry.pattern for entry in config.learning_rate_scales], names)
+    return _settings(config, names)
+
+
+def _settings(config: OptimizerConfig, names: Iterable[str]) -> dict[str, ParameterSettings]:
+    return {
+        name: ParameterSettings(
+            trainable=matches(config.trainable, name),
+            weight_decay=not matches(config.no_decay, name),
+            learning_rate_scale=_learning_rate_scale(config, name),
         )
-    return {name: config.rules[found[0]] for name, found in matches.items()}
+        for name in names
+    }
+
+
+def _learning_rate_scale(config: OptimizerConfig, name: str) -> float:
+    found = [entry for entry in config.learning_rate_scales if matches((entry.pattern,), name)]
+    if len(found) > 1:
+        both = " and ".join(entry.pattern for entry in found[:2])
+        raise UserError(f"config.optimizer.learning_rate_scales: {name} matches {both}, but may have one scale only")
+    return found[0].scale if found else 1.0
+
+
+def matches(patterns: Iterable[str], name: str) -> bool:
+    """Whether a parameter's whole name matches one of some patterns.
+
+    * is anything between two slashes, ** any number of names with slashes between them, also none.
+
+    Example, for decoder/layers/qkv/text/q/kernel: decoder/** and **/kernel and decoder/layers/*/text/** match it,
+    decoder/* and text/** do not
+    """
+    return any(_compiled(pattern).fullmatch(f"{name}/") for pattern in patterns)
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Of names that end in a slash."""
+    names = pattern.split("/")
+    return re.compile("".join("([^/]+/)*" if name == "**" else f"{_within_slashes(name)}/" for name in names))
+
+
+def _within_slashes(pattern: str) -> str:
+    return "[^/]*".join(map(re.escape, pattern.split("*")))
+
+
+def _check_matched(key: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(matches((pattern,), name) for name in names):
+            near = difflib.get_close_matches(pattern.replace("*", ""), names, n=1, cutoff=0.0)
+            raise UserError(
+                f"config.optimizer.{key}: {pattern!r} matches no parameter, the nearest one is {near[0]}; patterns are "
+                'described in docs/recipe.md, "Choosing parameters"'
+            )
 
 
 def split_trainable(config: OptimizerConfig, params: Params) -> tuple[Params, Params]:
@@ -49,24 +108,21 @@ def split_trainable(config: OptimizerConfig, params: Params) -> tuple[Params, Pa
     Returns:
       Two nested dicts that hold each leaf once; `merge` joins them again.
     """
-    rules = match_rules(config, params)
+    settings = parameter_settings(config, params)
     parts: dict[bool, dict] = {True: {}, False: {}}
     for name, leaf in flatten(params).items():
-        parts[rules[name].trainable][name] = leaf
-    if not parts[True]:
-        raise UserError("config.optimizer.rules: every parameter is frozen, nothing would be trained")
+        parts[settings[name].trainable][name] = leaf
     return unflatten(parts[True]), unflatten(parts[False])
 
 
 def with_trained_in_float32(config: OptimizerConfig, params: Params) -> Params:
-    """Parameters, or their shapes, with all that a rule trains in float32.
+    """Parameters, or their shapes, with all that is trained in float32.
 
     An update of bfloat16 is mostly lost: one that is under 1/256 of the parameter leaves it where it is.
     """
-    trained = [re.compile(rule.pattern) for rule in config.rules if rule.trainable]
 
     def leaf(name: str, x: jax.Array | jax.ShapeDtypeStruct) -> jax.Array | jax.ShapeDtypeStruct:
-        if x.dtype == jnp.float32 or not any(pattern.fullmatch(name) for pattern in trained):
+        if x.dtype == jnp.float32 or not matches(config.trainable, name):
             return x
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding)
@@ -95,18 +151,16 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int, trainable: Params) -> optax.GradientTransformation:
     """AdamW or Muon behind clipping by the global norm, over the trainable parameters alone.
 
-    A parameter moves by -learning_rate(clock) * rule.learning_rate_scale * (direction + weight_decay * parameter), the
-    decay only where its rule says so. `update` takes the time of the schedule as the keyword argument `clock`.
+    A parameter moves by -learning_rate(clock) * its scale * (direction + weight_decay * parameter), without the decay
+    where a pattern of `no_decay` matches. `update` takes the time of the schedule as the keyword argument `clock`.
 
     Args:
-      config: the whole set of rules.
       steps: where the cosine ends.
       trainable: the first part of `split_trainable`; only names are used.
     """
-    rules = match_rules(config, trainable)
-
-    scales = unflatten({name: rule.learning_rate_scale for name, rule in rules.items()})
-    decayed = unflatten({name: rule.weight_decay for name, rule in rules.items()})
+    settings = _settings(config, flatten(trainable))
+    scales = unflatten({name: setting.learning_rate_scale for name, setting in settings.items()})
+    decayed = unflatten({name: setting.weight_decay for name, setting in settings.items()})
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         _direction(config, trainable),
@@ -157,7 +211,7 @@ def matrix_axes(name: str, ndim: int) -> optax.contrib.MuonDimensionNumbers | No
 
 
 def state_shardings(
-    optimizer: optax.GradientTransformation, trainable: Params, shardings: Params, mesh: jax.sharding.Mesh
+    optimizer: optax.GradientTransformation, trainable: Params, shardings: Params, mesh: AnyMesh
 ) -> optax.OptState:
     """Shardings of the optimizer state: moments lie as their parameters do, counters are on every device.
 

@@ -63,7 +63,7 @@ class Recorder:
         """
         ids = np.stack([batch.segment_ids, batch.source_ids, batch.sample_ids])
         shown = counts if step % self._config.log_every == 0 else {}
-        most = most_samples(batch.segment_ids, self._config)
+        most = most_samples(ids[0], self._config)
         self._pending.append(_Step(step, metrics, ids, shown, count_batch(batch, self._config.model), most))
         self._waited += waited
         if self._clock is None:
@@ -130,6 +130,7 @@ class Recorder:
 
     def _print(self) -> None:
         now, config, count, last, step = time.monotonic(), self._config, len(self._done), self.last, self._newest
+        assert self._clock is not None  # since the first step
         data = config.data
         sums = {name: int(sum(metrics[name] for metrics in self._done)) for name in ("tokens", "images", "patches")}
         slots = count * data.rows

@@ -1,7 +1,7 @@
 """Start: the training state of step 0, fresh or from another checkpoint, or that after the newest checkpoint's step."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -24,10 +24,20 @@ from navil_jax.train.step import Running, TrainState, abstract_state, initial_pa
 class Start(Earlier, Protocol):
     """A checkpoint whose parameters a run starts with: `convert.opened.OpenCheckpoint`, whatever its format."""
 
-    path: epath.Path
-    record: Record | None
-    step: int
-    averaged: bool
+    @property
+    def path(self) -> epath.Path: ...
+
+    @property
+    def record(self) -> Record | None: ...
+
+    @property
+    def origin(self) -> dict[str, Any]: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def averaged(self) -> bool: ...
 
     def restore(self, model: ModelConfig, mesh: Mesh, dtypes: Mapping[str, DTypeLike], seed: int) -> Params: ...
 
@@ -72,7 +82,7 @@ def newest_state(
     Raises:
       UserError: the config or the data are not those of a continuation, or the run is longer than config.steps.
     """
-    record, step = checkpoints.record(), checkpoints.latest_step
+    record, step = checkpoints.record(), checkpoints.latest_step or 0
     data = record.fingerprints, fingerprints
     for key, (before, now) in check_continues(record.config, config, checkpoints.folder, data).items():
         say(f"from here on, as config.resume_with says: {key} was {before} and is {now}")

@@ -6,6 +6,7 @@ Both carry their mesh with them and are compiled once: every shape is fixed by t
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from navil_jax.batch import Batch
 from navil_jax.config import Config, OptimizerConfig
 from navil_jax.model import params as model_params
 from navil_jax.model.params import Params
-from navil_jax.sharding import constrain, named
+from navil_jax.sharding import AnyMesh, constrain, named
 from navil_jax.train.loss import TokenScores, feature_scale, token_scores, weighted_mean
 from navil_jax.train.optimizer import (
     make_optimizer,
@@ -92,15 +93,18 @@ class EvalScores:
     sample_ids: jax.Array  # int32
 
 
-def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, mesh: AnyMesh) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is computed."""
     shardings = model_params.shardings(config.model, mesh)
     trainable, frozen = split_trainable(config.optimizer, _shapes(config))
     trainable_shardings, frozen_shardings = split_trainable(config.optimizer, shardings)
     optimizer = _optimizer(config)
-    sharded = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+
+    def sharded(x: Any, sharding: jax.sharding.Sharding) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
     return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=named(mesh)),
+        step=sharded(jax.ShapeDtypeStruct((), jnp.int32), named(mesh)),
         trainable=jax.tree.map(sharded, trainable, trainable_shardings),
         frozen=jax.tree.map(sharded, frozen, frozen_shardings),
         optimizer=jax.tree.map(
@@ -152,7 +156,7 @@ def global_batch(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, named(mesh, "batch")), batch)
 
 
-def make_train_step(config: Config, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Builds the training step `(state, batch) -> (state, metrics)`; the state given is donated.
 
     The loss is the cross-entropy weighted by `batch.loss_weights` and divided by their sum over the global batch, so

@@ -13,7 +13,6 @@
 
 import contextlib
 import dataclasses
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from navil_jax.data.watchdog import Watchdog
 from navil_jax.errors import UserError
 from navil_jax.model.params import flatten
 from navil_jax.paths import RunFiles, path_of
-from navil_jax.sharding import make_mesh, mesh_axes, named, use_rules
+from navil_jax.sharding import axis_size, make_mesh, mesh_axes, named, use_rules
 from navil_jax.train.checkpoint import Checkpoints, Record
 from navil_jax.train.evaluators import Evaluations
 from navil_jax.train.metrics import MetricsLog
@@ -103,11 +102,11 @@ def run(config: Config, start: Start | None = None) -> int:
     return status
 
 
-def _train(run: Run, state: TrainState, metrics: dict[str, float], stopped: Callable[[int], int]) -> int:
-    """The steps; `metrics` are those of the step that the run goes on from."""
+def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Callable[[int], int]) -> int:
+    """The steps; `before` are the metrics of the step that the run goes on from."""
     config, mesh, step = run.config, run.mesh, int(state.step)
     log = MetricsLog(run.files.local, step) if jax.process_index() == 0 else None
-    recorder = Recorder(config, log, flatten(state.trainable), metrics)
+    recorder = Recorder(config, log, flatten(state.trainable), before)
     evaluations = Evaluations(config, mesh, run.tokenizer, run.files, log, _say)
     profiler = Profiler(config.profile_steps, run.files.local / "profile" if log else None)
     train_step = make_train_step(config, mesh)
@@ -151,8 +150,7 @@ def _save(run: Run, step: int, state: TrainState, metrics: dict[str, float]) -> 
 
 def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
     """Raises a `UserError` if rows or slots do not divide by the devices that share them."""
-    over = lambda axis: math.prod(mesh.shape[name] for name in mesh_axes(axis))  # noqa: E731
-    shards, microbatches = over("batch"), config.optimizer.microbatches
+    shards, microbatches = axis_size(mesh, "batch"), config.optimizer.microbatches
     if config.data.rows % (shards * microbatches):
         each = f" in each of {microbatches} microbatches (optimizer.microbatches)" if microbatches > 1 else ""
         raise UserError(
@@ -161,14 +159,14 @@ def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
         )
     unit = config.model.vision.unit_patches if config.model.vision else 1
     for key, count in (
-        ("visual_slots", over("slots")),
-        ("text_slots", over("slots")),
-        ("patch_slots", over("patches") * unit),
+        ("visual_slots", axis_size(mesh, "slots")),
+        ("text_slots", axis_size(mesh, "slots")),
+        ("patch_slots", axis_size(mesh, "patches") * unit),
     ):
         if getattr(config.data, key) % count:
             raise UserError(f"config.data.{key}: {getattr(config.data, key)} does not divide by {count} (mesh.context)")
     places = named(mesh, "batch").addressable_devices_indices_map((config.data.rows,))
-    own = {row for (shard,) in places.values() for row in range(config.data.rows)[shard]}
+    own = {row for index in places.values() if index for row in range(config.data.rows)[index[0]]}
     if len(own) * jax.process_count() != config.data.rows:
         raise UserError(
             f"config.mesh: {jax.process_count()} processes cannot each hold a shard of the rows of their own "

@@ -30,7 +30,6 @@ from navil_jax.convert.verify.tensors import WeightReport, compare_weights, larg
 from navil_jax.errors import UserError
 
 SHOWN_TENSORS = 5  # of those out of tolerance
-EMA = "running averages of the trained parameters in their place (default: where the run's evaluations use them)"
 EXAMPLES = """
 a checkpoint computes what the released code computed on tests/golden/internlm2_small:
   python -m navil_jax.convert verify runs/small --golden tests/golden/internlm2_small
@@ -65,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--weights-only", action="store_true", help="of two checkpoints, compare the weights alone, tensor by tensor")
     add("--tokenizer", default="", metavar="DIR", help="folder of the tokenizer, for PyTorch folders without one")
-    add("--ema", action=argparse.BooleanOptionalAction, help=f"of runs, {EMA}")
+    add(
+        "--ema", action=argparse.BooleanOptionalAction, help="of runs, the running averages (default: as they evaluate)"
+    )
     add("--seed", type=int, default=0, help="of the made text and image that two models are run on (default: 0)")
 
 

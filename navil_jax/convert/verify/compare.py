@@ -129,7 +129,7 @@ def forward_pairs(case: Case) -> list[Pair]:
         "patch embeddings": ("vision.layer_input", "vision.patch_embeds"),
         "rotary angles": ("vision.rotary_windowed", "vision.rotary_angles"),
         "vision layers": (
-            *(f"vision.layer_{layer}" for layer in range(case.config.vision.depth)),
+            *(f"vision.layer_{layer}" for layer in range(case.config.encoder.depth)),
             "vision.last_hidden_state",
             "vision.pixel_shuffle",
         ),
@@ -158,7 +158,7 @@ def forward_pairs(case: Case) -> list[Pair]:
 
 def _forward(case: Case) -> dict[str, np.ndarray]:
     """Ours by the name of the golden tensor, in its shape."""
-    batch, vision = image_batch(case), case.config.vision
+    batch, vision = image_batch(case), case.config.encoder
     patches, side = len(case.arrays["inputs.pixel_u8"]), vision.merge_size
     units = patches // vision.unit_patches
     out = jax.jit(functools.partial(_intermediates, case))(case.params, batch)
@@ -183,7 +183,8 @@ def _forward(case: Case) -> dict[str, np.ndarray]:
 
 def _intermediates(case: Case, params: Params, batch: Batch) -> dict[str, jax.Array]:
     model = model_params.bind(case.config, params)
-    vision = model.vision
+    vision, connector = model.vision, model.connector
+    assert vision is not None and connector is not None
     embedded = vision.embed(batch.patches)
     layout = vision.layout(batch.patch_coords, batch.patch_blocks)
 
@@ -199,8 +200,8 @@ def _intermediates(case: Case, params: Params, batch: Batch) -> dict[str, jax.Ar
         "vision_layers": vision_layers,
         "last": last,
         "features": features,
-        "connected": model.connector(features),
-        "angles": rope.vision_angles(case.config.vision, batch.patch_coords),
+        "connected": connector(features),
+        "angles": rope.vision_angles(case.config.encoder, batch.patch_coords),
         "input_embeds": model.embed(batch),
         "hidden": hidden,
         "attention": attention,
@@ -211,7 +212,7 @@ def _intermediates(case: Case, params: Params, batch: Batch) -> dict[str, jax.Ar
 
 def _raster(case: Case, x: np.ndarray) -> np.ndarray:
     """Values of patches in window order -> in raster order."""
-    units = x.reshape(-1, case.config.vision.unit_patches, x.shape[-1])
+    units = x.reshape(-1, case.config.encoder.unit_patches, x.shape[-1])
     result = np.empty_like(units)
     result[window_index(case)] = units
     return result.reshape(x.shape)
@@ -341,13 +342,14 @@ class Recorder:
     """Chooses the likeliest tokens, or those dictated, and keeps the logits of each step."""
 
     def __init__(self, dictated: list[int] | None = None):
-        self.dictated, self.logits = dictated, []
+        self.dictated = dictated
+        self.logits: list[np.ndarray] = []
 
     def __call__(self, logits: jax.Array, step: int) -> jax.Array:
         self.logits.append(np.asarray(logits[0]))
         if self.dictated is None:
             return Sampler()(logits, step)
-        return np.full(len(logits), self.dictated[step], np.int32)
+        return jnp.full(len(logits), self.dictated[step], jnp.int32)
 
 
 def generation_pairs(case: Case, name: str, follow: bool = False) -> list[Pair]:

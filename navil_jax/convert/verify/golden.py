@@ -140,7 +140,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 def window_index(case: Case) -> np.ndarray:
     """Order of the merged units of all scales: place i of the encoder holds unit window_index[i] of raster order."""
-    vision, parts, start = case.config.vision, [], 0
+    vision, parts, start = case.config.encoder, [], 0
     side = vision.merge_size
     for rows, cols in case.grids:
         order = window_order(rows // side, cols // side, vision.window_size // side)
@@ -151,7 +151,7 @@ def window_index(case: Case) -> np.ndarray:
 
 def patch_features(case: Case) -> dict[str, np.ndarray]:
     """Patches of the case in window order, as the pipeline gives them."""
-    vision, order = case.config.vision, window_index(case)
+    vision, order = case.config.encoder, window_index(case)
     unit = vision.unit_patches
     coords = np.concatenate([merge_block_coords(*grid, vision.merge_size) for grid in case.grids])
     return {

@@ -80,6 +80,7 @@ def open_format(kind: str, path: str, root: str = "", prompt: str = "") -> Recor
         found = files.expand(path, format_class.suffixes)
         sources = [format_class(file, root, prompt) for file in found]
     except ModuleNotFoundError as error:
-        package = _PACKAGES.get(error.name, error.name)
+        missing = error.name or str(error)
+        package = _PACKAGES.get(missing, missing)
         raise UserError(f"{path}: data of kind {kind} need another package: pip install {package}") from error
     return sources[0] if len(sources) == 1 else Concatenated.of(sources)

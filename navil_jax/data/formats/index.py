@@ -151,7 +151,8 @@ def _scan_array(path: str, size: int) -> Iterator[np.ndarray]:
         opening = re.match(rb"\s*+\[", content)
         if not opening:
             raise UserError(f"{path}: is no JSON array of samples; name files of one sample a line *.jsonl")
-        position, starts, begins = opening.end(), [], True
+        position, begins = opening.end(), True
+        starts: list[int] = []
         while position and (token := _TOKEN.search(content, position)):
             first, position = token[0][:1], token.end()
             if first == b"]":
@@ -195,7 +196,7 @@ def _scan_tar(path: str, size: int) -> Iterator[np.ndarray]:
                 file.seek(end)
                 end += len(file.read(tarfile.BLOCKSIZE).strip(b"\0")) and tarfile.BLOCKSIZE
                 break
-            archive.members = []
+            archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
             if member.isfile() and (found := tar_key(member.name)[0]) != key:
                 key = found
                 starts.append(member.offset)

@@ -11,6 +11,7 @@ from navil_jax.config import SourceConfig
 from navil_jax.data.formats import files, open_format
 from navil_jax.errors import UserError
 
+DATA_AUGMENT = ("jpeg",)  # transforms that data_augment means, as in InternVL
 TILE_PATCHES = (448 // 16) ** 2  # of a tile of 448 x 448 pixels, in which max_dynamic_patch counts
 _TYPES = {
     "root": str,
@@ -63,8 +64,9 @@ def meta_sources(entry: SourceConfig, max_patches: int) -> tuple[SourceConfig, .
     """A source of kind "meta" as its parts, whose weights share its own by their samples times repeats.
 
     Paths in the file are taken from the working folder, or from that of the meta file where they do not exist there.
-    max_dynamic_patch counts tiles of 448 x 448 pixels, here in patches, at most `max_patches`. What the file does not
-    say is as in `entry`.
+    max_dynamic_patch counts tiles of 448 x 448 pixels, here in patches, at most `max_patches`. data_augment switches
+    the transforms of `entry` on and off, or those of `DATA_AUGMENT` where it has none. What the file does not say is
+    as in `entry`.
 
     Example: {"a": {"annotation": "a.jsonl", "root": "img", "length": 30}, "b": {"annotation": "b.jsonl", "length": 10}}
       with weight 2 -> a with weight 1.5 and b with weight 0.5
@@ -85,12 +87,18 @@ def meta_sources(entry: SourceConfig, max_patches: int) -> tuple[SourceConfig, .
             root=root,
             repeat=repeat,
             max_patches=min(tiles * TILE_PATCHES, max_patches) if tiles else entry.max_patches,
-            data_augment=settings.get("data_augment", entry.data_augment),
+            transforms=_transforms(settings, entry),
         )
         parts.append(part)
         sizes.append(length * repeat)
     shares = (size / sum(sizes) for size in sizes)
     return tuple(dataclasses.replace(p, weight=entry.weight * share) for p, share in zip(parts, shares, strict=True))
+
+
+def _transforms(settings: Mapping[str, Any], entry: SourceConfig) -> tuple[str, ...]:
+    if "data_augment" not in settings:
+        return entry.transforms
+    return (entry.transforms or DATA_AUGMENT) if settings["data_augment"] else ()
 
 
 def _find(meta: str, path: str) -> str:

@@ -82,7 +82,7 @@ def prepare(source: Source, folder: str, name: str, split: str = "train") -> str
     """
     text = tfds.features.Text()
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # of its __init_subclass__
         VERSION = tfds.core.Version("1.0.0")
         RELEASE_NOTES = {"1.0.0": "made by navil_jax"}  # noqa: RUF012
 
@@ -100,7 +100,8 @@ def prepare(source: Source, folder: str, name: str, split: str = "train") -> str
             return {split: self._generate_examples()}
 
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-            for number, sample in enumerate(source):
+            for number in range(len(source)):
+                sample = source[number]
                 yield (
                     number,
                     {

@@ -41,7 +41,9 @@ class WebDataset(RecordSource):
                 for member in archive:
                     if member.isfile():
                         key, extension = tar_key(member.name)
-                        data = archive.extractfile(member).read()
+                        opened = archive.extractfile(member)
+                        assert opened is not None  # it is a file
+                        data = opened.read()
                         if f".{extension}".endswith(IMAGE_SUFFIXES):
                             images.append(data)
                         elif extension in ("json", "txt", "cls"):

@@ -12,8 +12,8 @@ from PIL import Image
 
 from navil_jax.config import SPECIAL_TOKENS, Config
 from navil_jax.data.features import Skipped, smaller_images
-from navil_jax.data.images import load_image, plan_scales
-from navil_jax.data.prompt import PLACEHOLDER, encode_conversation, image_length
+from navil_jax.data.images import load_image
+from navil_jax.data.prompt import PLACEHOLDER, encode_conversation, image_tokens
 from navil_jax.data.sample import BadSample, Sample, Source
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
@@ -148,9 +148,8 @@ def _image_sizes(sizes: Sequence[tuple[int, int]], config: Config) -> np.ndarray
     """What images of these (height, width) add to each of `SIZES`. [3] int64"""
     total = np.zeros(3, np.int64)
     for height, width in sizes:
-        grid = [(scale.rows, scale.cols) for scale in plan_scales(height, width, config.images, config.model.vision)]
-        patches = sum(rows * cols for rows, cols in grid)
-        total += (*image_length(grid, config.model.vision.merge_size), patches)
+        cost = image_tokens(width, height, config)
+        total += [getattr(cost, name) for name in SIZES]
     return total
 
 
@@ -161,7 +160,7 @@ def _content(image: Image.Image | bytes | Path) -> bytes:
     return image if isinstance(image, bytes) else Path(image).read_bytes()
 
 
-def _add(digest: "hashlib._Hash", content: bytes) -> None:
+def _add(digest: hashlib.blake2b, content: bytes) -> None:
     """Adds a part and its length, so that no two lists of parts are added alike."""
     digest.update(len(content).to_bytes(8, "big"))
     digest.update(content)

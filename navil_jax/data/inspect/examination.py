@@ -2,16 +2,13 @@
 
 import concurrent.futures
 import itertools
-import multiprocessing
-import os
 import pickle
 import re
-import signal
-import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +17,7 @@ from navil_jax.config.flags import differences, from_json, to_json
 from navil_jax.data.features import Skipped
 from navil_jax.data.formats.progress import Progress
 from navil_jax.data.inspect.checkup import NOTE, UNREAD, Checkup
+from navil_jax.data.pool import shared_object, start_pool
 from navil_jax.data.quarantine import FILE, Quarantine
 from navil_jax.errors import UserError
 
@@ -74,7 +72,8 @@ def _fill(
         done += len(indices)
         progress.update(done)
     progress.finish(done)
-    table.flush()
+    if isinstance(table, np.memmap):
+        table.flush()
 
 
 def _check_config(config: Config, out: Path) -> None:
@@ -137,18 +136,20 @@ def _results(
 
 
 class _ThisProcess(concurrent.futures.Executor):
-    """Runs what is submitted at once."""
+    """Runs what is submitted at once, on checkups of its own."""
 
-    def submit(self, function, /, *arguments) -> concurrent.futures.Future:
+    def __init__(self, checkups: Sequence[Checkup]) -> None:
+        self._checkups = checkups
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **_: Any) -> concurrent.futures.Future:
         future: concurrent.futures.Future = concurrent.futures.Future()
-        future.set_result(function(*arguments))
+        future.set_result(function(*arguments, checkups=self._checkups))
         return future
 
 
 def _pool(checkups: Sequence[Checkup], workers: int) -> concurrent.futures.Executor:
     if not workers:
-        _start(checkups)
-        return _ThisProcess()
+        return _ThisProcess(checkups)
     for checkup in checkups:
         try:
             pickle.dumps(checkup)
@@ -156,26 +157,11 @@ def _pool(checkups: Sequence[Checkup], workers: int) -> concurrent.futures.Execu
             raise UserError(
                 f"source {checkup.name}: cannot be copied into other processes ({error}); use --workers 0"
             ) from error
-    context = multiprocessing.get_context("forkserver")  # a fork of a process that runs JAX can hang
-    context.set_forkserver_preload([__name__])
-    return concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (tuple(checkups),))
+    return start_pool(workers, tuple(checkups), __name__)
 
 
-def _start(checkups: Sequence[Checkup]) -> None:
-    global _checkups
-    _checkups = checkups
-
-
-def _start_worker(checkups: Sequence[Checkup]) -> None:
-    _start(checkups)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the command decides when to end
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _check(number: int, indices: Sequence[int]) -> tuple[np.ndarray, list[Skipped]]:
-    return _checkups[number](indices)
+def _check(
+    number: int, indices: Sequence[int], checkups: Sequence[Checkup] | None = None
+) -> tuple[np.ndarray, list[Skipped]]:
+    """The notes of some samples; in a worker with the checkups of its pool."""
+    return (shared_object() if checkups is None else checkups)[number](indices)

@@ -119,8 +119,11 @@ def _view_row(batch: Batch, row: int, tokenizer: Tokenizer, vision: VisionConfig
         places = order[segments[order] == number]
         units = np.flatnonzero(np.isin(batch.unit_slots[row], places))
         patches = (units[:, None] * unit + np.arange(unit)).reshape(-1)
-        arrays = tuple(array[row][patches] for array in (batch.patches, batch.patch_coords, batch.patch_blocks))
-        view = _view(batch.tokens[row, places], batch.loss_weights[row, places], arrays, tokenizer, vision)
+        ids, weights = np.asarray(batch.tokens[row, places]), np.asarray(batch.loss_weights[row, places])
+        pixels, coords, blocks = (
+            np.asarray(array[row][patches]) for array in (batch.patches, batch.patch_coords, batch.patch_blocks)
+        )
+        view = _view(ids, weights, (pixels, coords, blocks), tokenizer, vision)
         source, sample = int(batch.source_ids[row, places[0]]), int(batch.sample_ids[row, places[0]])
         samples.append(dataclasses.replace(view, source=source, sample=sample))
     used = segments > 0

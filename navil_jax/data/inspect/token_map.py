@@ -1,6 +1,5 @@
-"""What an image costs in tokens, and a drawing of where they sit."""
+"""A drawing of where the tokens of an image sit, and how many a packed row takes."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,42 +7,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from navil_jax.config import Config, VisionConfig
-from navil_jax.data.images import Scale, plan_scales, window_order
+from navil_jax.data.images import Scale, window_order
 from navil_jax.data.pillow_resampling import resize_image
-from navil_jax.data.prompt import image_length
+from navil_jax.data.prompt import image_tokens
 from navil_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageTokens:
-    """The slots that one image fills."""
-
-    width: int
-    height: int
-    scales: tuple[Scale, ...]  # smallest first
-    visual_tokens: int  # <img> and one per merged unit
-    text_tokens: int  # line breaks, frame breaks and </img>
-    patches: int
-    padding: float  # share of the patches' pixels that lie outside the image
-
-
-def image_tokens(width: int, height: int, config: Config) -> ImageTokens:
-    """Counts for an image of width x height pixels.
-
-    Raises:
-      UserError: one side is over 200 times the other, or the config has no vision encoder.
-
-    Example, with the defaults: 640 x 480 -> scales of 16 x 22, 22 x 30 and 30 x 40 patches, 554 + 38 tokens
-    """
-    if config.model.vision is None:
-        raise UserError("config.model.vision is none: this model takes no images")
-    scales = tuple(plan_scales(height, width, config.images, config.model.vision))
-    grids = [(scale.rows, scale.cols) for scale in scales]
-    visual, text = image_length(grids, config.model.vision.merge_size)
-    patches = sum(rows * cols for rows, cols in grids)
-    inside = sum(scale.height * scale.width for scale in scales)
-    padding = 1 - inside / (patches * config.model.vision.patch_size**2)
-    return ImageTokens(width, height, scales, visual, text, patches, padding)
 
 
 def row_budgets(config: Config) -> dict[str, int]:
@@ -83,7 +50,7 @@ def draw_tokens(path: str | Path, images: Mapping[str, Image.Image], config: Con
 
 def _scales(image: Image.Image, config: Config) -> Image.Image:
     """The panels of one image."""
-    counts, vision = image_tokens(image.width, image.height, config), config.model.vision
+    counts, vision = image_tokens(image.width, image.height, config), config.model.encoder
     largest = max(counts.scales[-1].rows, counts.scales[-1].cols) * vision.patch_size
     zoom = max(1, _WIDE // largest)
     panels, first = [], 0

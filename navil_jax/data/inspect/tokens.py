@@ -8,7 +8,8 @@ from typing import Any
 
 from navil_jax.config import Config
 from navil_jax.data.images import load_image
-from navil_jax.data.inspect.token_map import ImageTokens, draw_tokens, image_tokens, row_budgets
+from navil_jax.data.inspect.token_map import draw_tokens, row_budgets
+from navil_jax.data.prompt import ImageTokens, image_tokens
 from navil_jax.errors import UserError
 
 ABOUT = """Shows what images cost in tokens: each scale's size, its grid of patches, its tokens and its padding.
@@ -66,7 +67,7 @@ def _fits(count: ImageTokens, config: Config) -> bool:
 
 
 def _scale_rows(count: ImageTokens, config: Config) -> list[dict[str, int]]:
-    merge = config.model.vision.merge_size
+    merge = config.model.encoder.merge_size
     return [
         scale._asdict()
         | {
@@ -91,7 +92,7 @@ def _values(count: ImageTokens, config: Config) -> dict[str, Any]:
 
 def _table(file: str, count: ImageTokens, config: Config, orientation: int) -> str:
     """The text for one image."""
-    area = config.model.vision.patch_size**2
+    area = config.model.encoder.patch_size**2
     lines = [f"{file}: {count.width} x {count.height} pixels"]
     if orientation != 1:
         lines.append(f"  its EXIF orientation {orientation} is not applied: it is seen as its pixels are stored")

@@ -18,12 +18,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
       UserError: the folder or a needed file is missing or broken.
     """
-    folder = path_of(folder)
-    if not folder.is_dir():
+    path = path_of(folder)
+    if not path.is_dir():
         raise UserError(f"{folder}: no such folder with a tokenizer")
     known = {*SentencePieceTokenizer.FILES, *ByteLevelTokenizer.FILES}
-    names = {name for name in known if (folder / name).is_file()}
-    return tokenizer_from_files({name: (folder / name).read_bytes() for name in names}, str(folder))
+    names = {name for name in known if (path / name).is_file()}
+    return tokenizer_from_files({name: (path / name).read_bytes() for name in names}, str(path))
 
 
 def tokenizer_from_files(files: Mapping[str, bytes], name: str = "tokenizer") -> Tokenizer:

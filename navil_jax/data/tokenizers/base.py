@@ -61,10 +61,10 @@ class Tokenizer(abc.ABC):
 
     def save(self, folder: str | Path) -> None:
         """Writes the files as they were loaded."""
-        folder = path_of(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        target = path_of(folder)
+        target.mkdir(parents=True, exist_ok=True)
         for name, data in self._files.items():
-            (folder / name).write_bytes(data)
+            (target / name).write_bytes(data)
 
     @property
     @abc.abstractmethod
@@ -137,7 +137,8 @@ def with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
 
     Example: InternLM2's 92544 pieces -> </box> is 92544, ..., <IMG_FRAME_BREAK> is 92555
     """
-    size, added = tokenizer.vocab_size, {}
+    size = tokenizer.vocab_size
+    added: dict[str, int] = {}
     for token in (*tokenizer.MARKERS, *SPECIAL_TOKENS):
         if token not in tokenizer._ids:
             reserved = tokenizer.reserved_id(token)

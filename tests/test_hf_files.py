@@ -10,7 +10,7 @@ from byte_level_files import LAYOUTS, grown
 
 from navil_jax.config import SPECIAL_TOKENS, Config, DataConfig, ImageConfig, SourceConfig
 from navil_jax.config.flags import load_config
-from navil_jax.convert.hf_config import image_config, model_config, prompt_config, read_config, released_config
+from navil_jax.convert.hf_config import image_config, model_config, prompt_config, read_config, to_hf_config
 from navil_jax.convert.hf_files import model_card, preprocessor_config, write_companions
 from navil_jax.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from navil_jax.data.tokenizers.base import with_special_tokens
@@ -26,8 +26,8 @@ def write(folder: Path, name: str, tokenizer: Tokenizer, **changes: Any) -> dict
     special = tokenizer.special_token_ids if "llm_config" in original else ()
     model = model_config(original, special)
     config = dataclasses.replace(Config(model=model, images=image_config(original), data=data), **changes)
-    released = released_config(config, original)
-    names = write_companions(folder, released, config, tokenizer.files(), "/secret/runs/cats", 1200, "/secret/base-2b")
+    hf = to_hf_config(config, original)
+    names = write_companions(folder, hf, config, tokenizer.files(), "/secret/runs/cats", 1200, "/secret/base-2b")
     assert names == sorted(path.name for path in folder.iterdir())
     assert not any(b"/secret" in path.read_bytes() for path in folder.iterdir())
     return {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
