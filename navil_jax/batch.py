@@ -116,9 +116,9 @@ class BatchSpec:
             )
             while True:
                 with_image = (
-                    _fake_sample(rng, config, with_image=True) if self.patch_slots and rng.random() < 0.8 else None
+                    fake_sample(rng, config, with_image=True) if self.patch_slots and rng.random() < 0.8 else None
                 )
-                text = _fake_sample(rng, config, with_image=False)
+                text = fake_sample(rng, config, with_image=False)
                 if with_image is not None and fits(with_image):
                     row.append(with_image)
                 elif fits(text):
@@ -282,7 +282,7 @@ def _spec_of(batch: Batch, config: ModelConfig) -> BatchSpec:
     return BatchSpec(rows, batch.visual_slots, slots - batch.visual_slots, patches, dim, unit, batch.block_patches)
 
 
-def _fake_sample(rng: np.random.Generator, config: ModelConfig, with_image: bool) -> SampleFeatures:
+def fake_sample(rng: np.random.Generator, config: ModelConfig, with_image: bool) -> SampleFeatures:
     """A text, around an image of one scale if `with_image`: t <img> c c <break> c c <break> </img> t t t"""
 
     def text(least: int, most: int) -> list[int]:

@@ -7,8 +7,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from made_sources import TOKENIZER, config, samples_of
 from PIL import Image
-from test_pipeline import TOKENIZER, config, samples_of
 
 from navil_jax.config import Config, DataConfig, SourceConfig
 from navil_jax.data.features import FeatureSource, Usable

@@ -54,10 +54,10 @@ def test_only_sources_that_tell_have_a_fingerprint():
 @pytest.fixture
 def anew():
     """Reads the text again, before and after the test."""
-    book._rows.cache_clear()
+    book.verses.cache_clear()
     book.pieces.cache_clear()
     yield
-    book._rows.cache_clear()
+    book.verses.cache_clear()
     book.pieces.cache_clear()
 
 

@@ -66,7 +66,7 @@ def test_override_is_read_by_the_fields_type(key, text, value):
         ("steps", "", "config.steps: '' is not int"),
         ("optimizer.eps", "nan", "config.optimizer.eps: nan is not float"),
         ("images.multiscale", "1", "config.images.multiscale: '1' is not true | false"),
-        ("model.decoder.family", "llama", "'llama' is not internlm2 | qwen3"),
+        ("model.attention", "flash", "'flash' is not auto | xla | splash"),
         ("model.decoder.pad_token_id", "x", "'x' is not int or none"),
         ("model.vision.full_attention_layers", "1,a", "'1,a' is not int,int,... or none"),
         ("model.decoder", "x", "is a group of fields"),

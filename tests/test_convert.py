@@ -14,6 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from golden_cases import TEXT_CASES
+from made_runs import copy_case
 from safetensors.numpy import load_file, save_file
 
 import navil_jax
@@ -43,15 +45,6 @@ def get_config():
 
 def command(*arguments) -> int:
     return convert.main([str(argument) for argument in arguments])
-
-
-def copy_case(name: str, folder: Path) -> Path:
-    """A golden checkpoint with its tokenizer, as the hub has it."""
-    folder.mkdir(parents=True)
-    for file in [*(GOLDEN / name).glob("*.json"), GOLDEN / name / "model.safetensors", *Path(TOKENIZER).iterdir()]:
-        if file.name not in ("golden.json", "token_to_id.json"):
-            shutil.copy(file, folder)
-    return folder
 
 
 def tensors_of(folder: Path) -> dict[str, np.ndarray]:
@@ -127,7 +120,7 @@ def test_a_converted_checkpoint_is_restored_on_eight_devices():
     assert "2 passed" in done.stdout, done.stdout
 
 
-@pytest.mark.parametrize("name", ["text_only_internlm2", "text_only_internlm2_linear", "text_only_qwen3"])
+@pytest.mark.parametrize("name", TEXT_CASES)
 def test_an_initialised_model_computes_its_language_model(name, tmp_path):
     """At step 0 every token, also one with visual weights, is computed as by the pre-trained model."""
     language = copy_case(name, tmp_path / "language")
@@ -164,6 +157,23 @@ def test_an_initialised_model_computes_its_language_model(name, tmp_path):
     ours = {name: value[~visual] if name.startswith("text_") else value for name, value in ours.items()}
     ours |= {"visual_tokens": tokens[visual], "visual_positions": np.flatnonzero(visual)}
     np.testing.assert_allclose(last_layer(model, params, ours), wanted, atol=2e-5)
+
+
+def test_a_navil_made_from_qwen2_is_no_model_of_the_release(tmp_path, capsys):
+    language = copy_case("text_only_qwen2", tmp_path / "language")
+    with open_checkpoint(language) as checkpoint:
+        fields = dataclasses.asdict(checkpoint.config.model.decoder)
+    fields |= {"attention_experts": True, "ffn_experts": True, "vocab_size": 620}
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(fields=", ".join(f"{key}={value!r}" for key, value in fields.items())))
+    assert command("init", language, tmp_path / "run", "--config", recipe) == 0
+    assert command("inspect", tmp_path / "run") == 0
+    capsys.readouterr()
+    assert command("export", tmp_path / "run", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip()
+    assert "model.decoder.family = qwen2: the release has no NaViL with this decoder" in error
+    assert "\n" not in error
+    assert not (tmp_path / "out").exists()
 
 
 def last_layer(config: ModelConfig, params: dict, features: dict) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The doctor: what it counts, that training agrees, its lists, its report, and going on after an interruption."""
 
 import dataclasses
-import html.parser
 import json
 import os
 import re
@@ -9,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from check_html import check_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import talk, write_lines
+from made_sources import BUDGETS, TOKENIZER, TOKENIZER_FOLDER, doctor_config
 from PIL import Image
 
-from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig
+from navil_jax.config import Config, SourceConfig
 from navil_jax.data.__main__ import main
 from navil_jax.data.features import TooLong, fitting_features
 from navil_jax.data.formats import open_format
@@ -28,14 +29,14 @@ from navil_jax.data.pipeline import batch_spec, make_dataset
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.sample import Sample, Source
 from navil_jax.data.sources import SOURCES
-from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
 
-FOLDER = Path(__file__).parent / "golden" / "prompts" / "tokenizer"
-TOKENIZER = load_tokenizer(FOLDER)
-SLOTS = {"visual_slots": 48, "text_slots": 160, "patch_slots": 160}
-FLAGS = [f"--config.data.{name}={slots}" for name, slots in SLOTS.items()]
-FLAGS += ["--config.images.min_patches=4", "--config.images.max_patches=256", f"--config.data.tokenizer={FOLDER}"]
+FLAGS = [f"--config.data.{name}={slots}" for name, slots in BUDGETS.items()]
+FLAGS += [
+    "--config.images.min_patches=4",
+    "--config.images.max_patches=256",
+    f"--config.data.tokenizer={TOKENIZER_FOLDER}",
+]
 FLAGS += ["--config.data.system_message=S", "--workers", "0"]
 GOOD_SAMPLES = 20
 
@@ -125,20 +126,11 @@ class Watched:
         return []
 
 
-def training_config(**changes: object) -> Config:
-    data = DataConfig(sources=(SourceConfig("train.jsonl"),), rows=2, packing_lookahead=4, system_message="S", **SLOTS)
-    return Config(
-        model=ModelConfig(special_token_ids=TOKENIZER.special_token_ids),
-        images=ImageConfig(min_patches=4, max_patches=256),
-        data=dataclasses.replace(data, **changes),
-    )
-
-
 def test_training_reads_nothing_that_is_in_quarantine(lines: str, tmp_path: Path) -> None:
     run(lines, tmp_path / "report")
     source = Watched(open_format("llava", lines), set())
     quarantine = Quarantine(given=str(tmp_path / "report" / "quarantine.jsonl"))
-    batches = iter(make_dataset(training_config(), [source], TOKENIZER, quarantine=quarantine))
+    batches = iter(make_dataset(doctor_config(), [source], TOKENIZER, quarantine=quarantine))
     for _ in range(6):
         next(batches)
     assert set(range(28)) - source.read == {20, 21, 22, 23}
@@ -146,7 +138,7 @@ def test_training_reads_nothing_that_is_in_quarantine(lines: str, tmp_path: Path
 
 @pytest.mark.parametrize("oversize", ["drop", "shrink"])
 def test_training_agrees_about_every_sample(lines: str, oversize: str) -> None:
-    config = training_config(oversize=oversize)
+    config = doctor_config(oversize=oversize)
     source, budgets = open_format("llava", lines), batch_spec(config).budgets
     notes, bad = Checkup(source, "a", config, TOKENIZER, row_budgets(config))(range(len(source)))
     assert [sample.index for sample in bad] == np.flatnonzero(notes["status"] == BAD).tolist()
@@ -205,38 +197,6 @@ def test_a_report_of_something_else_is_left_alone(lines: str, tmp_path: Path, ca
     assert "29 samples, 28 when" in capsys.readouterr().err
 
 
-class Balanced(html.parser.HTMLParser):
-    """Collects addresses and checks that tags are closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "iframe")
-        self.addresses += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        assert tag == "line"
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def check_page(text: str) -> None:
-    """Well formed, and needs nothing from outside."""
-    page = Balanced()
-    page.feed(text)
-    assert page.open == []
-    assert page.addresses
-    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
-    assert "url(" not in text
-    assert "@import" not in text
-
-
 def test_report_needs_nothing_from_outside(lines: str, tmp_path: Path) -> None:
     run(lines, tmp_path / "report", "--samples", "30")
     text = (tmp_path / "report" / "report.html").read_text()
@@ -274,7 +234,7 @@ def test_a_source_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
         def __len__(self) -> int:
             return 1
 
-    config = training_config()
+    config = doctor_config()
     checkup = Checkup(Local(), "local", config, TOKENIZER, row_budgets(config))
     with pytest.raises(UserError, match=r"source local: cannot be copied .* use --workers 0"):
         examine(config, [checkup], tmp_path, 1)
@@ -292,14 +252,14 @@ class Deadly:
 
 
 def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:
-    config = training_config()
+    config = doctor_config()
     checkup = Checkup(Deadly(), "deadly", config, TOKENIZER, row_budgets(config))
     with pytest.raises(UserError, match=r"a process died .* while samples of deadly from 0 on were read"):
         examine(config, [checkup], tmp_path, 1)
 
 
 def test_a_source_with_a_mistake_in_its_code_ends_the_report(tmp_path: Path) -> None:
-    config = training_config()
+    config = doctor_config()
     checkup = Checkup([None], "faulty", config, TOKENIZER, row_budgets(config))
     with pytest.raises(RuntimeError, match=r"reading sample 0 of source faulty .* AttributeError"):
         examine(config, [checkup], tmp_path, 0)
@@ -320,7 +280,7 @@ def test_duplicates_are_found(values: list[tuple[int, int]]) -> None:
 
 
 def test_advice_follows_the_weights() -> None:
-    config = training_config(sources=(SourceConfig("a", 3.0), SourceConfig("b", 1.0)))
+    config = doctor_config(sources=(SourceConfig("a", 3.0), SourceConfig("b", 1.0)))
     tables = [np.zeros(10, NOTE), np.zeros(10, NOTE)]
     for table, sizes in zip(tables, ((10, 20, 40), (0, 20, 0)), strict=True):
         table["status"] = GOOD
@@ -333,7 +293,7 @@ def test_advice_follows_the_weights() -> None:
 
 
 def test_hash_depends_on_image_and_text_alone(lines: str) -> None:
-    config = training_config()
+    config = doctor_config()
     checkup = Checkup([], "a", config, TOKENIZER, row_budgets(config))
     source = open_format("llava", lines)
     one, other = source[3], source[4]

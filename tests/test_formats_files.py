@@ -122,11 +122,23 @@ class TestParquet:
         assert [source[i].key for i in (0, 19)] == ["a.parquet#1", "b.parquet#10"]
         assert pickle.loads(pickle.dumps(source))[5] == source[5]
 
-    def test_memory_of_row_groups_is_bounded(self, tmp_path: Path) -> None:
+    def test_two_row_groups_are_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from pyarrow.parquet import ParquetFile
+
         path = self.write(tmp_path / "a.parquet", {"text": [f"{i}" for i in range(100)]}, row_group_size=5)
+        read, read_row_group = [], ParquetFile.read_row_group
+
+        def counted(file: ParquetFile, group: int, **options: object) -> object:
+            read.append(group)
+            return read_row_group(file, group, **options)
+
+        monkeypatch.setattr(ParquetFile, "read_row_group", counted)
         source = open_format("parquet", path)
         assert [int(s.turns[0][1]) for s in source] == list(range(100))
-        assert len(source._groups) == 2
+        assert read == list(range(20))
+        for index, reads in ((94, 20), (99, 20), (89, 21), (99, 21), (94, 22)):
+            assert source[index].turns[0][1] == f"{index}"
+            assert len(read) == reads, index
 
     def test_conversations_and_structs(self, tmp_path: Path) -> None:
         rows = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_data import jpeg, outcomes, talk, write_lines
 
@@ -179,14 +179,18 @@ class TestIndex:
         content = b"\n".join(lines) + b"\n" * end
         path = tmp_path_factory.mktemp("lines") / "x.jsonl"
         path.write_bytes(content)
-        wanted = content.rstrip().split(b"\n") if content.strip() else []
-        if not wanted:
-            with pytest.raises(UserError, match="no samples"):
-                FileIndex(str(path), "lines")
-            return
+        assume(content.strip())
+        wanted = content.rstrip().split(b"\n")
         index = FileIndex(str(path), "lines")
         found = [content[slice(*index[i])] for i in range(len(index))]
         assert [line.removesuffix(b"\n") for line in found] == wanted
+
+    @pytest.mark.parametrize("content", [b"", b"\n", b" \n\n "])
+    def test_a_file_without_lines_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "x.jsonl"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="no samples"):
+            FileIndex(str(path), "lines")
 
     @settings(max_examples=30, deadline=None)
     @given(

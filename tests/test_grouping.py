@@ -11,7 +11,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from test_pipeline import TOKENIZER, MadeSource, assert_equal, config, made, samples_of
+from made_sources import TOKENIZER, MadeSource, assert_equal, config, made, samples_of
 from tiny import tiny_model
 
 from navil_jax.data.grouping import GroupedRows, attention_cost, group_rows, row_cost

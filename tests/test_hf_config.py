@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from golden_cases import TEXT_CASES
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from navil_jax.convert.hf_config import (
     to_hf_config,
     unknown_fields,
 )
+from navil_jax.data.prompt import TEMPLATES
 from navil_jax.errors import UserError
 
 FOLDER = Path(__file__).parent / "golden"
@@ -251,6 +253,12 @@ QWEN2_5 = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_golden_folder_of_its_language_model_alone(family: str) -> None:
+    assert family in {model_config(read_config(FOLDER / name)).decoder.family for name in TEXT_CASES}
+    assert FAMILIES[family].template in TEMPLATES
 
 
 def test_qwen2_5_has_biases_on_queries_keys_and_values_alone() -> None:

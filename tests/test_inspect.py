@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from golden_cases import FOLDER, IMAGE_CASES, TEXT_CASES, load_case
+from made_runs import saved_run
 from safetensors.numpy import load_file, save_file
-from test_verify import saved_run
 
 from navil_jax.convert import __main__ as convert
 from navil_jax.convert.groups import GROUPS, group_of, tensor_groups

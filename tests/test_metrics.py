@@ -14,7 +14,7 @@ from navil_jax.train.metrics import (
     progress_line,
     read_log,
 )
-from navil_jax.train.plots import _smooth, plot_answers, plot_losses
+from navil_jax.train.plots import plot_answers, plot_losses, running_mean
 
 
 def write(folder, steps, start=0, scale=1.0):
@@ -89,8 +89,8 @@ def test_times_are_kept_apart_from_what_a_run_reproduces(tmp_path):
 
 def test_smoothing_is_a_running_mean():
     values = np.arange(100.0)
-    np.testing.assert_allclose(_smooth(values), [0.0, *(np.arange(99) + 0.5)])
-    np.testing.assert_allclose(_smooth(np.array([3.0])), [3.0])
+    np.testing.assert_allclose(running_mean(values), [0.0, *(np.arange(99) + 0.5)])
+    np.testing.assert_allclose(running_mean(np.array([3.0])), [3.0])
 
 
 @pytest.mark.parametrize("lines", [[], [{"step": 1, "loss": 2.0}, {"step": 1, "eval/scenes/loss": 1.0}]])

@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_model
+from tiny import summed_loss, tiny_model, tiny_params
 
 from navil_jax import sharding
-from navil_jax.batch import Batch, BatchSpec, _fake_sample
+from navil_jax.batch import Batch, BatchSpec, fake_sample
 from navil_jax.config import AxisRule, MeshConfig, ModelConfig
 from navil_jax.convert.verify.golden import build_batch, in_order, to_slots
 from navil_jax.errors import UserError
@@ -73,33 +73,15 @@ TOGETHER = BatchSpec(rows=1, visual_slots=54, text_slots=80, patch_slots=192)
 ALONE = BatchSpec(rows=3, visual_slots=20, text_slots=40, patch_slots=64)
 
 
-@functools.cache
-def _params(family: str):
-    return model_params.initialise(tiny_model(family), 0)
-
-
-@functools.cache
-def summed_loss(family: str):
-    """Compiled (params, batch) -> ((sum of weighted cross-entropies, logits [B, L, vocab]), gradients)."""
-
-    def total(params, batch: Batch):
-        model = model_params.bind(tiny_model(family), params)
-        logits = model.logits(model(batch)[0])
-        chosen = jnp.take_along_axis(logits, jnp.maximum(batch.targets, 0)[..., None], -1)[..., 0]
-        return jnp.sum((jax.nn.logsumexp(logits, -1) - chosen) * batch.loss_weights), logits
-
-    return jax.jit(jax.value_and_grad(total, has_aux=True))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=12)
 @given(seed=st.integers(0, 2**20))
 def test_packing_changes_neither_logits_nor_gradients(family: str, seed: int):
     """Samples packed into one row compute what each computes alone."""
     config = tiny_model(family)
-    params = _params(family)
+    params = tiny_params(family)
     rng = np.random.default_rng(seed)
-    samples = [_fake_sample(rng, config, with_image=i != 1) for i in range(3)]
+    samples = [fake_sample(rng, config, with_image=i != 1) for i in range(3)]
     context = config.special_id("<IMG_CONTEXT>")
     together, alone = TOGETHER.build([samples], context), ALONE.build([[sample] for sample in samples], context)
     (loss, logits), gradients = summed_loss(family)(params, together)
@@ -188,10 +170,10 @@ def test_splash_attention_agrees_with_xla(causal: bool):
     def total(attend, q, k, v):
         return jnp.sum(jnp.where(used, attend(q, k, v, segments, causal=causal), 0.0) ** 2)
 
-    splash = functools.partial(attention_module._splash, interpret=True)
+    splash = functools.partial(attention_module.splash_attention, interpret=True)
     results = [
         jax.jit(jax.value_and_grad(functools.partial(total, attend), argnums=(0, 1, 2)))(q, k, v)
-        for attend in (splash, attention_module._xla)
+        for attend in (splash, attention_module.xla_attention)
     ]
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), *results)
 
@@ -207,10 +189,10 @@ def test_splash_attention_passes_by_blocks_and_stays_right(causal: bool, monkeyp
     def total(attend, q, k, v):
         return jnp.sum(jnp.where(used, attend(q, k, v, segments, causal=causal), 0.0) ** 2)
 
-    splash = functools.partial(attention_module._splash, longest=60, interpret=True)
+    splash = functools.partial(attention_module.splash_attention, longest=60, interpret=True)
     results = [
         jax.jit(jax.value_and_grad(functools.partial(total, attend), argnums=(0, 1, 2)))(q, k, v)
-        for attend in (splash, attention_module._xla)
+        for attend in (splash, attention_module.xla_attention)
     ]
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), *results)
     assert attention_module.grid_width(640, 128, 60) == 3
@@ -287,7 +269,7 @@ def test_structure_and_shapes_do_not_depend_on_a_mesh_in_scope():
 def test_a_text_token_never_depends_on_visual_weights_of_its_own():
     """Without images the gradient of every visual weight is exactly zero."""
     config = tiny_model()
-    batch = build_batch(config, [[_fake_sample(np.random.default_rng(0), config, with_image=False)]])
+    batch = build_batch(config, [[fake_sample(np.random.default_rng(0), config, with_image=False)]])
     gradients = jax.grad(functools.partial(loss_of, config))(model_params.initialise(config, 0), batch)
     for name, gradient in model_params.flatten(gradients).items():
         if "/visual/" in name or name.startswith(("vision/", "connector/")):
@@ -323,7 +305,7 @@ def test_loss_in_parts_of_the_vocabulary_is_the_same(monkeypatch: pytest.MonkeyP
 
 def test_padding_row_of_the_embedding_gets_no_gradient():
     config = tiny_model(decoder={"pad_token_id": 7})
-    sample = _fake_sample(np.random.default_rng(0), config, with_image=False)
+    sample = fake_sample(np.random.default_rng(0), config, with_image=False)
     sample["text_tokens"][0] = 7
     batch = build_batch(config, [[sample]])
     gradients = jax.grad(functools.partial(loss_of, config))(model_params.initialise(config, 0), batch)
@@ -332,6 +314,6 @@ def test_padding_row_of_the_embedding_gets_no_gradient():
 
 
 def test_to_slots_is_the_inverse_of_in_order():
-    batch = build_batch(tiny_model(), [[_fake_sample(np.random.default_rng(0), tiny_model(), with_image=True)]])
+    batch = build_batch(tiny_model(), [[fake_sample(np.random.default_rng(0), tiny_model(), with_image=True)]])
     values = np.arange(np.count_nonzero(batch.segment_ids))
     np.testing.assert_array_equal(in_order(batch, to_slots(batch, values, -1)), values)

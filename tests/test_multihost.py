@@ -24,7 +24,6 @@ from navil_jax.train.__main__ import main
 from navil_jax.train.checkpoint import Checkpoints
 from navil_jax.train.step import abstract_state, global_batch, initial_params, initial_state, make_train_step
 
-pytest.importorskip("gcsfs")
 ROOT = Path(__file__).parents[1]
 RECIPE = Path(__file__).parent / "toy_recipe.py"
 PROCESSES, STEPS, SAVED = 2, 20, 10
@@ -43,6 +42,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def bucket():
+    pytest.importorskip("gcsfs")
     with serve() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)

@@ -14,77 +14,17 @@ import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_sources import CONTEXT, TOKENIZER, MadeSource, assert_equal, config, made, samples_of
 from PIL import Image
 
 from navil_jax.batch import Batch
-from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig
+from navil_jax.config import Config, DataConfig, ModelConfig, SourceConfig
 from navil_jax.data.features import FeatureSource, sample_features
 from navil_jax.data.mixture import mix
 from navil_jax.data.pipeline import batch_spec, evaluation_batches, make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.sample import Sample
-from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
-
-TOKENIZER = load_tokenizer(Path(__file__).parent / "golden" / "prompts" / "tokenizer")
-CONTEXT = TOKENIZER.token_id("<IMG_CONTEXT>")
-BUDGETS = {"visual_slots": 48, "text_slots": 160, "patch_slots": 160}
-
-
-@dataclasses.dataclass(frozen=True)
-class MadeSource:
-    """Samples of given (width, height, answer length); width 0: text only; height 0: a broken image."""
-
-    sizes: tuple[tuple[int, int, int], ...]
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __getitem__(self, index: int) -> Sample:
-        width, height, length = self.sizes[index]
-        images: tuple = ()
-        if width and height:
-            pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
-            images = (Image.fromarray(pixels),)
-        elif width:
-            images = (b"broken",)
-        return Sample(f"made/{index}", images, ((f"Question {index}", "a" * length),))
-
-    def texts(self) -> list[str]:
-        return []
-
-
-def made(number: int, seed: int = 0) -> MadeSource:
-    rng = np.random.default_rng(seed)
-    sizes = rng.integers((0, 8, 1), (3, 100, 40), (number, 3)) * (40, 1, 1)
-    return MadeSource(tuple(map(tuple, sizes.tolist())))
-
-
-def config(number: int = 1, **changes: object) -> Config:
-    data = DataConfig(
-        sources=tuple(SourceConfig(f"source{i}", weight=1 + i) for i in range(number)),
-        rows=2,
-        packing_lookahead=4,
-        system_message="S",
-        **BUDGETS,
-    )
-    return Config(
-        model=ModelConfig(special_token_ids=TOKENIZER.special_token_ids),
-        images=ImageConfig(min_patches=4, max_patches=24),
-        data=dataclasses.replace(data, **changes),
-    )
-
-
-def samples_of(batch: Batch) -> list[tuple[int, int]]:
-    """(source, sample) of every segment, row by row."""
-    found = []
-    for row in range(len(batch.tokens)):
-        for segment in range(1, batch.segment_ids[row].max() + 1):
-            here = batch.segment_ids[row] == segment
-            numbers = set(zip(batch.source_ids[row, here].tolist(), batch.sample_ids[row, here].tolist(), strict=True))
-            assert len(numbers) == 1
-            found.append(numbers.pop())
-    return found
 
 
 def check_whole(batch: Batch, settings_: Config, sources: list[MadeSource]) -> None:
@@ -117,10 +57,6 @@ def check_whole(batch: Batch, settings_: Config, sources: list[MadeSource]) -> N
             scales += expected["patch_blocks"].max(initial=0)
         used = np.count_nonzero(batch.unit_slots[row] < batch.tokens.shape[1])
         assert np.count_nonzero(batch.patch_blocks[row]) == 4 * used
-
-
-def assert_equal(a: Batch, b: Batch) -> None:
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 sizes = st.tuples(st.sampled_from([0, 16, 40, 90]), st.integers(1, 90), st.integers(1, 60))

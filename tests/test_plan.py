@@ -244,7 +244,7 @@ def test_commands_of_the_page_are_understood(monkeypatch: pytest.MonkeyPatch):
     ]
     assert len(commands) >= 4
     for words in commands:
-        config, options = parse(words[3:], command.ABOUT, command._add_options)
+        config, options = parse(words[3:], command.ABOUT, command.add_options)
         for name in (options.sweep or options.topology).split(","):
             place = parse_topology(name)
             for text in options.mesh:
@@ -269,5 +269,5 @@ def test_memory_is_as_it_was(name: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
         tolerance = plan_golden.TOLERANCE if category in ("temporaries", "program") else 1e-6
         assert found[category] == pytest.approx(size, rel=tolerance), category
     assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr(compiling, "_ask", None)
+    monkeypatch.setattr(compiling.subprocess, "run", None)
     assert plan_golden.figures(name) == found  # from what is remembered

@@ -7,10 +7,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from navil_jax import sharding
+from navil_jax.config import MeshConfig
 from navil_jax.errors import UserError
 from navil_jax.model.flops import peak_flops
-from navil_jax.plan.topology import GENERATIONS, Slice, _shapes, parse_topology
+from navil_jax.plan.topology import GENERATIONS, Slice, parse_topology, slice_shapes
+from navil_jax.sharding import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_unknown_names_are_one_line_with_the_nearest(name: str, said: str):
 @hypothesis.given(data=st.data())
 def test_every_slice_has_a_name_that_leads_back(data: st.DataObject):
     generation = data.draw(st.sampled_from(GENERATIONS))
-    shape = data.draw(st.sampled_from(sorted(set(_shapes(generation)))))
+    shape = data.draw(st.sampled_from(sorted(set(slice_shapes(generation)))))
     slices = data.draw(st.integers(1, 4))
     place = Slice(generation, shape, slices)
     read = parse_topology(place.name)
@@ -111,7 +112,7 @@ def test_an_axis_of_the_mesh_may_take_a_part_of_one_of_the_torus(
     kind: str, shape: tuple[int, ...], spans: tuple[int, int]
 ):
     chips = [Chip(16 * x + y, (x, y, 0), kind) for x in range(16) for y in range(16)]
-    grid = sharding._grid(shape, chips)
+    grid = make_mesh(MeshConfig(*shape), chips).devices
     assert grid.shape == shape
     for group in grid.reshape(shape[0], -1):
         assert sorted(len({chip.coords[axis] for chip in group}) for axis in (0, 1)) == sorted(spans)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from check_html import check_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_sources import TOKENIZER, TOKENIZER_FOLDER, doctor_config
 from PIL import Image
-from test_doctor import FOLDER, TOKENIZER, check_page, training_config
 
 from navil_jax.batch import BatchSpec
 from navil_jax.config import ImageConfig
@@ -43,7 +44,7 @@ def padded(image: Image.Image) -> np.ndarray:
 
 
 def test_packed_samples_are_read_back_whole() -> None:
-    config = dataclasses.replace(training_config(), images=ImageConfig(min_patches=4, max_patches=64))
+    config = dataclasses.replace(doctor_config(), images=ImageConfig(min_patches=4, max_patches=64))
     features = [sample_features(s, config, TOKENIZER, i, 10 + i) for i, s in enumerate(samples())]
     spec: BatchSpec = dataclasses.replace(batch_spec(config), rows=2, text_slots=400)
     first, empty = view_rows(spec.build([features], CONTEXT), TOKENIZER, config.model.vision)
@@ -85,7 +86,7 @@ def test_spans_lose_no_token(parts: list[tuple[str, bool]]) -> None:
 
 
 def test_text_cannot_steer_terminal_or_page() -> None:
-    config = training_config()
+    config = doctor_config()
     bad = Sample("x", (), (("\x1b[2J<script>alert(1)</script>", "b\x07 & <b>"),))
     view = view_sample(sample_features(bad, config, TOKENIZER), TOKENIZER, config.model.vision)
     text = terminal.sample_text(view, colour=False)
@@ -108,7 +109,7 @@ def arguments(*more: str) -> list[str]:
         "preview",
         "--config",
         RECIPE,
-        f"--config.data.tokenizer={FOLDER}",
+        f"--config.data.tokenizer={TOKENIZER_FOLDER}",
         "--config.model.decoder.vocab_size=92556",
         *more,
     ]

@@ -33,9 +33,9 @@ def step(loss=2.0, number=1, **changed):
     return arrays | {"source_loss": np.float32([loss]), "source_weight": np.float32([1.0])}
 
 
-def recorder(folder, before=None, **optimizer):
+def recorder(folder, before=None, config=CONFIG, **optimizer):
     config = dataclasses.replace(
-        CONFIG, workdir=str(folder), optimizer=dataclasses.replace(CONFIG.optimizer, **optimizer)
+        config, workdir=str(folder), optimizer=dataclasses.replace(config.optimizer, **optimizer)
     )
     trained = model_params.flatten(model_params.shapes(CONFIG.model))
     return Recorder(config, MetricsLog(folder), trained, before or {})
@@ -55,8 +55,7 @@ def test_sums_since_the_start_of_the_run_and_useful_work(tmp_path, capsys):
 
 @pytest.mark.parametrize("log_every", [1, 50])
 def test_a_run_counted_in_samples_ends_in_the_step_that_reaches_them(tmp_path, log_every):
-    watched = recorder(tmp_path)
-    watched._config = dataclasses.replace(watched._config, steps=100, batch_samples=3, log_every=log_every)
+    watched = recorder(tmp_path, config=dataclasses.replace(CONFIG, steps=100, batch_samples=3, log_every=log_every))
     number = 0
     while not watched.ended(number):
         number += 1
@@ -74,8 +73,8 @@ def test_uneven_steps_end_where_a_resumed_run_ends(tmp_path, late, planned):
     right = int(np.searchsorted(sums, planned)) + 1
 
     def run(start, before):
-        watched = recorder(tmp_path, before=before)
-        watched._config = dataclasses.replace(watched._config, steps=planned, batch_samples=1, log_every=10)
+        config = dataclasses.replace(CONFIG, steps=planned, batch_samples=1, log_every=10)
+        watched = recorder(tmp_path, before, config)
         number = start
         while not watched.ended(number):
             number += 1

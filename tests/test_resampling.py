@@ -147,4 +147,4 @@ def test_compiles_where_compiled_code_cannot_be_kept(monkeypatch: pytest.MonkeyP
         return compile_really(**options)
 
     monkeypatch.setattr(resampling.numba, "njit", njit)
-    assert resampling._compiled(lambda x: x + 1)(2) == 3
+    assert resampling.compiled(lambda x: x + 1)(2) == 3

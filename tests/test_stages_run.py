@@ -10,8 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from made_data import talk, write_lines
+from made_runs import copy_case
 from PIL import Image
-from test_convert import copy_case
 
 from navil_jax import chat, load_pretrained
 from navil_jax.config import DataConfig, DecoderConfig, ImageConfig, ModelConfig, SourceConfig, VisionConfig

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import count_compilations
 
 from navil_jax.batch import BatchSpec
 from navil_jax.config import (
@@ -125,10 +126,11 @@ def test_frozen_parameters_stay_and_trainable_ones_move(mesh, steps):
 def test_step_is_compiled_once_and_gives_its_buffers_back(mesh, steps):
     step = make_train_step(CONFIG, mesh)
     state = fresh(mesh)
-    for _ in range(3):
-        given = state
-        state, _ = step(state, BATCH)
-    assert step._cache_size() == 1
+    with count_compilations("train_step") as compiled:
+        for _ in range(3):
+            given = state
+            state, _ = step(state, BATCH)
+    assert len(compiled) == 1
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.trainable, given.optimizer, given.frozen)))
 
 

@@ -17,9 +17,9 @@ from navil_jax.train.step import (
     SPIKES_FROM,
     Running,
     TrainState,
-    _judge,
     initial_params,
     initial_state,
+    judge_step,
     make_train_step,
 )
 
@@ -123,7 +123,7 @@ def judge(policy, losses, **fields):
     for number, loss in enumerate(losses):
         state = TrainState(jnp.int32(number), {}, {}, (), {}, running)
         metrics = {"loss": jnp.float32(loss), "gradient_norm": jnp.float32(1), "samples": jnp.int32(2)}
-        running, verdict = _judge(OptimizerConfig(**policy), state, metrics)
+        running, verdict = judge_step(OptimizerConfig(**policy), state, metrics)
         verdicts.append((int(verdict["spike"]), int(verdict["skipped"])))
     return running, verdicts
 
@@ -162,7 +162,7 @@ def test_samples_are_counted_beyond_two_to_the_31():
     running = Running.after({"samples_seen": 2**31 - 3})
     state = TrainState(jnp.int32(9), {}, {}, (), {}, running)
     metrics = {"loss": jnp.float32(1), "gradient_norm": jnp.float32(1), "samples": jnp.int32(8)}
-    after, _ = _judge(OptimizerConfig(), state, metrics)
+    after, _ = judge_step(OptimizerConfig(), state, metrics)
     assert int(after.samples_high) * COUNTED + int(after.samples_low) == 2**31 + 5
     np.testing.assert_allclose(after.samples_in(1000), (2**31 + 5) / 1000, rtol=1e-6)
 

@@ -132,7 +132,7 @@ def test_training(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
 @given(text=st.text(max_size=30))
 def test_trained_round_trip(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     tokenizer = _trained(tmp_path_factory)
-    assert tokenizer._pieces.decode(tokenizer.encode(text, allow_special=False)) == text.replace("▁", " ")
+    assert tokenizer.decode(tokenizer.encode(text, allow_special=False)) == text.replace("▁", " ")
 
 
 _TRAINED: list[Tokenizer] = []

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_sources import TOKENIZER, config
 from PIL import Image
-from test_pipeline import TOKENIZER, config
 
 from navil_jax.config import Config, SourceConfig
 from navil_jax.data.features import FeatureSource, Skipped, Usable

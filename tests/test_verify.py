@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,18 +13,16 @@ from golden_cases import FOLDER, load_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_golden import make_golden
+from made_runs import saved_run
 from safetensors.numpy import load_file, save_file
 
-from navil_jax.config import Config, ModelConfig
 from navil_jax.convert import __main__ as convert
 from navil_jax.convert.verify import tensors as tensor_differences
 from navil_jax.convert.verify.compare import Pair, by_group, forward_pairs, text_training_pairs
 from navil_jax.convert.verify.golden import load_case as load_golden
 from navil_jax.convert.verify.outputs import Allowed, distributions, made_batch, report
 from navil_jax.convert.verify.tensors import compare_tensor, rounding
-from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
-from navil_jax.train.checkpoint import Checkpoints, Record
 
 TEXT, IMAGE = FOLDER / "text_only_qwen3", FOLDER / "internlm2_small"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -67,14 +64,6 @@ def perturb(name: str) -> Callable[[dict[str, np.ndarray]], None]:
 
 def as_bfloat16(tensors: dict[str, np.ndarray]) -> None:
     tensors.update({name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()})
-
-
-def saved_run(workdir: Path, config: ModelConfig, params: Any) -> Path:
-    files = load_tokenizer(FOLDER / "prompts" / "tokenizer").files()
-    with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
-        params = jax.tree.map(jax.numpy.asarray, params)
-        checkpoints.save(3, params, Record(Config(model=config), files, {}))
-    return workdir
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,14 @@
-"""Tiny models for tests, one of each family."""
+"""Tiny models for tests, one of each family, with their parameters and a compiled loss."""
 
+import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from navil_jax.batch import Batch
 from navil_jax.config import DecoderConfig, ModelConfig, VisionConfig
+from navil_jax.model import params as model_params
 
 SPECIAL_IDS = tuple(range(84, 96))
 
@@ -20,3 +26,21 @@ def tiny_model(family: str = "internlm2", decoder: dict[str, Any] | None = None,
         "remat": "none",
     }
     return ModelConfig(**{**fields, **settings})
+
+
+@functools.cache
+def tiny_params(family: str):
+    return model_params.initialise(tiny_model(family), 0)
+
+
+@functools.cache
+def summed_loss(family: str):
+    """Compiled (params, batch) -> ((sum of weighted cross-entropies, logits [B, L, vocab]), gradients)."""
+
+    def total(params, batch: Batch):
+        model = model_params.bind(tiny_model(family), params)
+        logits = model.logits(model(batch)[0])
+        target_logits = jnp.take_along_axis(logits, jnp.maximum(batch.targets, 0)[..., None], -1)[..., 0]
+        return jnp.sum((jax.nn.logsumexp(logits, -1) - target_logits) * batch.loss_weights), logits
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))

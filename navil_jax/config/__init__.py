@@ -1,7 +1,7 @@
 """Typed configs: what a recipe in `configs/` may say, with the defaults of the paper.
 
 A recipe is a Python file with `get_config() -> Config`. Every dimension and behaviour of the model, the data and the
-run is a field here; `config_flags.py` turns `--config.a.b=c` into changes of them. Frozen, so that a config can be a
+run is a field here; `flags.py` turns `--config.a.b=c` into changes of them. Frozen, so that a config can be a
 static argument of a compiled function.
 """
 

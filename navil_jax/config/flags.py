@@ -2,7 +2,7 @@
 
 A recipe is a Python file with `get_config() -> Config`. Flags change single fields, addressed by their dotted key; an
 entry of a tuple of dataclasses is addressed by its number: `--config.data.sources.0.weight=2`. Values are read by the
-type that stands at the field in config.py, and every mistake is a `UserError` that names the key.
+type that stands at the field in `config`, and every mistake is a `UserError` that names the key.
 """
 
 import argparse
@@ -219,7 +219,7 @@ def _read(text: str, hint: Any, key: str) -> Any:
 
 
 def _typed(value: Any, hint: Any, key: str) -> Any:
-    """Checks a plain value (dicts, lists, numbers, text) against `hint` and gives it the types of config.py."""
+    """Checks a plain value (dicts, lists, numbers, text) against `hint` and gives it the types of `config`."""
     bare = _required(hint)
     if value is None and bare is not hint:
         return None

@@ -62,13 +62,13 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     def add(name: str, text: str, description: str | None = None) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=description, formatter_class=layout, allow_abbrev=False)
 
-    command = add("init", "a pre-trained InternLM2 or Qwen3 -> a NaViL ready for the first stage")
+    command = add("init", "a pre-trained InternLM2, Qwen2.5 or Qwen3 -> a NaViL ready for the first stage")
     if chosen == "init":
         from navil_jax.convert.upcycling import initialise_from
 
         command.description = (inspect.getdoc(initialise_from) or "").split("Args:")[0]
     command.add_argument(
-        "language_model", type=local_path, help="folder of InternLM2 or Qwen3 in the Hugging Face layout"
+        "language_model", type=local_path, help="folder of InternLM2, Qwen2.5 or Qwen3 in the Hugging Face layout"
     )
     command.add_argument("target", type=local_path, help="new folder, for --config.init_from of the training run")
     command.add_argument(
@@ -79,7 +79,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
     command = add(
         "import",
-        "a released NaViL, InternLM2 or Qwen3 folder -> a checkpoint",
+        "a folder of NaViL, InternLM2, Qwen2.5 or Qwen3 -> a checkpoint",
         "Converts config.json, weights (safetensors or .bin, sharded or not) and tokenizer, one parameter at a time. "
         "Every tensor is accounted for.",
     )

@@ -19,7 +19,7 @@ _STRIP = 64  # rows that are turned at a time, so that they stay in the cache
 assert sys.byteorder == "little"
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder where compiled code could be kept: every process compiles it, in seconds
@@ -43,7 +43,7 @@ def resize(pixels: np.ndarray, height: int, width: int, canvas: np.ndarray) -> N
         canvas[:height, :width] = pixels
 
 
-@_compiled
+@compiled
 def cut(canvas: np.ndarray, order: np.ndarray, merge: int, side: int, patches: np.ndarray) -> None:
     """Cuts a padded image into patches.
 
@@ -76,7 +76,7 @@ def cut(canvas: np.ndarray, order: np.ndarray, merge: int, side: int, patches: n
                     blue[x] = np.uint8(row[x] >> 16)
 
 
-@_compiled
+@compiled
 def _weights(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What each of `after` pixels takes from the `before` ones along one side.
 
@@ -109,7 +109,7 @@ def _weights(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return starts, counts, weights
 
 
-@_compiled
+@compiled
 def _weigh_rows(
     source: np.ndarray, starts: np.ndarray, counts: np.ndarray, weights: np.ndarray, out: np.ndarray
 ) -> None:
@@ -139,7 +139,7 @@ def _weigh_rows(
             row[x] = min(max(sums[x] >> np.int32(_BITS), np.int32(0)), np.int32(255))
 
 
-@_compiled
+@compiled
 def _transpose(source: np.ndarray, out: np.ndarray) -> None:
     """out[j, i] = source[i, j], in blocks."""
     rows, cols = np.uint64(source.shape[0]), np.uint64(source.shape[1])  # indices without a sign are checked less
@@ -151,7 +151,7 @@ def _transpose(source: np.ndarray, out: np.ndarray) -> None:
                     out[j, i] = source[i, j]
 
 
-@_compiled
+@compiled
 def _resample_columns(pixels: np.ndarray, width: int) -> np.ndarray:
     """[h, w] uint32 -> [h, width] uint32. Turned, so that whole rows are weighed there, too."""
     height, before = pixels.shape

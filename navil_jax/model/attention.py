@@ -51,8 +51,8 @@ def attention(
     else:  # a key that queries on several devices read is on each of them
         k, v = (jnp.repeat(x, parts // math.gcd(k.shape[2], parts), axis=2) for x in (k, v))
     q, k, v = (whole_rows(x) for x in (q, k, v))
-    xla = functools.partial(_xla, causal=causal)
-    tpu = functools.partial(_splash, causal=causal, longest=longest)
+    xla = functools.partial(xla_attention, causal=causal)
+    tpu = functools.partial(splash_attention, causal=causal, longest=longest)
     if backend == "xla":
         out = xla(q, k, v, segment_ids)
     elif backend == "splash":
@@ -73,7 +73,7 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Arra
     return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths)
 
 
-def _xla(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, causal: bool) -> jax.Array:
+def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, causal: bool) -> jax.Array:
     places = jnp.arange(q.shape[1])
 
     def attend(q: jax.Array, q_segments: jax.Array, q_places: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, ca
     return jnp.moveaxis(out, 0, 1).reshape(q.shape)
 
 
-def _splash(
+def splash_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,

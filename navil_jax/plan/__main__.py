@@ -39,7 +39,7 @@ How to read it: docs/tpu.md. Exit status: 0 all fit, 1 something does not fit, 2
 
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, _add_options, command="plan")
+    config, options = parse(sys.argv[1:] if argv is None else argv, ABOUT, add_options, command="plan")
     names = [name for name in (options.sweep or options.topology or "").split(",") if name]
     if not names:
         raise UserError("--topology: which slice? For example v5p-128, v5e-256, v6e-64 or 2xv5e-256")
@@ -119,7 +119,7 @@ def parse_mesh(text: str, mesh: MeshConfig) -> MeshConfig:
     return dataclasses.replace(mesh, **sizes)
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--topology", metavar="NAME", help="slice as Google Cloud names it, such as v5p-128; 2xv5e-256 for two slices")
     add("--slices", type=int, default=1, help="number of such slices (default: 1)")

@@ -112,7 +112,7 @@ def make_plan(
         below = rows // shards * shards
         raise UserError(
             f"--batch: {rows} rows do not divide by the {shards} groups of devices that share them (mesh axes data x "
-            f"fsdp, and accumulation); take {f'{below} or ' if below else ''}{below + shards}"
+            f"fsdp, and microbatches); take {f'{below} or ' if below else ''}{below + shards}"
         )
     compiled = compile_for(config, place, rows, effort=effort, hlo=hlo)
     if search and largest is None:

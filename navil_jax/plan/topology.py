@@ -133,18 +133,18 @@ def parse_topology(name: str, slices: int = 1) -> Slice:
     generation = by_name[match[1]]
     if shaped:
         shape = tuple(int(side) for side in shaped[2].split("x"))
-        good = len(shape) == generation.dimensions and tuple(sorted(shape)) in _shapes(generation)
+        good = len(shape) == generation.dimensions and tuple(sorted(shape)) in slice_shapes(generation)
         if not good:
             raise UserError(f"--topology: no {generation.name} slice has the shape {shaped[2]}; see docs/tpu.md")
         return Slice(generation, shape, slices)
     chips, rest = divmod(int(match[2]), generation.cores_in_name)
-    sizes = {math.prod(shape): shape for shape in reversed(list(_shapes(generation)))}
+    sizes = {math.prod(shape): shape for shape in reversed(list(slice_shapes(generation)))}
     if rest or chips not in sizes:
         raise UserError(f"--topology: no TPU slice {name!r}, the nearest one is {_nearest_size(generation, chips)}")
     return Slice(generation, sizes[chips], slices)
 
 
-def _shapes(generation: Generation) -> Iterator[tuple[int, ...]]:
+def slice_shapes(generation: Generation) -> Iterator[tuple[int, ...]]:
     """Shapes of slices, sides ascending; of the shapes with the same number of chips the nearest to a cube first."""
     if generation.dimensions == 2:
         yield from ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
@@ -162,7 +162,7 @@ def _shapes(generation: Generation) -> Iterator[tuple[int, ...]]:
 
 
 def _nearest_size(generation: Generation, chips: int) -> str:
-    shape = min(_shapes(generation), key=lambda shape: abs(math.log(math.prod(shape) / max(chips, 1))))
+    shape = min(slice_shapes(generation), key=lambda shape: abs(math.log(math.prod(shape) / max(chips, 1))))
     return Slice(generation, shape).name
 
 
@@ -172,7 +172,7 @@ def _nearest(text: str) -> str:
         f"{alias}-{_count(gen, shape)}"
         for gen in GENERATIONS
         for alias in (gen.name, *gen.aliases)
-        for shape in _shapes(gen)
+        for shape in slice_shapes(gen)
     ]
     return difflib.get_close_matches(text, names, n=1, cutoff=0.0)[0]
 

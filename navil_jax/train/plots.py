@@ -31,7 +31,7 @@ def plot_losses(path: str | Path, lines: Iterable[Mapping[str, Any]], title: str
         steps, values = np.array(points).T
         if name == "loss":
             axis.plot(steps, values, color="0.8", linewidth=0.8)
-            axis.plot(steps, _smooth(values), label="training (smoothed)", color="0.3")
+            axis.plot(steps, running_mean(values), label="training (smoothed)", color="0.3")
         else:
             axis.plot(steps, values, "o-", markersize=4, label=name.removeprefix("eval/"))
     axis.set(xlabel="step", ylabel="loss", title=title)
@@ -42,7 +42,7 @@ def plot_losses(path: str | Path, lines: Iterable[Mapping[str, Any]], title: str
     figure.savefig(path)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def running_mean(values: np.ndarray) -> np.ndarray:
     """Running mean with a window of a fiftieth of the run, shorter at the start. [n] -> [n]"""
     window = max(1, len(values) // 50)
     sums = np.concatenate([[0.0], np.cumsum(values)])

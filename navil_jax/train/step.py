@@ -181,7 +181,7 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             gradients, (scores, sizes) = _gradients(loss_of, policy.microbatches, state, batch)
         metrics = _observe(config, batch, scores, sizes, sources) | {"gradient_norm": optax.tree.norm(gradients)}
-        running, verdict = _judge(policy, state, metrics)
+        running, verdict = judge_step(policy, state, metrics)
         clock = state.running.samples_in(config.batch_samples) if config.batch_samples else state.step
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable, clock=clock)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -222,7 +222,7 @@ def _gradients(
     return jax.tree.map(lambda t, x: t.astype(x.dtype), total, state.trainable), jax.tree.map(joined, seen)
 
 
-def _judge(policy: OptimizerConfig, state: TrainState, metrics: dict) -> tuple[Running, dict[str, jax.Array]]:
+def judge_step(policy: OptimizerConfig, state: TrainState, metrics: dict) -> tuple[Running, dict[str, jax.Array]]:
     """The running scalars after a step, and whether its loss is a spike and its update is left out."""
     before, loss = state.running, metrics["loss"]
     deviation = loss - before.loss_mean

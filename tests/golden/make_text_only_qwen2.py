@@ -19,7 +19,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 INPUTS = Path(__file__).parent / "text_only_qwen3"
 FOLDER = Path(__file__).parent / "text_only_qwen2"
-SEED = 4057
+SEED = 4060  # of those tried, the one whose generations are the most diverse with all margins above 0.02
 TEXTS = ("text0", "text1", "long")
 GENERATIONS = {"gen": ("text0", 16), "gen_cross": ("gen_cross", 16), "gen_long": ("long", 8)}  # prompt, steps
 Arrays = dict[str, torch.Tensor]

