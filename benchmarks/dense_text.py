@@ -25,12 +25,12 @@ from typing import Any
 
 from benchmarks.tpu_table import PAGE, write
 from navil_jax.config import Config, DataConfig, DecoderConfig, MeshConfig, ModelConfig
+from navil_jax.console import markdown_table
 from navil_jax.data.packing import SlotAdvice
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.model.flops import Counts
 from navil_jax.plan.compile import compile_for
 from navil_jax.plan.hlo import Program, summarise
-from navil_jax.plan.report import table
 from navil_jax.plan.statistics import BatchStatistics
 from navil_jax.plan.timing import model_time
 from navil_jax.plan.topology import GIB, parse_topology
@@ -166,7 +166,7 @@ def text_table(kept: dict[str, dict[str, Any]]) -> str:
                 if figures:
                     label = REMAT[remat] if program == "maxtext" else remat
                     lines.append({"shape": shape, "program": program, "remat": label} | _text_cells(figures))
-    return table(lines) if lines else "Nothing is compiled yet."
+    return markdown_table(lines) if lines else "Nothing is compiled yet."
 
 
 def _text_cells(figures: dict[str, Any]) -> dict[str, str]:
@@ -193,7 +193,7 @@ def experts_table(kept: dict[str, dict[str, Any]]) -> str:
             two = kept.get(Case(shape, "full", share, 2).name)
             if one and two:
                 lines.append({"shape": shape, "sets": "2", "visual": f"{share:.0%}"} | _decoder_cells(two, one))
-    return table(lines) if lines else "Nothing is compiled yet."
+    return markdown_table(lines) if lines else "Nothing is compiled yet."
 
 
 def _decoder_cells(figures: dict[str, Any], base: dict[str, Any]) -> dict[str, str]:

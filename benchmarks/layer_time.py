@@ -32,11 +32,11 @@ from flax import nnx
 from benchmarks.routing_flops import Form, Workload
 from navil_jax.config import Config, DataConfig
 from navil_jax.config.flags import load_config
+from navil_jax.console import markdown_table
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.model import params as model_params
 from navil_jax.model.flops import Counts, peak_flops, useful_flops
 from navil_jax.model.vision import VisionEncoder
-from navil_jax.plan.report import table
 from navil_jax.plan.statistics import BatchStatistics, simulate
 from navil_jax.train.host_memory import keep_freed_memory
 
@@ -158,7 +158,7 @@ def report(found: Sequence[Timed], times: Sequence[float], peak: float | None) -
                 "over routed": f"{seconds / routed:.2f}" if timed.name.startswith("decoder") else "-",
             }
         )
-    return table(lines)
+    return markdown_table(lines)
 
 
 @report_user_errors

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from navil_jax.config.flags import load_config
+from navil_jax.console import markdown_table
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.plan.__main__ import parse_mesh
 from navil_jax.plan.planner import as_json, batch_shards, make_plan
-from navil_jax.plan.report import table
 from navil_jax.plan.statistics import simulate
 from navil_jax.plan.topology import GIB, parse_topology
 
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if figures and "timing" in figures:
             largest.append(costs(case, figures))
     for found, marks in ((lines, (BEGIN, END)), (largest, COSTS)):
-        text = table(found) if found else "Nothing is planned yet."
+        text = markdown_table(found) if found else "Nothing is planned yet."
         print(text, end="\n\n")
         if options.write:
             write(text, *marks)

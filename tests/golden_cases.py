@@ -2,6 +2,9 @@
 
 import functools
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from navil_jax.convert.verify import golden
 from navil_jax.convert.verify.compare import Pair
@@ -9,6 +12,11 @@ from navil_jax.convert.verify.compare import Pair
 FOLDER = Path(__file__).parent / "golden"
 IMAGE_CASES = ("internlm2_small", "internlm2_windowed", "qwen3_small", "qwen3_small_tied")
 TEXT_CASES = ("text_only_internlm2", "text_only_internlm2_linear", "text_only_qwen2", "text_only_qwen3")
+
+
+def computed(cases: tuple[str, ...]) -> list[Any]:
+    """The cases for tests that compile a model: the first of each family, and the others marked as slow."""
+    return [pytest.param(name, marks=() if name.endswith("_small") else pytest.mark.slow) for name in cases]
 
 
 @functools.cache

@@ -48,20 +48,26 @@ def is_trained(name: str, model: ModelConfig) -> bool:
 
 
 @functools.cache
+def saved(model: ModelConfig) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Parameters, and of the trained ones what their averages differ by, by name."""
+    rng = np.random.default_rng(1)
+    leaves = flatten(model_params.shapes(model))
+    params = {name: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
+    trained = {name: leaf.shape for name, leaf in leaves.items() if is_trained(name, model)}
+    return params, {name: jnp.asarray(rng.normal(0.1, size=shape), jnp.float32) for name, shape in trained.items()}
+
+
 def arrays(model: ModelConfig) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Parameters, and averages of the trained ones that bfloat16 cannot hold, by name."""
-    rng = np.random.default_rng(1)
-    drawn = {name: (leaf, rng.normal(size=leaf.shape)) for name, leaf in flatten(model_params.shapes(model)).items()}
-    params = {name: jnp.asarray(value, leaf.dtype) for name, (leaf, value) in drawn.items()}
-    ema = {name: jnp.asarray(value + 0.1, jnp.float32) for name, (_, value) in drawn.items() if is_trained(name, model)}
-    return params, ema
+    params, differences = saved(model)
+    return params, {name: params[name].astype(jnp.float32) + value for name, value in differences.items()}
 
 
 def write(workdir: Path, config: Config, step: int = 5) -> Path:
-    params, ema = arrays(config.model)
+    params, differences = saved(config.model)
     with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
         record = Record(config, TOKENIZER.files(), {})
-        checkpoints.save(step, unflatten(params), record, ema=unflatten(ema) if step else None)
+        checkpoints.save(step, unflatten(params), record, ema=unflatten(differences) if step else None)
     return workdir
 
 
@@ -115,12 +121,12 @@ def test_a_float32_stage_gets_the_averages_unrounded(run: Path):
     np.testing.assert_array_equal(begun[VISUAL], ema[VISUAL])
 
 
-def test_a_run_that_trains_everything_reads_averages_alone(tmp_path: Path):
+def test_a_run_that_trains_everything_has_averages_alone(tmp_path: Path):
     params, _ = arrays(MODEL)
-    ema = {name: value.astype(jnp.float32) + 1 for name, value in params.items()}
+    ones = {name: jnp.ones(value.shape, jnp.float32) for name, value in params.items()}
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
-        checkpoints.save(5, unflatten(params), Record(config(), TOKENIZER.files(), {}), ema=unflatten(ema))
-    assert_same(started(tmp_path)[0], ema)
+        checkpoints.save(5, unflatten(params), Record(config(), TOKENIZER.files(), {}), ema=unflatten(ones))
+    assert_same(started(tmp_path)[0], {name: value.astype(jnp.float32) + 1 for name, value in params.items()})
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 from golden_cases import TEXT_CASES
 from made_runs import copy_case
+from quick_xla import QUICK
 from safetensors.numpy import load_file, save_file
 
 import navil_jax
@@ -112,14 +113,16 @@ def test_a_converted_checkpoint_is_restored_on_any_mesh(shape, tmp_path):
     assert kernel.addressable_shards[0].data.size * count == kernel.size
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_is_restored_on_eight_devices():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICK}"}
     test = f"{__file__}::test_a_converted_checkpoint_is_restored_on_any_mesh"
-    command = [sys.executable, "-m", "pytest", test, "-k", "8x1 or 4x2"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", test, "-k", "8x1 or 4x2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "2 passed" in done.stdout, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_CASES)
 def test_an_initialised_model_computes_its_language_model(name, tmp_path):
     """At step 0 every token, also one with visual weights, is computed as by the pre-trained model."""

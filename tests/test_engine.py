@@ -75,7 +75,7 @@ def test_prefill_and_decode_equal_the_forward_pass_after_an_image():
     check_against_forward(image_prompt(), image_prompt(new), list(new))
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_rows_of_different_lengths_equal_each_alone(devices: int):
     prompts = [text_prompt([1, 7, 9]), image_prompt(), text_prompt(list(range(30, 90))), image_prompt((40, 41))]
     prompts.append(text_prompt([99]))

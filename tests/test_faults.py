@@ -253,6 +253,7 @@ def test_what_disk_or_network_refused_is_tried_again(monkeypatch: pytest.MonkeyP
     assert next(failures, None) is None
 
 
+@pytest.mark.slow
 def test_a_failing_reader_ends_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = toy_recipe.get_config()
     read = toy_recipe.Colors.__getitem__

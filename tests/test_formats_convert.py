@@ -13,7 +13,6 @@ from PIL import Image
 from navil_jax.data.__main__ import main
 from navil_jax.data.convert import Converted, convert
 from navil_jax.data.formats import open_format
-from navil_jax.data.formats.progress import Progress
 from navil_jax.data.sample import Sample, check_index
 from navil_jax.data.sources import SOURCES
 from navil_jax.errors import UserError
@@ -154,18 +153,3 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
         main(["convert", "--help"])
     text = capsys.readouterr().out
     assert all(word in text for word in ("examples:", "--from llava", "webdataset", "goes on where", "bad.jsonl"))
-
-
-def test_progress_says_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    stream = io.StringIO()
-    progress = Progress("x", 10_000, "samples", done=1000, stream=stream)
-    now[0] = 40.0
-    progress.update(5000)
-    now[0] = 41.0
-    progress.update(5001)
-    now[0] = 90.0
-    progress.finish(10_000)
-    lines = [line.strip() for line in stream.getvalue().splitlines()]
-    assert lines == ["x: 5,000/10,000 samples, 100/s, 0:00:50 left", "x: 10,000 samples, 100/s, done"]

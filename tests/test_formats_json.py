@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_data import jpeg, outcomes, talk, write_lines
 
-from navil_jax.config import Config, DataConfig, SourceConfig, validate
+from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig, VisionConfig, validate
 from navil_jax.data.formats import files, open_format
 from navil_jax.data.formats.index import SUFFIX, FileIndex
 from navil_jax.data.formats.records import IMAGE_FIELDS, TEXT_FIELDS, conversation, to_sample
@@ -347,6 +347,20 @@ class TestMeta:
         (tmp_path / "m.json").write_text(json.dumps({"a": settings}))
         config = expand_sources(config_of(tmp_path / "m.json", transforms=own))
         assert config.data.sources[0].transforms == expected
+
+    @pytest.mark.parametrize(("patch_size", "patches"), [(14, 2048), (16, 1568), (32, 392)])
+    def test_tiles_are_counted_in_the_patches_of_the_model(self, tmp_path: Path, patch_size: int, patches: int) -> None:
+        (tmp_path / "m.json").write_text('{"a": {"annotation": "a.jsonl", "length": 1, "max_dynamic_patch": 2}}')
+        model = ModelConfig(vision=VisionConfig(patch_size=patch_size))
+        config = dataclasses.replace(config_of(tmp_path / "m.json"), model=model)
+        assert expand_sources(config).data.sources[0].max_patches == patches
+
+    def test_a_part_must_fit_the_config(self, tmp_path: Path) -> None:
+        (tmp_path / "m.json").write_text('{"a": {"annotation": "a.jsonl", "length": 1, "max_dynamic_patch": 1}}')
+        config = dataclasses.replace(config_of(tmp_path / "m.json"), images=ImageConfig(min_patches=1024))
+        message = r"sources\.0\.max_patches: 784 is below images\.min_patches = 1024 \(sources .*: a, scenes\)"
+        with pytest.raises(UserError, match=message):
+            expand_sources(config)
 
     def test_an_annotation_may_be_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "parts").mkdir()

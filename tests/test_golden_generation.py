@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from golden_cases import FOLDER, IMAGE_CASES, TEXT_CASES, check, load_case
+from golden_cases import FOLDER, IMAGE_CASES, TEXT_CASES, check, computed, load_case
 
 from navil_jax.config import Config, DataConfig
 from navil_jax.convert.hf_config import image_config, read_config
@@ -14,7 +14,7 @@ from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.sampling import Sampler
 
 
-@pytest.mark.parametrize("name", IMAGE_CASES)
+@pytest.mark.parametrize("name", computed(IMAGE_CASES))
 class TestImages:
     @pytest.mark.parametrize("key", ["gen", "gen_forced"])
     def test_tokens_and_logits(self, name: str, key: str):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_cases import FOLDER, IMAGE_CASES, TEXT_CASES, check, load_case
+from golden_cases import FOLDER, IMAGE_CASES, TEXT_CASES, check, computed, load_case
 
 from navil_jax.convert.params import tensors_from_params
 from navil_jax.convert.reader import TensorFolder
@@ -21,13 +21,16 @@ from navil_jax.model import params as model_params
 LOSSES = ("plain", "plain_labels_all", "weighted_answer", "weighted_all", "weighted_all_labels_all")
 GRADIENTS = ("plain", "weighted_all_labels_all")
 TEXTS = ("text0", "text1", "long")
+every_case = pytest.mark.parametrize("name", IMAGE_CASES)
+every_computed_case = pytest.mark.parametrize("name", computed(IMAGE_CASES))
 
 
-@pytest.mark.parametrize("name", IMAGE_CASES)
 class TestImages:
+    @every_case
     def test_window_order(self, name: str):
         np.testing.assert_array_equal(window_index(load_case(name)), load_case(name).arrays["vision.window_index"])
 
+    @every_case
     def test_attention_limits(self, name: str):
         """The patches where the attention segment changes are the limits that the released layers used."""
         case, batch = load_case(name), image_batch(load_case(name))
@@ -39,18 +42,22 @@ class TestImages:
             limits = [0, *(np.flatnonzero(np.diff(segments)) + 1), patches]
             np.testing.assert_array_equal(limits, case.arrays[f"vision.cu_seqlens_used_{layer}"])
 
+    @every_case
     def test_visual_mask(self, name: str):
         case, batch = load_case(name), image_batch(load_case(name))
         is_visual = np.arange(batch.tokens.shape[1])[None] < batch.visual_slots
         np.testing.assert_array_equal(in_order(batch, is_visual), case.arrays["llm.visual_token_mask"][0])
 
+    @every_computed_case
     def test_every_intermediate(self, name: str):
         check(forward_pairs(load_case(name)))
 
+    @every_computed_case
     @pytest.mark.parametrize("variant", LOSSES)
     def test_loss(self, name: str, variant: str):
         check(loss_pairs(load_case(name), variant))
 
+    @every_computed_case
     @pytest.mark.parametrize("variant", GRADIENTS)
     def test_gradients(self, name: str, variant: str):
         check(gradient_pairs(load_case(name), variant))

@@ -222,7 +222,7 @@ def test_a_sliding_window_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"config\.json: not supported: use_sliding_window = true"):
         model_config(put(hf, "use_sliding_window", True))
     kinds = ["full_attention", "full_attention", "sliding_attention"]
-    with pytest.raises(UserError, match=r'config\.json: not supported: layer_types = .*"full_attention" for every layer'):
+    with pytest.raises(UserError, match=r'json: not supported: layer_types = .*"full_attention" for every layer'):
         model_config(put(hf, "layer_types", kinds))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from quick_xla import QUICK
 
 from navil_jax import sharding
 from navil_jax.errors import UserError
@@ -97,7 +98,7 @@ def test_hosts_without_the_number_of_this_one(joined, monkeypatch):
 
 def local(*arguments):
     command = [sys.executable, str(ROOT / "launch" / "local.py"), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "navil_jax"
 # A room may import those to its left, and those that share its place only if they are named after it.
 FLOORS = (
     ("errors",),
-    ("config", "paths"),
+    ("config", "console", "paths"),
     ("batch", "sharding"),
     ("model",),
     ("data",),
@@ -23,7 +23,7 @@ FLOORS = (
     ("study",),
 )
 BESIDE = {("batch", "config"), ("sharding", "config"), ("config", "errors"), ("paths", "errors")}
-CORE = ("errors", "config", "paths", "batch", "sharding", "model", "data", "train")
+CORE = ("errors", "config", "console", "paths", "batch", "sharding", "model", "data", "train")
 KEPT_OUT = {"matplotlib", "numba", "tensorflow_datasets", "scipy"}
 # Modules of the core that are imported only where their package is there or asked for.
 OPTIONAL = {

@@ -28,6 +28,12 @@ SPEC = BatchSpec(rows=4, visual_slots=24, text_slots=40, patch_slots=64)
 FAMILIES = ("internlm2", "qwen3")
 
 
+@functools.cache
+def loss_and_gradients(config: ModelConfig):
+    """Compiled (params, batch) -> (loss, gradients), once for all tests."""
+    return jax.jit(jax.value_and_grad(functools.partial(loss_of, config)))
+
+
 def loss_of(config: ModelConfig, params, batch: Batch) -> jax.Array:
     model = model_params.bind(config, params)
     x, _ = model(batch)
@@ -65,7 +71,7 @@ def test_the_head_never_sees_visual_slots_of_the_loss():
     batch = SPEC.fake(config, 3)
     empty = batch.segment_ids == 0
     other = dataclasses.replace(batch, tokens=np.where(empty, 5, batch.tokens))
-    results = [jax.jit(jax.value_and_grad(functools.partial(loss_of, config)))(params, b) for b in (batch, other)]
+    results = [loss_and_gradients(config)(params, b) for b in (batch, other)]
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
@@ -73,7 +79,7 @@ TOGETHER = BatchSpec(rows=1, visual_slots=54, text_slots=80, patch_slots=192)
 ALONE = BatchSpec(rows=3, visual_slots=20, text_slots=40, patch_slots=64)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["internlm2", pytest.param("qwen3", marks=pytest.mark.slow)])
 @settings(deadline=None, max_examples=12)
 @given(seed=st.integers(0, 2**20))
 def test_packing_changes_neither_logits_nor_gradients(family: str, seed: int):
@@ -93,14 +99,12 @@ def test_packing_changes_neither_logits_nor_gradients(family: str, seed: int):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4, rtol=1e-3), gradients, gradients_alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "attention", "dots", "offload"])
 def test_rematerialisation_changes_no_gradient(remat: str):
     batch = SPEC.fake(tiny_model())
     params = model_params.initialise(tiny_model(), 0)
-    plain, other = (
-        jax.jit(jax.grad(functools.partial(loss_of, config)))(params, batch)
-        for config in (tiny_model(), tiny_model(remat=remat))
-    )
+    plain, other = (loss_and_gradients(config)(params, batch)[1] for config in (tiny_model(), tiny_model(remat=remat)))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), plain, other)
 
 
@@ -108,7 +112,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_gradients():
     config = tiny_model(compute_dtype="bfloat16")
     params = model_params.initialise(config, 0)
     batch = SPEC.fake(config)
-    loss, gradients = jax.jit(jax.value_and_grad(functools.partial(loss_of, config)))(params, batch)
+    loss, gradients = loss_and_gradients(config)(params, batch)
     assert {x.dtype for x in jax.tree.leaves((params, gradients))} == {jnp.dtype("float32")}
     exact = loss_of(tiny_model(), params, batch)
     assert 0 < abs(float(loss) - float(exact)) < 0.05 * float(exact)
@@ -221,26 +225,26 @@ def attention_inputs(length: int, head_dim: int = 8):
     return q, k, v, jnp.repeat(jnp.array([[1, 1, 2, 3, 0], [1, 2, 2, 2, 3]]), -(-length // 5), axis=1)[:, :length]
 
 
-MESHES = [
-    MeshConfig(),
-    MeshConfig(data=2),
-    MeshConfig(tensor=2),
-    MeshConfig(context=2),
-    MeshConfig(tensor=2, context=2),
-]
-
-
-@pytest.mark.parametrize(("family", "mesh_config"), [*(("internlm2", mesh) for mesh in MESHES), ("qwen3", MESHES[-1])])
+@pytest.mark.parametrize(
+    ("family", "mesh_config"),
+    [
+        ("internlm2", MeshConfig(tensor=2, context=2)),
+        pytest.param("internlm2", MeshConfig(), marks=pytest.mark.slow),
+        pytest.param("internlm2", MeshConfig(data=2), marks=pytest.mark.slow),
+        pytest.param("internlm2", MeshConfig(tensor=2), marks=pytest.mark.slow),
+        pytest.param("internlm2", MeshConfig(context=2), marks=pytest.mark.slow),
+        pytest.param("qwen3", MeshConfig(tensor=2, context=2), marks=pytest.mark.slow),
+    ],
+)
 def test_sharded_over_four_devices_computes_the_same(family: str, mesh_config: MeshConfig):
     config = tiny_model(family)
     params, batch = model_params.initialise(config, 0), SPEC.fake(config)
-    step = functools.partial(loss_of, config)
-    single = jax.block_until_ready(jax.jit(jax.value_and_grad(step))(params, batch))
+    single = jax.block_until_ready(loss_and_gradients(config)(params, batch))
     mesh = sharding.make_mesh(mesh_config, jax.devices()[:4])
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, model_params.shardings(config, mesh))
         rows = jax.device_put(batch, sharding.named(mesh, "batch"))
-        sharded = jax.jit(jax.value_and_grad(step))(placed, rows)
+        sharded = jax.jit(jax.value_and_grad(functools.partial(loss_of, config)))(placed, rows)
     kernel = placed["decoder"]["layers"]["ffn"]["text"]["gate"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 // mesh_config.data // mesh_config.context == kernel.size
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-4), single, sharded)

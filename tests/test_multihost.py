@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from bucket_server import serve
+from quick_xla import QUICK
 
 from navil_jax.config import MeshConfig
 from navil_jax.config.flags import load_config
@@ -34,8 +35,6 @@ LAYOUTS = {
     "fsdp": (2, {"fsdp": 4}),
     "all": (4, {"fsdp": 2, "tensor": 2, "context": 2}),  # goes on where fsdp was after half its steps
 }
-
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compiles in half the time
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,9 @@ import dataclasses
 import io
 import json
 import logging
+import sys
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import grain
@@ -20,7 +22,7 @@ from PIL import Image
 from navil_jax.batch import Batch
 from navil_jax.config import Config, DataConfig, ModelConfig, SourceConfig
 from navil_jax.data.features import FeatureSource, sample_features
-from navil_jax.data.mixture import mix
+from navil_jax.data.mixture import Proportions, mix
 from navil_jax.data.pipeline import batch_spec, evaluation_batches, make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.sample import Sample
@@ -161,6 +163,31 @@ def test_an_epoch_holds_every_sample_as_often_as_it_repeats(
         merged = [index for turn in zip(*read[number], strict=False) for index in turn]
         for start in (0, epoch):
             assert Counter(merged[start : start + epoch]) == Counter(i % length for i in range(epoch))
+
+
+@settings(max_examples=30, deadline=None)
+@given(weights=st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0, 7.0]), min_size=1, max_size=5))
+def test_a_mixture_has_the_order_of_grain_where_its_weights_are_exact(weights: list[float]) -> None:
+    proportions = Proportions(weights, [1000] * len(weights))
+    ranges = [grain.MapDataset.range(1000).map(lambda index, i=i: (i, index)) for i in range(len(weights))]
+    theirs = grain.MapDataset.mix(ranges, weights)
+    assert len(proportions) == len(theirs)
+    assert [proportions[place] for place in range(500)] == [theirs[place] for place in range(500)]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0099), (0.3, 0.1), (1 / 3, 1e-6, 123.456789), (5e-324, 1e300)])
+def test_weights_are_drawn_exactly(weights: tuple[float, ...]) -> None:
+    proportions = Proportions(weights, [sys.maxsize] * len(weights))
+    total = sum(map(Fraction, weights))
+    for count in (100, 10**6, 10**12):
+        drawn: dict[int, int] = {}
+        for place in range(count - 1, -1, -1):  # the last of each source tells how many came before
+            source, index = proportions[place]
+            drawn.setdefault(source, index + 1)
+            if len(drawn) == len(weights) or place < count - 100:
+                break
+        for source, times in drawn.items():
+            assert abs(times - count * Fraction(weights[source]) / total) <= len(weights)
 
 
 def test_order_depends_on_the_seed_and_the_epoch() -> None:

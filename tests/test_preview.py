@@ -14,6 +14,7 @@ from PIL import Image
 
 from navil_jax.batch import BatchSpec
 from navil_jax.config import ImageConfig
+from navil_jax.console import render
 from navil_jax.data.__main__ import main
 from navil_jax.data.features import sample_features
 from navil_jax.data.inspect import page, terminal
@@ -89,7 +90,7 @@ def test_text_cannot_steer_terminal_or_page() -> None:
     config = doctor_config()
     bad = Sample("x", (), (("\x1b[2J<script>alert(1)</script>", "b\x07 & <b>"),))
     view = view_sample(sample_features(bad, config, TOKENIZER), TOKENIZER, config.model.vision)
-    text = terminal.sample_text(view, colour=False)
+    text = render(terminal.sample_text(view))
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "alert(1)" in text
@@ -132,6 +133,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_colours_on_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     assert main(arguments("--rows", "1")) == 0
     assert "\x1b[32m{" in capsys.readouterr().out
 

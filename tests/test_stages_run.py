@@ -57,21 +57,12 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Compiled programs are kept for the runs of this module, which all use one device."""
-    keys = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {key: getattr(jax.config, key) for key in keys}
-    for key, value in keys.items():
-        jax.config.update(key, value)
+def one_device():
+    """All runs of this module use one device."""
     with pytest.MonkeyPatch.context() as patch:
         make_mesh = trainer.make_mesh
         patch.setattr(trainer, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
         yield
-    for key, value in before.items():
-        jax.config.update(key, value)
 
 
 @pytest.fixture(scope="module")
@@ -206,12 +197,12 @@ def test_a_run_counted_in_samples_ends_with_its_samples(whole):
 @pytest.mark.slow
 def test_export_and_reload(tmp_path, whole):
     arrays, _ = saved(whole[-1])
-    for item, flags in (("ema", []), ("params", ["--no-ema"])):
-        assert convert.main(["export", str(whole[-1]), str(tmp_path / item), *flags]) == 0
-        for name, value in parameters(tmp_path / item).items():
-            np.testing.assert_array_equal(value, arrays[_key(item, name)], err_msg=name)
-    name = "decoder/final_norm/scale"
-    assert not np.array_equal(arrays[_key("ema", name)], arrays[_key("params", name)])
+    for folder, flags, share in (("averages", [], 1), ("params", ["--no-ema"], 0)):
+        assert convert.main(["export", str(whole[-1]), str(tmp_path / folder), *flags]) == 0
+        for name, value in parameters(tmp_path / folder).items():
+            wanted = arrays[_key("params", name)] + share * arrays[_key("ema", name)]
+            np.testing.assert_array_equal(value, wanted, err_msg=name)
+    assert arrays[_key("ema", "decoder/final_norm/scale")].any()
 
 
 def _key(item, name):

@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from quick_xla import QUICK
 
+from navil_jax.config import SourceConfig
+from navil_jax.data.mixture import Epoch
 from navil_jax.data.toy.book import PIECE, pieces
 from navil_jax.data.toy.pages import is_for_pages
 from navil_jax.errors import UserError
@@ -27,7 +30,7 @@ TINY = ROOT / "configs" / "study" / "tiny.py"
 
 def start(folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "navil_jax.study", "run", "--config", TINY, "--out", folder, "--jobs", "2"]
-    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+    settings = {"XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -88,6 +91,27 @@ def test_the_config_of_a_run(tmp_path):
     assert run_config(study, dataclasses.replace(run, initialised=True), tmp_path).init_from.endswith(
         "s-2x32-f-init-d0.25-s3"
     )
+
+
+def test_a_share_of_the_data_is_a_share_of_its_samples(tmp_path):
+    (tmp_path / "m.json").write_text(
+        '{"a": {"annotation": "a", "length": 3}, "b": {"annotation": "b", "length": 1, "repeat_time": 5}}'
+    )
+    study = load_study(TINY)
+    (scenes,) = study.base.data.sources
+    sources = (
+        dataclasses.replace(scenes, repeat=2.0),
+        dataclasses.replace(scenes, repeat=0.5),
+        SourceConfig("m", 4.0, "meta", str(tmp_path / "m.json")),
+    )
+    base = dataclasses.replace(study.base, data=dataclasses.replace(study.base.data, sources=sources))
+    run = Run("s", (2, 32), initialised=False, data_share=0.25)
+    found = run_config(dataclasses.replace(study, base=base), run, tmp_path).data.sources
+    epochs = [Epoch(1000, source.repeat) for source in found]
+    assert [len({epoch[place] for place in range(len(epoch))}) for epoch in epochs] == [250, 125, 250, 250]
+    assert [source.weight for source in found] == [scenes.weight, scenes.weight, 1.5, 2.5]
+    whole = run_config(dataclasses.replace(study, base=base), dataclasses.replace(run, data_share=1.0), tmp_path)
+    assert whole.data.sources == sources
 
 
 def test_the_size_of_a_language_model_counts_no_experts():

@@ -53,8 +53,8 @@ def test_table(image: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["tokens", "--image", str(image), "--config.images.multiscale=false"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{image}: 640 x 480 pixels",
-        "  scale      resized      patches  visual tokens  line breaks  frame breaks  padding",
-        "      1    640 x 480      40 x 30            300           15             1     0.0%",
+        "  scale    resized  patches  visual tokens  line breaks  frame breaks  padding",
+        "      1  640 x 480  40 x 30            300           15             1     0.0%",
         "  together 318 tokens with <img> and </img>, 0.0% of the pixels are padding",
         "  fits a row: visual tokens 301 of 8,192 (4%), text tokens 17 of 8,192 (0%), patches 1,200 of 24,576 (5%)",
     ]

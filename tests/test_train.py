@@ -23,32 +23,18 @@ RECIPE, KILL = (Path(__file__).parent / name for name in ("toy_recipe.py", "kill
 RESUME = ("--config.steps=40", "--config.checkpoint_every=7", "--config.eval_every=10", "--config.eval_samples=4")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Compiled programs are kept for the runs of this module."""
-    folder = tmp_path_factory.mktemp("cache")
-    keys = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {key: getattr(jax.config, key) for key in keys}
-    for key, value in keys.items():
-        jax.config.update(key, value)
-    yield folder
-    for key, value in before.items():
-        jax.config.update(key, value)
-
-
 def train(workdir, *flags):
     """Runs the command in this process, on all its devices."""
     return main(["--config", str(RECIPE), f"--config.workdir={workdir}", *flags])
 
 
-def start(workdir, cache, *flags, fatal=0, **environment):
+def start(workdir, *flags, fatal=0):
     """Starts the command in a process of its own, on one device; it dies before step `fatal`."""
     program = [str(KILL), str(fatal)] if fatal else ["-m", "navil_jax.train"]
     command = [sys.executable, *program, "--config", str(RECIPE), f"--config.workdir={workdir}", *flags]
-    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    settings |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(RECIPE.parents[1])}
+    settings = {"XLA_FLAGS": "", "PYTHONPATH": str(RECIPE.parents[1])}
     return subprocess.Popen(
-        command, env=os.environ | settings | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -79,7 +65,7 @@ def saved(workdir):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache):
+def finished(tmp_path_factory):
     """An uninterrupted run of eight steps in this process."""
     workdir = tmp_path_factory.mktemp("finished")
     assert train(workdir) == 0
@@ -87,26 +73,26 @@ def finished(tmp_path_factory, cache):
 
 
 @pytest.mark.slow
-def test_interrupted_run_ends_as_one_that_was_not(tmp_path, cache):
+def test_interrupted_run_ends_as_one_that_was_not(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    status, output = finish(start(whole, cache, *RESUME))
+    status, output = finish(start(whole, *RESUME))
     assert status == 0, output
 
-    killed = start(parts, cache, *RESUME, fatal=4)
+    killed = start(parts, *RESUME, fatal=4)
     assert finish(killed)[0] == -signal.SIGKILL
-    killed = start(parts, cache, *RESUME, fatal=16)
+    killed = start(parts, *RESUME, fatal=16)
     assert finish(killed)[0] == -signal.SIGKILL
-    killed = start(parts, cache, *RESUME)
+    killed = start(parts, *RESUME)
     signal_after(killed, parts, 20, signal.SIGKILL)
     status, output = finish(killed)
     assert status == -signal.SIGKILL
     assert re.search(r"going on after step (7|14) of", output), output
-    stopped = start(parts, cache, *RESUME)
+    stopped = start(parts, *RESUME)
     signal_after(stopped, parts, 28, signal.SIGTERM)
     status, output = finish(stopped)
     assert status == 128 + signal.SIGTERM, output
     assert re.search(r"stopped after step \d+ of 40, saved; the same command goes on", output)
-    status, output = finish(start(parts, cache, *RESUME))
+    status, output = finish(start(parts, *RESUME))
     assert status == 0, output
 
     assert (parts / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
@@ -120,8 +106,8 @@ def test_interrupted_run_ends_as_one_that_was_not(tmp_path, cache):
 
 
 @pytest.mark.slow
-def test_one_device_trains_like_four(tmp_path, cache, finished):
-    status, output = finish(start(tmp_path, cache))
+def test_one_device_trains_like_four(tmp_path, finished):
+    status, output = finish(start(tmp_path))
     assert status == 0, output
     alone, together = (
         [line["loss"] for line in read_log(path / "metrics.jsonl") if "loss" in line] for path in (tmp_path, finished)

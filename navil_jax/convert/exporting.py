@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from navil_jax.console import Progress
 from navil_jax.convert.hf_config import to_hf_config
 from navil_jax.convert.hf_files import write_companions
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint, require_whole
@@ -62,7 +62,7 @@ def write_weights(checkpoint: OpenCheckpoint, folder: Path, dtype: str, shard_by
         name: TensorInfo(tensor.shape, wanted or tensor.dtype) for name, tensor in checkpoint.info.items()
     }
     total = sum(tensor.nbytes for tensor in info.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="tensors") as progress:
+    with Progress("tensors", total, "B") as progress:
 
         def value(name: str) -> np.ndarray:
             progress.update(info[name].nbytes)

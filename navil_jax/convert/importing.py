@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from navil_jax.console import Progress
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint, require_whole
 from navil_jax.convert.param_files import ParamsWriter
 from navil_jax.convert.params import iterate_params
@@ -70,7 +70,7 @@ def write_params(writer: ParamsWriter, params: Iterable[tuple[str, np.ndarray]],
     """Writes those parameters that are not written yet, in `dtype` if given, with progress in bytes of `total`."""
     done = writer.written
     waiting: dict[str, np.ndarray] = {}
-    with tqdm(total=total, initial=writer.bytes_written, unit="B", unit_scale=True, desc="parameters") as progress:
+    with Progress("parameters", total, "B", done=writer.bytes_written) as progress:
 
         def write() -> None:
             if waiting:

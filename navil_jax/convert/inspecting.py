@@ -7,11 +7,11 @@ from collections import Counter
 from typing import Any
 
 from navil_jax.config import Config, DecoderConfig, VisionConfig
+from navil_jax.console import table
 from navil_jax.convert.groups import GROUPS, UNKNOWN, tensor_groups
 from navil_jax.convert.names import name_table
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
 from navil_jax.convert.stored import StoredTensor
-from navil_jax.convert.tables import table
 
 EXAMPLES = """
 a released model, a language model to start from, and a run of this program:

@@ -105,7 +105,7 @@ class ParamsReader:
     Args:
       step_folder: of the checkpoint.
       lora_scale: factor of low-rank updates, if there are some.
-      ema: gives the running averages of the trained parameters in their place.
+      ema: gives the running averages of the trained parameters in their place, which are on disk less these.
 
     Attributes:
       info: name -> shape and dtype.
@@ -120,9 +120,8 @@ class ParamsReader:
             raise UserError(f"{step_folder}: holds no running average (config.optimizer.ema_decay)")
         self._checkpointer, self._scale = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()), lora_scale
         self.info = self._stored(folder)
-        self._folders = dict.fromkeys(self.info, folder)
-        if ema:
-            self._folders |= dict.fromkeys(self._stored(averages), averages)
+        self._folder, self._averages = folder, averages
+        self._averaged = frozenset(self._stored(averages)) if ema else frozenset()
         self._updates = [name.removesuffix(f"/{lora.A}") for name in self.info if name.endswith(f"/{lora.A}")]
         for module in self._updates:
             del self.info[f"{module}/{lora.A}"], self.info[f"{module}/{lora.B}"]
@@ -160,8 +159,13 @@ class ParamsReader:
         return lora.update_of(value, a, b, self._scale, "/layers/" in name)
 
     def _read(self, name: str) -> np.ndarray:
+        if name not in self._averaged:
+            return self._stored_value(self._folder, name)
+        return self._stored_value(self._folder, name).astype(np.float32) + self._stored_value(self._averages, name)
+
+    def _stored_value(self, folder: Path, name: str) -> np.ndarray:
         item = unflatten({name: 0})
         restore_args = unflatten({name: ocp.RestoreArgs(restore_type=np.ndarray)})
         args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-        (value,) = jax.tree.leaves(self._checkpointer.restore(self._folders[name], args=args))
+        (value,) = jax.tree.leaves(self._checkpointer.restore(folder, args=args))
         return value

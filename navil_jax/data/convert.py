@@ -4,9 +4,9 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from navil_jax.console import Progress
 from navil_jax.data.formats import files
 from navil_jax.data.formats.array_record import SUFFIX, pack, shard_name, write_shard
-from navil_jax.data.formats.progress import Progress
 from navil_jax.data.formats.records import is_of_sample, reason
 from navil_jax.data.sample import BadSample, Source
 from navil_jax.errors import UserError
@@ -43,19 +43,17 @@ def convert(source: Source, out: str, shards: int = 0, origin: str = "") -> Conv
     bounds = [len(source) * number // shards for number in range(shards + 1)]
     there = [_exists(files.join(out, shard_name(number, shards))) for number in range(shards)]
     done = sum(bounds[number + 1] - bounds[number] for number in range(shards) if there[number])
-    progress = Progress(f"{out}", len(source), "samples", done)
-    for number in (number for number in range(shards) if not there[number]):
-        path = files.join(out, shard_name(number, shards))
-        write_shard(path, _records(source, range(bounds[number], bounds[number + 1]), path, progress, done))
-        done += bounds[number + 1] - bounds[number]
-    progress.finish(done)
+    with Progress(out, len(source), "samples", done) as progress:
+        for number in (number for number in range(shards) if not there[number]):
+            path = files.join(out, shard_name(number, shards))
+            write_shard(path, _records(source, range(bounds[number], bounds[number + 1]), path, progress))
     bad_count = sum(_count_bad(files.join(out, shard_name(number, shards))) for number in range(shards))
     if bad_count == len(source):
         raise UserError(f"{out}: none of {len(source)} samples can be used, the reasons are in *.bad.jsonl there")
     return Converted(shards, len(source) - bad_count, bad_count)
 
 
-def _records(source: Source, indices: range, path: str, progress: Progress, done: int) -> Iterator[bytes]:
+def _records(source: Source, indices: range, path: str, progress: Progress) -> Iterator[bytes]:
     """The packed samples that can be used; then writes the list of the others, before the shard gets its name."""
     bad = []
     for index in indices:
@@ -68,7 +66,7 @@ def _records(source: Source, indices: range, path: str, progress: Progress, done
             if isinstance(error, BadSample):
                 entry = {"source": error.source, "key": error.key, "reason": error.reason}
             bad.append(json.dumps(entry) + "\n")
-        progress.update(done + index + 1 - indices.start)
+        progress.update()
     if bad:
         files.write_file(_bad_file(path), "".join(bad).encode())
 

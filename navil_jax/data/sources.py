@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from navil_jax.config import Config, ImageConfig, SourceConfig
+from navil_jax.config import Config, ImageConfig, SourceConfig, VisionConfig, validate
 from navil_jax.data import formats
 from navil_jax.data.formats.meta import meta_sources
 from navil_jax.data.sample import SPLITS, Source, Split
@@ -94,17 +94,31 @@ def has_split(entry: SourceConfig, split: Split) -> bool:
     return split == "train" or not entry.kind or bool(entry.held_out)
 
 
-def expand_meta(entry: SourceConfig, max_patches: int = ImageConfig.max_patches) -> tuple[SourceConfig, ...]:
+def expand_meta(
+    entry: SourceConfig, max_patches: int = ImageConfig.max_patches, patch_size: int = VisionConfig.patch_size
+) -> tuple[SourceConfig, ...]:
     """The parts of a source of kind "meta", any other as it is. Raises `UserError` for a bad meta file."""
     if entry.kind != "meta":
         return (entry,)
-    return meta_sources(entry, max_patches)
+    return meta_sources(entry, max_patches, patch_size)
 
 
 def expand_sources(config: Config) -> Config:
-    """The config with each source of kind "meta" replaced by its parts; done before sources are opened or numbered."""
-    parts = [part for entry in config.data.sources for part in expand_meta(entry, config.images.max_patches)]
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=tuple(parts)))
+    """The config with each source of kind "meta" replaced by its parts; done before sources are opened or numbered.
+
+    Raises:
+      UserError: a bad meta file, or a part whose settings do not fit the config.
+    """
+    limits = config.images.max_patches, (config.model.vision or VisionConfig()).patch_size
+    parts = tuple(part for entry in config.data.sources for part in expand_meta(entry, *limits))
+    expanded = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=parts))
+    try:
+        validate(expanded)
+    except UserError as error:
+        raise UserError(
+            f"{error} (sources with the parts of meta files: {', '.join(p.name for p in parts)})"
+        ) from error
+    return expanded
 
 
 def for_source(config: Config, number: int) -> Config:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from navil_jax.config import Config, MeshConfig, validate
 from navil_jax.config.flags import parse
+from navil_jax.console import markdown_table
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.plan.mixtures import MIXTURES
 from navil_jax.plan.topology import Slice, parse_topology
@@ -21,7 +22,7 @@ ABOUT = """Compiles the training step for a TPU slice and says what it needs. No
 compiler is (pip install libtpu).
 
 does NaViL-2B's first stage fit 64 v5p chips, and how long does it take:
-  python -m navil_jax.plan --config configs/navil_2b_s1_1.py --topology v5p-128
+  python -m navil_jax.plan --config configs/navil_2b_s1_1.py --topology v5p-128 --batch 64
 
 the largest batch that fits, and only whether it fits (five times faster):
   python -m navil_jax.plan --config configs/navil_2b_s1_1.py --topology v6e-64 --batch 0
@@ -78,7 +79,7 @@ def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], 
                 found = plan_inference(plans[-1].config, place, plans[-1].statistics, options.kernel_efficiency)
                 print(report.inference_text(found, place), flush=True)
     if len(lines) > 1 or options.sweep:
-        print(report.table(lines))
+        print(markdown_table(lines))
     if options.png and plans:
         report.draw(options.png, plans)
     if options.json:

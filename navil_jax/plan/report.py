@@ -1,9 +1,10 @@
 """Plans as text, tables and an image."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from navil_jax.console import table
 from navil_jax.model.flops import PARTS
 from navil_jax.plan.planner import Inference, Plan, executed_over_useful
 from navil_jax.plan.timing import Timing
@@ -121,26 +122,28 @@ def _costs(plan: Plan, timing: Timing) -> str:
 
 
 def _collectives(timing: Timing) -> str:
-    lines = ["collectives of a device and step:      GiB   count   seconds"]
-    for kind, size in sorted(timing.collective_bytes.items(), key=lambda item: -item[1]):
-        count, seconds = timing.collective_counts[kind], timing.collectives[kind]
-        lines.append(f"  {kind:30} {size / GIB:9.2f} {count:7,} {seconds:9.3f}")
-    return "\n".join(lines) if len(lines) > 1 else "no collectives"
+    rows = [
+        (kind, f"{size / GIB:.2f}", f"{timing.collective_counts[kind]:,}", f"{timing.collectives[kind]:.3f}")
+        for kind, size in sorted(timing.collective_bytes.items(), key=lambda item: -item[1])
+    ]
+    return table(("collectives of a device and step", "GiB", "count", "seconds"), rows) if rows else "no collectives"
 
 
 def _flops(plan: Plan) -> str:
     ratios = executed_over_useful(plan)
-    lines = ["useful FLOPs of a step (T):     forward  backward   executed/useful"]
-    for part in PARTS:
-        flops = plan.useful[part]
-        if flops.forward:
-            ratio = f"{ratios[part]:.2f}" if part in ratios else "-"
-            lines.append(f"  {part:26} {flops.forward / 1e12:10.1f} {flops.backward / 1e12:9.1f}   {ratio:>10}")
-    return "\n".join(
-        [
-            *lines,
-            "  executed: with empty slots; in attention with the masked pairs of whole blocks; without recomputation",
-        ]
+    rows = [
+        (
+            part,
+            f"{plan.useful[part].forward / 1e12:.1f}",
+            f"{plan.useful[part].backward / 1e12:.1f}",
+            f"{ratios[part]:.2f}" if part in ratios else "-",
+        )
+        for part in PARTS
+        if plan.useful[part].forward
+    ]
+    return (
+        table(("useful FLOPs of a step (T)", "forward", "backward", "executed/useful"), rows)
+        + "\n  executed: with empty slots; in attention with the masked pairs of whole blocks; without recomputation"
     )
 
 
@@ -216,15 +219,6 @@ def row(plan: Plan) -> dict[str, str]:
         "days": f"{plan.days:.1f}",
         "chip-hours": f"{plan.chip_hours:,.0f}",
     }
-
-
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Markdown; columns are those of the longest row, and missing cells stay empty."""
-    columns = max((list(cells) for cells in rows), key=len)
-    widths = {name: max(len(name), *(len(cells.get(name, "")) for cells in rows)) for name in columns}
-    line = lambda cells: "| " + " | ".join(cells.get(name, "").ljust(widths[name]) for name in columns) + " |"  # noqa: E731
-    rule = "|" + "|".join("-" * (widths[name] + 2) for name in columns) + "|"
-    return "\n".join([line({name: name for name in columns}), rule, *(line(cells) for cells in rows)])
 
 
 def draw(path: str | Path, plans: Sequence[Plan]) -> None:

@@ -7,9 +7,9 @@ from jax.sharding import AbstractMesh
 
 from navil_jax import sharding
 from navil_jax.config import Config
+from navil_jax.console import markdown_table
 from navil_jax.model import params as model_params
 from navil_jax.plan.planner import mesh_sizes
-from navil_jax.plan.report import table
 from navil_jax.plan.topology import GIB, Slice
 from navil_jax.train.optimizer import split_trainable
 from navil_jax.train.step import abstract_state
@@ -46,7 +46,8 @@ def text(config: Config, place: Slice) -> str:
     held = {name: sum(map(_bytes, jax.tree.leaves(part))) / GIB for name, part in parts.items()}
     axes = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     total = ", ".join(f"{name} {size:.2f} GiB" for name, size in held.items() if size)
-    return f"mesh {axes} on {place.name}\n\n{table(rules)}\n\n{table(lines)}\n\nEach device holds: {total}."
+    tables = f"{markdown_table(rules)}\n\n{markdown_table(lines)}"
+    return f"mesh {axes} on {place.name}\n\n{tables}\n\nEach device holds: {total}."
 
 
 def _bytes(leaf: jax.ShapeDtypeStruct) -> int:

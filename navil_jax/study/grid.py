@@ -13,7 +13,7 @@ from pathlib import Path
 
 from navil_jax.config import Config, DecoderConfig, SourceConfig, VisionConfig, validate
 from navil_jax.config.flags import found_recipe, neighbours_importable
-from navil_jax.data.sources import has_split
+from navil_jax.data.sources import expand_meta, has_split
 from navil_jax.errors import UserError
 
 
@@ -140,7 +140,7 @@ def run_config(study: Study, run: Run, folder: Path) -> Config:
     decoder = dataclasses.replace(
         study.llms[run.llm], ffn_experts=run.ffn_experts, attention_experts=run.attention_experts
     )
-    sources = tuple(dataclasses.replace(source, repeat=source.repeat * run.data_share) for source in base.data.sources)
+    sources = tuple(part for source in base.data.sources for part in _share_of(base, source, run.data_share))
     config = dataclasses.replace(
         base,
         workdir=str(folder / "runs" / run.name),
@@ -153,6 +153,17 @@ def run_config(study: Study, run: Run, folder: Path) -> Config:
     )
     validate(config)
     return config
+
+
+def _share_of(base: Config, source: SourceConfig, share: float) -> tuple[SourceConfig, ...]:
+    """The source with the first `share` of its samples alone, of each part where it is a meta file.
+
+    Half of an epoch of two passes would be one pass over all samples, so an epoch of a share has at most one pass.
+    """
+    if share == 1:
+        return (source,)
+    parts = expand_meta(source, base.images.max_patches, base.model.encoder.patch_size)
+    return tuple(dataclasses.replace(part, repeat=min(part.repeat, 1) * share) for part in parts)
 
 
 def encoder_config(vision: VisionConfig, depth: int, width: int, where: str = "") -> VisionConfig:

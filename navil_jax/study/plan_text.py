@@ -1,7 +1,10 @@
 """A plan in words."""
 
+from navil_jax.console import table
 from navil_jax.study.planner import Advice, Stage, effective_samples, repeating
 from navil_jax.study.results import size
+
+STAGE_COLUMNS = ("stage", "samples", "steps x batch", "max patches", "image tokens", "all tokens", "epochs")
 
 
 def describe(advice: Advice) -> str:
@@ -16,8 +19,7 @@ def describe(advice: Advice) -> str:
     if advice.extrapolates:
         lines.append(f"  EXTRAPOLATED: the LLM is {advice.extrapolates}; measure two encoders before a large run")
     lines.append(f"\nstages, {size(advice.samples)} samples shared out as in the paper:")
-    lines.append("  stage   samples   steps x batch    max patches  image tokens  all tokens  epochs")
-    lines += [_stage(stage) for stage in advice.stages]
+    lines.append(table(STAGE_COLUMNS, [_stage(stage) for stage in advice.stages], indent=2))
     total = sum(stage.tokens for stage in advice.stages)
     each = total / sum(stage.samples for stage in advice.stages)
     lines.append(f"  together {size(total)} tokens, {each:,.0f} per sample (paper: 1,078 in the 2B, 756 in the 9B)")
@@ -30,12 +32,16 @@ def describe(advice: Advice) -> str:
     return "\n".join(lines)
 
 
-def _stage(stage: Stage) -> str:
-    recipe = stage.recipe
-    epochs = "-" if stage.epochs is None else f"{stage.epochs:.2g}"
+def _stage(stage: Stage) -> tuple[str, ...]:
+    """A row of the table."""
     return (
-        f"  {recipe.name:5} {size(stage.samples):>9} {stage.steps:>9,} x {stage.batch_samples:<6,} "
-        f"{recipe.max_patches:>9,} {size(stage.image_tokens):>13} {size(stage.tokens):>11} {epochs:>7}"
+        stage.recipe.name,
+        size(stage.samples),
+        f"{stage.steps:,} x {stage.batch_samples:,}",
+        f"{stage.recipe.max_patches:,}",
+        size(stage.image_tokens),
+        size(stage.tokens),
+        "-" if stage.epochs is None else f"{stage.epochs:.2g}",
     )
 
 

@@ -94,7 +94,7 @@ class Checkpoints:
           record: config, tokenizer files and metrics.
           optimizer_state: any pytree of arrays; without it the checkpoint can be read and started from, not continued.
           iterator: of the data, before the batch of the next step is drawn.
-          ema: running averages of the trainable parameters, where there are some.
+          ema: running averages of the trainable parameters minus these, where there are some.
         """
         if step == self.latest_step:
             return
@@ -143,7 +143,7 @@ class Checkpoints:
           iterator: is put to the saved place.
 
         Returns:
-          The parameters, the optimizer state and the running averages.
+          The parameters, the optimizer state, and the running averages minus the parameters.
 
         Raises:
           UserError: no checkpoint, an incomplete one, other parameters than asked for (names the first ones), or
@@ -183,22 +183,30 @@ class Checkpoints:
     def restore_params(self, params: Params, averaged: bool = True) -> Params:
         """Reads the parameters of the newest checkpoint alone, if `averaged` its `averages` where there are some.
 
-        Arguments and errors as in `restore`. Averages are float32 on disk and rounded to the dtypes asked for.
+        Arguments and errors as in `restore`. Averages are float32 sums of a parameter and of what its average differs
+        by, made one after the other and rounded to the dtypes asked for.
         """
         self._check_shapes("params", params)
         averages = self.averages if averaged else frozenset()
         if not averages:
             return self._restore(params=ocp.args.StandardRestore(params))["params"]
         wanted = flatten(params)
-        in_averages = unflatten({name: wanted.pop(name) for name in averages})
-        found = flatten(self._restore(ema=ocp.args.StandardRestore(in_averages))["ema"])
-        if wanted:
-            with self._reading("params"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                rest = unflatten(wanted)
-                restore_args = ocp.checkpoint_utils.construct_restore_args(rest)
-                args = ocp.args.PyTreeRestore(rest, restore_args=restore_args, partial_restore=True)
-                found |= flatten(reader.restore(absolute(self._newest() / "params"), args=args))
+        rest = {name: leaf for name, leaf in wanted.items() if name not in averages}
+        found = self._restore_some("params", rest) if rest else {}
+        for name in sorted(averages):
+            leaf = wanted[name]
+            part = {name: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=leaf.sharding)}
+            value, difference = (self._restore_some(item, part)[name] for item in ("params", "ema"))
+            found[name] = (value + difference).astype(leaf.dtype)
         return unflatten(found)
+
+    def _restore_some(self, item: str, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+        """Parameters by name of the newest checkpoint's `item`, which may hold others."""
+        with self._reading(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = unflatten(wanted)
+            restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+            args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
+            return flatten(reader.restore(absolute(self._newest() / item), args=args))
 
     def _newest(self) -> epath.Path:
         if self.latest_step is None:

@@ -65,7 +65,7 @@ class TrainState:
     trainable: Params
     frozen: Params
     optimizer: optax.OptState
-    ema: Params  # float32, running average of the trainable ones; {} without
+    ema: Params  # float32, running average of the trainable ones minus these; {} without
     running: Running
 
     @property
@@ -76,7 +76,9 @@ class TrainState:
     @property
     def averaged_params(self) -> Params:
         """All parameters, the trainable ones averaged where there is a running average."""
-        return merge(self.ema, self.frozen) if self.ema else self.params
+        if not self.ema:
+            return self.params
+        return merge(jax.tree.map(lambda x, d: x.astype(jnp.float32) + d, self.trainable, self.ema), self.frozen)
 
 
 @jax.tree_util.register_dataclass
@@ -143,7 +145,7 @@ def initial_state(config: Config, mesh: Mesh, params: Params) -> TrainState:
 def _first_ema(config: Config, trainable: Params) -> Params:
     if not config.optimizer.ema_decay:
         return {}
-    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
@@ -247,12 +249,19 @@ def judge_step(policy: OptimizerConfig, state: TrainState, metrics: dict) -> tup
 
 
 def _averaged(decay: float, state: TrainState, trainable: Params) -> Params:
-    """The running average with the newest parameters; young ones reach back less far, so that they forget the start."""
+    """The running average with the newest parameters, less these: in float32 it would not move by a small share.
+
+    Young averages reach back less far, so that they forget the start.
+    """
     if not decay:
         return {}
-    steps = state.step.astype(jnp.float32)
-    kept = jnp.minimum(decay, (1 + steps) / (10 + steps))
-    return jax.tree.map(lambda ema, x: ema + (1 - kept) * (x.astype(jnp.float32) - ema), state.ema, trainable)
+    share = jnp.maximum(1 - decay, 9 / (10 + state.step.astype(jnp.float32)))  # of the newest parameters
+
+    def difference(before: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+        moved = before + (old.astype(jnp.float32) - new.astype(jnp.float32))
+        return moved - share * moved
+
+    return jax.tree.map(difference, state.ema, state.trainable, trainable)
 
 
 def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], EvalScores]:

@@ -51,7 +51,7 @@ def make_model() -> Model:
                 parameter.copy_(0.5 * noise)
             else:
                 parameter.copy_(0.1 * noise)
-    model.config._attn_implementation = "eager"
+    model.set_attn_implementation("eager")
     return model.eval()
 
 
@@ -113,6 +113,7 @@ def gradients(model: Model, ids: torch.Tensor) -> dict[str, tuple[float, float]]
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     model = make_model()
     given = {name: ids for name, ids in load_file(INPUTS / "golden.safetensors").items() if name.endswith("input_ids")}
     arrays = {name: ids for name, ids in given.items() if not name.startswith("batch.")}

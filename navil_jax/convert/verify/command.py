@@ -12,9 +12,9 @@ import jax
 from navil_jax.config import SPECIAL_TOKENS, Config, ModelConfig
 from navil_jax.config.continuing import FREE_MODEL_KEYS
 from navil_jax.config.flags import differences
+from navil_jax.console import table
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
 from navil_jax.convert.stored import DTYPES, listed
-from navil_jax.convert.tables import table
 from navil_jax.convert.verify.compare import all_pairs
 from navil_jax.convert.verify.golden import golden_config, load_case
 from navil_jax.convert.verify.outputs import (

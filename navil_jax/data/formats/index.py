@@ -18,8 +18,8 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
+from navil_jax.console import Progress
 from navil_jax.data.formats import files
-from navil_jax.data.formats.progress import Progress
 from navil_jax.errors import UserError
 
 Kind = Literal["lines", "array", "tar"]
@@ -91,22 +91,21 @@ def _build(path: str, kind: Kind, header: tuple[bytes, bytes, int, int], places:
     place = next((place for place in places if os.access(place.parent, os.W_OK)), places[-1])
     partial = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
     size = header[2]
-    progress = Progress(f"index of {files.name_of(path)}", size, "bytes")
     count = last = 0
     try:
-        with open(partial, "wb") as target:
+        with open(partial, "wb") as target, Progress(f"index of {files.name_of(path)}", size, "B") as progress:
             target.seek(_HEADER.size)
             for offsets in _SCANS[kind](path, size):
                 target.write(offsets.astype("<u8").tobytes())
                 count += len(offsets)
-                last = int(offsets[-1]) if len(offsets) else last
-                progress.update(last)
+                if len(offsets):
+                    progress.update(int(offsets[-1]) - last)
+                    last = int(offsets[-1])
             target.seek(0)
             target.write(_HEADER.pack(*header, count, 0))
         partial.replace(place)
     finally:
         partial.unlink(missing_ok=True)
-    progress.finish(size)
     return place
 
 

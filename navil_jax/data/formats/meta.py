@@ -12,7 +12,7 @@ from navil_jax.data.formats import files, open_format
 from navil_jax.errors import UserError
 
 DATA_AUGMENT = ("jpeg",)  # transforms that data_augment means, as in InternVL
-TILE_PATCHES = (448 // 16) ** 2  # of a tile of 448 x 448 pixels, in which max_dynamic_patch counts
+TILE_PIXELS = 448**2  # of a tile, in which max_dynamic_patch counts
 _TYPES = {
     "root": str,
     "annotation": str,
@@ -60,13 +60,13 @@ def _check(path: str, name: str, settings: Any) -> None:
         _log.warning("%s: %s: %s not used", path, name, ", ".join(ignored))
 
 
-def meta_sources(entry: SourceConfig, max_patches: int) -> tuple[SourceConfig, ...]:
+def meta_sources(entry: SourceConfig, max_patches: int, patch_size: int) -> tuple[SourceConfig, ...]:
     """A source of kind "meta" as its parts, whose weights share its own by their samples times repeats.
 
     Paths in the file are taken from the working folder, or from that of the meta file where they do not exist there.
-    max_dynamic_patch counts tiles of 448 x 448 pixels, here in patches, at most `max_patches`. data_augment switches
-    the transforms of `entry` on and off, or those of `DATA_AUGMENT` where it has none. What the file does not say is
-    as in `entry`.
+    max_dynamic_patch counts tiles of 448 x 448 pixels, here in patches of `patch_size`, at most `max_patches`.
+    data_augment switches the transforms of `entry` on and off, or those of `DATA_AUGMENT` where it has none. What the
+    file does not say is as in `entry`.
 
     Example: {"a": {"annotation": "a.jsonl", "root": "img", "length": 30}, "b": {"annotation": "b.jsonl", "length": 10}}
       with weight 2 -> a with weight 1.5 and b with weight 0.5
@@ -86,7 +86,7 @@ def meta_sources(entry: SourceConfig, max_patches: int) -> tuple[SourceConfig, .
             held_out="",
             root=root,
             repeat=repeat,
-            max_patches=min(tiles * TILE_PATCHES, max_patches) if tiles else entry.max_patches,
+            max_patches=min(tiles * TILE_PIXELS // patch_size**2, max_patches) if tiles else entry.max_patches,
             transforms=_transforms(settings, entry),
         )
         parts.append(part)

@@ -14,8 +14,8 @@ import numpy as np
 
 from navil_jax.config import Config
 from navil_jax.config.flags import differences, from_json, to_json
+from navil_jax.console import Progress
 from navil_jax.data.features import Skipped
-from navil_jax.data.formats.progress import Progress
 from navil_jax.data.inspect.checkup import NOTE, UNREAD, Checkup
 from navil_jax.data.pool import shared_object, start_pool
 from navil_jax.data.quarantine import FILE, Quarantine
@@ -64,14 +64,12 @@ def _fill(
     table: np.ndarray, results: Iterator[tuple[list[int], np.ndarray, list[Skipped]]], quarantine: Quarantine, name: str
 ) -> None:
     done = int(np.count_nonzero(table["status"]))
-    progress = Progress(name, len(table), "samples", done)
-    for indices, notes, bad in results:
-        for sample in bad:
-            quarantine.add(sample)
-        table[indices] = notes
-        done += len(indices)
-        progress.update(done)
-    progress.finish(done)
+    with Progress(name, len(table), "samples", done) as progress:
+        for indices, notes, bad in results:
+            for sample in bad:
+                quarantine.add(sample)
+            table[indices] = notes
+            progress.update(len(indices))
     if isinstance(table, np.memmap):
         table.flush()
 

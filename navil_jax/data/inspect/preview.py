@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from navil_jax.config import Config
+from navil_jax.console import render
 from navil_jax.data.inspect import page, terminal
 from navil_jax.data.inspect.reading import RowView, view_rows
 from navil_jax.data.pipeline import make_dataset, sample_counts
@@ -43,10 +44,9 @@ def run(opened: OpenRun, options: argparse.Namespace) -> int:
     print(f"reading samples for {config.data.packing_lookahead} rows, among which each row is chosen", file=sys.stderr)
     rows = view_rows(next(iterator), tokenizer, config.model.vision)
     titles = _titles(rows, config, sources)
-    colour = sys.stdout.isatty()
     print(terminal.LEGEND)
     for number, row in enumerate(rows, start=1):
-        print(f"\n{terminal.row_text(number, row, titles, colour)}")
+        print(f"\n{render(terminal.row_text(number, row, titles))}")
     counts = ", ".join(f"{name} {count:,}" for name, count in sorted(sample_counts(iterator).items()))
     print(f"\nsamples read so far: {counts}")
     if options.out:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from navil_jax.config import Config
+from navil_jax.console import frame
 from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, SHRUNK, SIZES, TOO_LONG, UNREAD
 from navil_jax.data.packing import advise_slots, best_fill
 
@@ -138,10 +139,7 @@ def box(summary: Summary, budgets: dict[str, int]) -> str:
     lines = [f"{label:<{_LABEL}}{text}" for label, text in summary_rows(summary, budgets)]
     for reason in summary.reasons:
         lines.append(f"{'':{_LABEL}}{reason.samples:,} x {reason.text} (first {reason.first})")
-    lines = [line if len(line) <= 116 else line[:113] + "..." for line in lines]
-    width = max(len(summary.name) + 2, *map(len, lines))
-    head = f"┌─ {summary.name} {'─' * (width - len(summary.name) - 1)}┐"
-    return "\n".join([head, *(f"│ {line:<{width}} │" for line in lines), f"└{'─' * (width + 2)}┘"])
+    return frame(summary.name, lines)
 
 
 def summary_rows(summary: Summary, budgets: dict[str, int]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from navil_jax.config import Config
+from navil_jax.console import table
 from navil_jax.data.images import load_image
 from navil_jax.data.inspect.token_map import draw_tokens, row_budgets
 from navil_jax.data.prompt import ImageTokens, image_tokens
@@ -30,6 +31,7 @@ line break and every scale in a frame break, which are text tokens as </img> is;
 room for data.visual_slots, data.text_slots (the prompt and the answer need some, too) and data.patch_slots.
 
 Without --config the defaults of the paper hold. Exit status: 0 good, 2 bad input (one line says what)."""
+SCALE_COLUMNS = ("scale", "resized", "patches", "visual tokens", "line breaks", "frame breaks", "padding")
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
@@ -96,14 +98,19 @@ def _table(file: str, count: ImageTokens, config: Config, orientation: int) -> s
     lines = [f"{file}: {count.width} x {count.height} pixels"]
     if orientation != 1:
         lines.append(f"  its EXIF orientation {orientation} is not applied: it is seen as its pixels are stored")
-    lines.append("  scale      resized      patches  visual tokens  line breaks  frame breaks  padding")
-    for number, row in enumerate(_scale_rows(count, config), start=1):
-        size, grid = f"{row['width']} x {row['height']}", f"{row['cols']} x {row['rows']}"
-        padding = 1 - row["height"] * row["width"] / (row["rows"] * row["cols"] * area)
-        lines.append(
-            f"  {number:5} {size:>12} {grid:>12} {row['visual_tokens']:14,} {row['line_breaks']:12,}"
-            f" {row['frame_breaks']:13,} {padding:8.1%}"
+    rows = [
+        (
+            f"{number}",
+            f"{row['width']} x {row['height']}",
+            f"{row['cols']} x {row['rows']}",
+            f"{row['visual_tokens']:,}",
+            f"{row['line_breaks']:,}",
+            f"{row['frame_breaks']:,}",
+            f"{1 - row['height'] * row['width'] / (row['rows'] * row['cols'] * area):.1%}",
         )
+        for number, row in enumerate(_scale_rows(count, config), start=1)
+    ]
+    lines.append(table(SCALE_COLUMNS, rows, indent=2))
     lines.append(
         f"  together {count.visual_tokens + count.text_tokens:,} tokens with <img> and </img>, "
         f"{count.padding:.1%} of the pixels are padding"
