@@ -1,5 +1,6 @@
 """JSON lines, JSON arrays, their offset index, and meta files."""
 
+import dataclasses
 import errno
 import importlib.util
 import json

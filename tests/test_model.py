@@ -114,7 +114,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_gradients():
     batch = SPEC.fake(config)
     loss, gradients = loss_and_gradients(config)(params, batch)
     assert {x.dtype for x in jax.tree.leaves((params, gradients))} == {jnp.dtype("float32")}
-    exact = loss_of(tiny_model(), params, batch)
+    exact, _ = loss_and_gradients(tiny_model())(params, batch)
     assert 0 < abs(float(loss) - float(exact)) < 0.05 * float(exact)
 
 
@@ -146,6 +146,26 @@ def test_long_rows_are_attended_in_chunks_with_the_same_result(causal: bool, mon
     whole = attend(q)
     monkeypatch.setattr(attention_module, "QUERY_CHUNK", 16)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), whole, attend(q))
+
+
+def test_gradients_of_keys_and_values_are_float32_sums_over_chunks(monkeypatch: pytest.MonkeyPatch):
+    """Of bfloat16 ones the error grew with the number of chunks."""
+    random = np.random.default_rng(0)
+    arrays = (random.normal(size=(1, 2048, 1, 8)) * scale + shift for scale, shift in ((0.3, 0), (0.3, 0), (1, 0)))
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
+    weights, segments = jnp.asarray(random.normal(size=q.shape) * 0.2 + 1), jnp.ones((1, 2048), jnp.int32)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        out = attention_module.attention(q, k, v, segments, causal=False, backend="xla")
+        return jnp.sum(out.astype(jnp.float32) * weights)
+
+    def gradients(chunk: int) -> list[np.ndarray]:
+        monkeypatch.setattr(attention_module, "QUERY_CHUNK", chunk)
+        found = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+        return [np.asarray(x, np.float64) for x in found]
+
+    for whole, chunked in zip(gradients(2048), gradients(32), strict=True):
+        assert np.linalg.norm(chunked - whole) < 0.006 * np.linalg.norm(whole)
 
 
 def test_attention_reaches_farther_than_4096_tokens():
@@ -274,7 +294,7 @@ def test_a_text_token_never_depends_on_visual_weights_of_its_own():
     """Without images the gradient of every visual weight is exactly zero."""
     config = tiny_model()
     batch = build_batch(config, [[fake_sample(np.random.default_rng(0), config, with_image=False)]])
-    gradients = jax.grad(functools.partial(loss_of, config))(model_params.initialise(config, 0), batch)
+    _, gradients = loss_and_gradients(config)(model_params.initialise(config, 0), batch)
     for name, gradient in model_params.flatten(gradients).items():
         if "/visual/" in name or name.startswith(("vision/", "connector/")):
             assert not np.any(gradient), name
@@ -312,7 +332,7 @@ def test_padding_row_of_the_embedding_gets_no_gradient():
     sample = fake_sample(np.random.default_rng(0), config, with_image=False)
     sample["text_tokens"][0] = 7
     batch = build_batch(config, [[sample]])
-    gradients = jax.grad(functools.partial(loss_of, config))(model_params.initialise(config, 0), batch)
+    _, gradients = loss_and_gradients(config)(model_params.initialise(config, 0), batch)
     assert not np.any(gradients["decoder"]["embed"]["embedding"][7])
     assert np.any(gradients["decoder"]["embed"]["embedding"][int(sample["text_tokens"][1])])
 

@@ -113,9 +113,9 @@ def test_the_expected_loss_is_the_measured_one_where_there_is_one(llm, samples, 
 def test_stages_are_those_of_the_paper_at_its_size(capsys):
     _, out, _ = run(capsys, "plan", "--llm", "1.8B", "--samples", "741.58M", "--have", "20M")
     for line in (
-        "S1.1       490M    70,000 x 7,000",
-        "S1.2       185M    40,000 x 4,614",
-        "S2          67M    30,000 x 2,234",
+        "  S1.1      490M  70,000 x 7,000",
+        "  S1.2      185M  40,000 x 4,614",
+        "  S2         67M  30,000 x 2,234",
     ):
         assert line in out
     assert "S1.1: 24 epochs; shrink" in out

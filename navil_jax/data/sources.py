@@ -111,13 +111,14 @@ def expand_sources(config: Config) -> Config:
     """
     limits = config.images.max_patches, (config.model.vision or VisionConfig()).patch_size
     parts = tuple(part for entry in config.data.sources for part in expand_meta(entry, *limits))
+    if parts == config.data.sources:
+        return config
     expanded = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=parts))
     try:
         validate(expanded)
     except UserError as error:
-        raise UserError(
-            f"{error} (sources with the parts of meta files: {', '.join(p.name for p in parts)})"
-        ) from error
+        names = ", ".join(part.name for part in parts)
+        raise UserError(f"{error} (sources with the parts of meta files: {names})") from error
     return expanded
 
 

@@ -75,12 +75,14 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Arra
 
 def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, causal: bool) -> jax.Array:
     places = jnp.arange(q.shape[1])
+    k, v = (x.astype(jnp.float32) for x in (k, v))  # so that their gradients, sums over chunks, are float32 ones
 
     def attend(q: jax.Array, q_segments: jax.Array, q_places: jax.Array) -> jax.Array:
         mask = q_segments[:, :, None] == segment_ids[:, None, :]
         if causal:
             mask &= q_places[:, None] >= places
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+        keys, values = (x.astype(q.dtype) for x in (k, v))
+        return jax.nn.dot_product_attention(q, keys, values, mask=mask[:, None], implementation="xla")
 
     if q.shape[1] <= QUERY_CHUNK or q.shape[1] % QUERY_CHUNK:
         return attend(q, segment_ids, places)
