@@ -17,11 +17,11 @@ from navil_jax.train.step import (
     SPIKES_FROM,
     Running,
     TrainState,
-    _averaged,
     initial_params,
     initial_state,
     judge_step,
     make_train_step,
+    next_average,
 )
 
 CONFIG = Config(
@@ -106,7 +106,7 @@ def test_a_slow_average_reaches_parameters_that_stand_still(decay):
 
     def step(number, ema):
         state = TrainState(10**7 + number, params, {}, (), ema, Running.after({}))
-        return _averaged(decay, state, params)
+        return next_average(decay, state, params)
 
     ema = jax.jit(lambda: jax.lax.fori_loop(0, steps, step, {"x": -moved}))()
     averages = TrainState(jnp.int32(0), params, {}, (), ema, Running.after({})).averaged_params["x"]

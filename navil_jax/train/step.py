@@ -187,7 +187,7 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         clock = state.running.samples_in(config.batch_samples) if config.batch_samples else state.step
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable, clock=clock)
         trainable = optax.apply_updates(state.trainable, updates)
-        new = trainable, optimizer_state, _averaged(policy.ema_decay, state, trainable)
+        new = trainable, optimizer_state, next_average(policy.ema_decay, state, trainable)
         if "skip" in (policy.not_finite, policy.spikes):
             old = state.trainable, state.optimizer, state.ema
             new = jax.tree.map(lambda new, old: jnp.where(verdict["skipped"], old, new), new, old)
@@ -248,7 +248,7 @@ def judge_step(policy: OptimizerConfig, state: TrainState, metrics: dict) -> tup
     return running, {"spike": spike.astype(jnp.int32), "skipped": skipped.astype(jnp.int32)}
 
 
-def _averaged(decay: float, state: TrainState, trainable: Params) -> Params:
+def next_average(decay: float, state: TrainState, trainable: Params) -> Params:
     """The running average with the newest parameters, less these: in float32 it would not move by a small share.
 
     Young averages reach back less far, so that they forget the start.
