@@ -17,6 +17,13 @@ from navil_jax.errors import UserError
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SHUTDOWN_SECONDS = 30  # a process that fails alone waits so long for the others, then all end
 
+# Settings of JAX that change the random numbers of a seed, and what they are by default.
+RANDOM_SETTINGS = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+}
+
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
@@ -108,17 +115,27 @@ def jax_setting(name: str) -> Any:
     return getattr(jax.config, name)
 
 
+def check_jax_settings() -> None:
+    """Raises a `UserError` if JAX has 64-bit types switched on, or other random numbers than usual for a seed."""
+    if jax_setting("jax_enable_x64"):
+        raise UserError("JAX_ENABLE_X64: 64-bit types are switched on, but attention needs 32-bit ones; unset it")
+    for name, usual in RANDOM_SETTINGS.items():
+        if (value := getattr(jax.config, name, usual)) != usual:
+            raise UserError(
+                f"{name.upper()}: with {value} a seed makes other parameters and tokens than elsewhere; unset it"
+            )
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh with the axes data, fsdp, tensor, context over all devices (or those given).
 
     Of several slices each holds whole parts of the data axis, so that only the sum of gradients crosses between them.
 
     Raises:
-      UserError: the axis sizes do not multiply to the number of devices, data does not divide by the slices, or JAX has
-        64-bit types switched on, with which the attention kernels do not compile.
+      UserError: the axis sizes do not multiply to the number of devices, or data does not divide by the slices; or as
+        `check_jax_settings`.
     """
-    if jax_setting("jax_enable_x64"):
-        raise UserError("JAX_ENABLE_X64: 64-bit types are switched on, but attention needs 32-bit ones; unset it")
+    check_jax_settings()
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
     known = math.prod(size for size in sizes.values() if size != -1)

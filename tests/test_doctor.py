@@ -22,7 +22,7 @@ from navil_jax.data.formats import open_format
 from navil_jax.data.inspect import doctor, examination
 from navil_jax.data.inspect.checkup import BAD, GOOD, NOTE, SHRUNK, TOO_LONG, Checkup
 from navil_jax.data.inspect.examination import examine
-from navil_jax.data.inspect.page import histogram
+from navil_jax.data.inspect.page import HERE, histogram, render
 from navil_jax.data.inspect.summary import duplicates, shared, slot_advice
 from navil_jax.data.inspect.token_map import row_budgets
 from navil_jax.data.pipeline import batch_spec, make_dataset
@@ -136,7 +136,7 @@ def test_training_reads_nothing_that_is_in_quarantine(lines: str, tmp_path: Path
     assert set(range(28)) - source.read == {20, 21, 22, 23}
 
 
-@pytest.mark.parametrize("oversize", ["drop", "shrink"])
+@pytest.mark.parametrize("oversize", ["drop", "resize"])
 def test_training_agrees_about_every_sample(lines: str, oversize: str) -> None:
     config = doctor_config(oversize=oversize)
     source, budgets = open_format("llava", lines), batch_spec(config).budgets
@@ -312,11 +312,18 @@ def test_hash_depends_on_image_and_text_alone(lines: str) -> None:
 
 
 def test_histogram_marks_the_room_of_a_row() -> None:
-    text = histogram("a < b", np.array([1, 2, 3, 1000]), limit=500)
-    assert "a &lt; b, logarithmic; highest bar 1" in text
-    assert "<line" in text
-    assert "<line" not in histogram("a", np.array([1, 2, 3]), limit=500)
-    assert "highest bar 3" in histogram("a", np.array([4, 4, 4]))
+    drawn = histogram("a < b", np.array([1, 2, 3, 1000]), limit=500)
+    assert drawn["caption"] == "a < b, logarithmic; highest bar 1"
+    assert 280 < drawn["mark"] < 320
+    assert histogram("a", np.array([1, 2, 3]), limit=500)["mark"] is None
+    assert histogram("a", np.array([4, 4, 4]))["caption"] == "a; highest bar 3"
+    source = {"name": "<s>", "rows": [("a", "<td>")], "reasons": [], "charts": [drawn], "samples": []}
+    text = render(HERE / "doctor.html.jinja", title="<h1>", advice="a & b", sources=[source])
+    assert "<figcaption>a &lt; b, logarithmic; highest bar 1</figcaption>" in text
+    assert f'<line x1="{drawn["mark"]}"' in text
+    for raw, escaped in (("<s>", "&lt;s&gt;"), ("<td><td>", "<td>&lt;td&gt;</td>"), ("<h1><h1>", "<h1>&lt;h1&gt;")):
+        assert raw not in text
+        assert escaped in text
 
 
 def test_built_in_sources_and_two_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,17 @@ def png_of_16_bits(values: np.ndarray, colour_type: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def tiff_of_grey(values: np.ndarray, white_is_zero: bool) -> bytes:
+    """A little-endian TIFF of one strip, as Pillow does not write it."""
+    (height, width), bits, photometric = values.shape, 8 * values.itemsize, 0 if white_is_zero else 1
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: height}
+    tags |= {279: values.nbytes}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4  # where the strip begins: after the header and these tags
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    return start + values.astype(values.dtype.newbyteorder("<")).tobytes()
+
+
 def test_every_row_of_the_table_has_its_test() -> None:
     named = re.findall(r"`(test_\w+)::(test_\w+)`", DOCS)
     for file, test in named:
@@ -93,6 +104,16 @@ def test_grey_of_16_bits_becomes_its_upper_8(kind: str) -> None:
 def test_big_endian_tiff_of_16_bits() -> None:
     big = Image.frombytes("I;16B", (8, 8), DEEP.astype(">u2").tobytes())
     np.testing.assert_array_equal(pixels(encoded(big, "TIFF"))[..., 0], DEEP >> 8)
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_grey_tiff_in_which_0_is_white(white_is_zero: bool) -> None:
+    shallow = (DEEP >> 8).astype(np.uint8)
+    wanted = 255 - shallow if white_is_zero else shallow
+    for values in (shallow, DEEP):
+        source = tiff_of_grey(values, white_is_zero)
+        np.testing.assert_array_equal(pixels(source)[..., 0], wanted)
+        np.testing.assert_array_equal(pixels(Image.open(io.BytesIO(source)))[..., 0], wanted)
 
 
 def test_colours_of_16_bits_become_their_upper_8() -> None:

@@ -18,7 +18,7 @@ from navil_jax.console import render
 from navil_jax.data.__main__ import main
 from navil_jax.data.features import sample_features
 from navil_jax.data.inspect import page, terminal
-from navil_jax.data.inspect.reading import Span, read_spans, view_rows, view_sample
+from navil_jax.data.inspect.reading import RowView, Span, read_spans, view_rows, view_sample
 from navil_jax.data.pipeline import batch_spec
 from navil_jax.data.sample import Sample
 
@@ -94,7 +94,8 @@ def test_text_cannot_steer_terminal_or_page() -> None:
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "alert(1)" in text
-    html = page.sample(view, "<script>")
+    row = RowView((view,), {})
+    html = page.render(page.HERE / "rows.html.jinja", title="", rows=[row], titles={(0, 0): "<script>"})
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)" in html
 

@@ -54,7 +54,7 @@ def test_sums_since_the_start_of_the_run_and_useful_work(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("log_every", [1, 50])
-def test_a_run_counted_in_samples_ends_in_the_step_that_reaches_them(tmp_path, log_every):
+def test_a_run_counted_in_samples_ends_in_the_step_that_reaches_them(tmp_path, log_every, capsys):
     watched = recorder(tmp_path, config=dataclasses.replace(CONFIG, steps=100, batch_samples=3, log_every=log_every))
     number = 0
     while not watched.ended(number):
@@ -62,6 +62,11 @@ def test_a_run_counted_in_samples_ends_in_the_step_that_reaches_them(tmp_path, l
         watched.add(number, step(number=number), BATCH, 0.0, {})
     assert number == -(-300 // METRICS["samples"])
     assert watched.samples_seen == number * METRICS["samples"]
+    watched.flush()
+    logged = [line["step"] for line in read_log(tmp_path / "timings.jsonl")]
+    assert logged[-1] == number
+    assert len(logged) == len(set(logged))
+    assert f"{watched.samples_seen:,} of 300 samples" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("late", [0, 3, 7])

@@ -35,6 +35,13 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits: jax.Array, p: float):
     assert probabilities(logits)[~kept].max(initial=0) <= mass.min()
 
 
+@pytest.mark.parametrize("p", [1e-6, 1e-37, 1e-38, 1e-40, 5e-324])
+def test_the_likeliest_token_is_kept_whatever_top_p_is(p: float):
+    logits = jnp.array([[1.0, 3.0, 2.0], [0.0, -1.0, 5.0]])
+    np.testing.assert_array_equal(Sampler(temperature=1.0, top_p=p)(logits, 0), [1, 2])
+    assert np.isfinite(keep_top_p(logits, p)).sum() == 2
+
+
 def test_nothing_is_cut_without_limits():
     logits = jnp.array([[3.0, -50.0, 2.0]])
     assert np.isfinite(keep_top_k(keep_top_p(logits, 1.0), 0)).all()

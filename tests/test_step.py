@@ -19,9 +19,10 @@ from navil_jax.config import (
     SourceConfig,
     VisionConfig,
 )
+from navil_jax.generate.engine import Engine
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten
-from navil_jax.sharding import make_mesh
+from navil_jax.sharding import make_mesh, named
 from navil_jax.train.held_out import SampleScore, accuracies, losses, score_samples, token_accuracies
 from navil_jax.train.loss import weighted_mean
 from navil_jax.train.step import (
@@ -52,6 +53,24 @@ CONFIG = Config(
     ),
 )
 SPEC = BatchSpec(rows=2, visual_slots=8, text_slots=16, patch_slots=16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_float32_model_multiplies_in_float32(dtype):
+    """On TPUs and GPUs too: the programs say of every product how exact it must be, those of gradients among them."""
+    mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, compute_dtype=dtype))
+    state, batch = abstract_state(config, mesh), SPEC.abstract(named(mesh, "batch"))
+    engine = Engine(config.model, None, mesh)
+    programs = engine.lower(SPEC, 4) | {
+        "train": make_train_step(config, mesh).lower(state, batch),
+        "evaluate": make_eval_step(config, mesh).lower(state.params, batch),
+    }
+    for name, program in programs.items():
+        products = [line for line in program.as_text().splitlines() if "dot_general" in line]
+        exact = [line for line in products if "HIGHEST" in line]
+        assert len(products) > 5, name
+        assert len(exact) == (len(products) if dtype == "float32" else 0), name
 
 
 def make_sample(seed, source=0, sample=0, answer=2):

@@ -1,4 +1,4 @@
-"""64-bit types switched on in JAX are a user's mistake with one line to say so, not a traceback of a kernel."""
+"""Settings of JAX that do not go with this program are a user's mistake with one line to say so."""
 
 import os
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from navil_jax.config import MeshConfig
+from navil_jax.config import Config, MeshConfig
+from navil_jax.convert.upcycling import initialise_from
 from navil_jax.errors import UserError
 from navil_jax.sharding import make_mesh
 
@@ -18,6 +19,23 @@ TESTS = Path(__file__).parent
 def test_no_mesh_with_64_bit_types() -> None:
     with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64"):
         make_mesh(MeshConfig())
+    assert make_mesh(MeshConfig(), jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("default_prng_impl", "rbg"), ("threefry_partitionable", False), ("random_seed_offset", 7)],
+)
+def test_no_mesh_with_other_random_numbers(name: str, value: object) -> None:
+    usual = getattr(jax.config, f"jax_{name}")
+    jax.config.update(f"jax_{name}", value)
+    try:
+        with pytest.raises(UserError, match=f"JAX_{name.upper()}: with {value} a seed makes other .*; unset it$"):
+            make_mesh(MeshConfig(), jax.devices()[:1])
+        with pytest.raises(UserError, match=f"JAX_{name.upper()}"):
+            initialise_from(Path(), Config(), Path())
+    finally:
+        jax.config.update(f"jax_{name}", usual)
     assert make_mesh(MeshConfig(), jax.devices()[:1]).size == 1
 
 

@@ -17,6 +17,7 @@ from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.tokenizers.base import with_special_tokens
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
+from navil_jax.sharding import check_jax_settings
 from navil_jax.train.checkpoint import Record
 
 VOCABULARY = ("decoder/embed/embedding", "decoder/head/kernel")  # [V, H] and [H, V]
@@ -43,6 +44,7 @@ def initialise_from(language_model: Path, recipe: Config, target: Path, tokenize
     Raises:
       UserError: the folder is not whole, is a NaViL already, or is another model than the recipe's decoder.
     """
+    check_jax_settings()
     with open_checkpoint(language_model, tokenizer) as checkpoint:
         words = require_whole(checkpoint)
         if checkpoint.config.model.vision is not None:

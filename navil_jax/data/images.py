@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from navil_jax.config import ImageConfig, VisionConfig
 from navil_jax.errors import UserError
@@ -124,7 +124,8 @@ def load_image(source: str | Path | bytes | Image.Image, name: str = "") -> Imag
     """Decodes an image to RGB as the released code does: alpha is dropped, grey and palette are expanded.
 
     Grey images of 16 bits become their upper 8, as Pillow makes colours of 16 bits; the released code clips them to
-    white. docs/images.md says what becomes of every kind of image.
+    white. A TIFF in which 0 is white is inverted, which Pillow does at 8 bits only. docs/images.md says what becomes of
+    every kind of image.
 
     Args:
       source: a path, a file's bytes, or an image. Of an animation or of several pages the first counts.
@@ -188,7 +189,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow reads PGM up to 65535
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        white_is_zero = getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+        return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
     if image.mode in ("I", "F"):
         raise UserError(f"{name}: pixels of 32 bits, of which nobody knows what is white; save it with 8 or 16 bits")
     return image.convert("RGB")

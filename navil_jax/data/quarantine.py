@@ -124,7 +124,7 @@ class SampleWatch:
         if sample.too_long and self._oversize_is_error:
             raise UserError(
                 f"{sample.key} of {sample.source}: {sample.reason}; leave such samples out with "
-                'config.data.oversize="drop", or make their images smaller with "shrink"'
+                'config.data.oversize="drop", or make their images smaller with "resize"'
             )
         if not sample.known:
             if not sample.too_long:

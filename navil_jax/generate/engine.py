@@ -21,6 +21,7 @@ from navil_jax.config import MeshConfig, ModelConfig
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 from navil_jax.model.attention import QUERY_CHUNK
+from navil_jax.model.linear import exact_products
 from navil_jax.model.params import Params
 from navil_jax.sharding import axis_size, constrain, make_mesh, named
 
@@ -190,7 +191,7 @@ class Engine:
 
     def _prefill_program(self, params: Params, batch: Batch) -> tuple[jax.Array, Cache]:
         self.compilations["prefill"] += 1
-        with self._sharded():
+        with self._sharded(), exact_products(self.config.compute_dtype):
             model = model_params.bind(self.config, params)
             x, (keys, values) = model(batch, keep=lambda x, outputs: (outputs.keys, outputs.values))
             lengths = jnp.sum(batch.segment_ids > 0, axis=1, dtype=jnp.int32)
@@ -200,7 +201,7 @@ class Engine:
 
     def _decode_program(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         self.compilations["decode"] += 1
-        with self._sharded():
+        with self._sharded(), exact_products(self.config.compute_dtype):
             decoder = model_params.bind(self.config, params).decoder
             logits, keys, values = decoder.decode(tokens, cache.keys, cache.values, cache.lengths)
             return logits, _constrain(Cache(keys, values, cache.lengths + 1))

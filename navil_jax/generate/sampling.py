@@ -83,5 +83,6 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
     descending = -jnp.sort(-logits, axis=-1)
     probabilities = jax.nn.softmax(descending, axis=-1)
     mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    smallest = jnp.min(jnp.where(mass_before < p, descending, jnp.inf), axis=-1, keepdims=True)
+    kept = (mass_before < p).at[..., 0].set(True)  # float32 has no smaller p than 1e-38
+    smallest = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits < smallest, -jnp.inf, logits)

@@ -1,10 +1,13 @@
-"""Linear: a dense layer whose gradients over many tokens are float32 sums."""
+"""Linear: a dense layer whose gradients over many tokens are float32 sums; and how exact matrix products are."""
 
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from navil_jax.sharding import jax_setting
 
 
 class Linear(nnx.LinearGeneral):
@@ -16,6 +19,17 @@ class Linear(nnx.LinearGeneral):
         if self.bias is None:
             return y
         return (y.astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(y.dtype)
+
+
+def exact_products(compute_dtype: str) -> contextlib.AbstractContextManager:
+    """Inside it, a model that computes in float32 multiplies matrices in float32, also on TPUs and GPUs.
+
+    These round float32 factors to bfloat16 or TF32 otherwise. Gradients must be taken inside, too. Other compute dtypes
+    stay as they are, and so does a precision that JAX_DEFAULT_MATMUL_PRECISION names.
+    """
+    if compute_dtype != "float32" or jax_setting("jax_default_matmul_precision") is not None:
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("highest")
 
 
 def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:

@@ -84,7 +84,8 @@ class Recorder:
         Raises:
           UserError: a step is such that the run must stop; names it and its samples.
         """
-        if self._collect(keep) and self._clock is not None and self._done:
+        self._collect(keep)
+        if self._clock is not None and self._done:
             self._print()
 
     def ended(self, step: int) -> bool:
@@ -104,8 +105,8 @@ class Recorder:
     def samples_seen(self) -> int:
         return int(self.last.get("samples_seen", 0))
 
-    def _collect(self, keep: int = 0) -> bool:
-        """Fetches, checks and logs all steps but the newest `keep`; whether there were any."""
+    def _collect(self, keep: int = 0) -> None:
+        """Fetches, checks and logs all steps but the newest `keep`."""
         ready, self._pending = self._pending[: len(self._pending) - keep], self._pending[len(self._pending) - keep :]
         for step, metrics in zip(ready, jax.device_get([step.metrics for step in ready]), strict=True):
             self._check(step, metrics)
@@ -116,7 +117,6 @@ class Recorder:
                 self._log.write(step.number, self.last)
             self._done.append(metrics)
             self._real.append(step.real)
-        return bool(ready)
 
     def _scalars(self, metrics: dict[str, np.ndarray]) -> dict[str, float]:
         """Scalars by name; the loss of each source that the batch holds as `loss/<source>`."""

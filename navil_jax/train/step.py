@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from navil_jax.batch import Batch
 from navil_jax.config import Config, OptimizerConfig
 from navil_jax.model import params as model_params
+from navil_jax.model.linear import exact_products
 from navil_jax.model.params import Params
 from navil_jax.sharding import AnyMesh, constrain, named
 from navil_jax.train.loss import TokenScores, feature_scale, token_scores, weighted_mean
@@ -180,7 +181,7 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         return loss, (scores, jnp.mean(jnp.abs(jax.lax.stop_gradient(x).astype(jnp.float32)), axis=-1))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), exact_products(config.model.compute_dtype):
             gradients, (scores, sizes) = _gradients(loss_of, policy.microbatches, state, batch)
         metrics = _observe(config, batch, scores, sizes, sources) | {"gradient_norm": optax.tree.norm(gradients)}
         running, verdict = judge_step(policy, state, metrics)
@@ -268,7 +269,7 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], Eval
     """Builds the evaluation step `(params, batch) -> EvalScores`."""
 
     def eval_step(params: Params, batch: Batch) -> EvalScores:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), exact_products(config.model.compute_dtype):
             scores, _ = _score_text(config, params, batch)
         text = _text_slots(batch)
         fields = {field.name: getattr(text, field.name) for field in dataclasses.fields(EvalScores)[2:]}

@@ -65,11 +65,8 @@ def _titles(rows: Sequence[RowView], config: Config, sources: Sequence[Source]) 
 
 
 def _write(path: str, rows: Sequence[RowView], titles: Mapping[tuple[int, int], str]) -> None:
-    body = [f"<p>{page.LEGEND}</p>"]
-    for number, row in enumerate(rows, start=1):
-        body.append(f"<h2>Row {number}: {len(row.samples)} samples</h2>{page.fill_bars(row.fill)}")
-        body += [page.sample(view, titles[view.source, view.sample]) for view in row.samples]
+    text = page.render(page.HERE / "rows.html.jinja", title="Packed rows", rows=rows, titles=titles)
     try:
-        Path(path).write_text(page.document("Packed rows", body), encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error

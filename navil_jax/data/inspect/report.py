@@ -1,7 +1,7 @@
 """The doctor's report as one HTML page."""
 
-import html
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,31 +24,26 @@ def report(
       advice: on the budgets of a row.
       samples: of each source that are shown, evenly spread over the usable ones.
     """
-    body = [f"<p>{html.escape(advice)}</p>" if advice else "", f"<p>{page.LEGEND}</p>"]
-    for checkup, table, summary in zip(checkups, tables, summaries, strict=True):
-        body += _source(checkup, table, summary, samples)
-    return page.document("Data report", body)
+    sources = [
+        {
+            "name": summary.name,
+            "rows": summary_rows(summary, row_budgets(checkup.config)),
+            "reasons": [(f"{bad.samples:,} x", bad.text, f"first {bad.first}") for bad in summary.reasons],
+            "charts": list(_charts(checkup, notes[usable(notes)])),
+            "samples": [_preview(checkup, index) for index in _spread(np.flatnonzero(usable(notes)), samples)],
+        }
+        for checkup, notes, summary in zip(checkups, tables, summaries, strict=True)
+    ]
+    return page.render(page.HERE / "doctor.html.jinja", title="Data report", advice=advice, sources=sources)
 
 
-def _source(checkup: Checkup, notes: np.ndarray, summary: Summary, samples: int) -> Iterator[str]:
+def _charts(checkup: Checkup, good: np.ndarray) -> Iterator[dict[str, Any]]:
     budgets = row_budgets(checkup.config)
-    yield f"<h2>{html.escape(summary.name)}</h2>"
-    yield page.table(summary_rows(summary, budgets))
-    if summary.reasons:
-        rows = [(f"{reason.samples:,} x", reason.text, f"first {reason.first}") for reason in summary.reasons]
-        yield f'<h3 class="warn">Bad samples</h3>{page.table(rows)}'
-    good = notes[usable(notes)]
-    if not len(good):
-        return
-    yield '<div class="charts">'
     for field in (*budgets, "characters"):
         if good[field].any():
             yield page.histogram(f"{field.replace('_', ' ')} per sample", good[field], budgets.get(field))
-    if summary.ratios:
+    if good["images"].any():
         yield page.histogram("width / height of images", aspect_ratios(good))
-    yield "</div>"
-    for index in _spread(np.flatnonzero(usable(notes)), samples):
-        yield _preview(checkup, index)
 
 
 def _spread(indices: np.ndarray, number: int) -> list[int]:
@@ -56,11 +51,15 @@ def _spread(indices: np.ndarray, number: int) -> list[int]:
     return indices[np.linspace(0, len(indices) - 1, min(number, len(indices))).astype(int)].tolist()
 
 
-def _preview(checkup: Checkup, index: int) -> str:
+def _preview(checkup: Checkup, index: int) -> dict[str, Any]:
+    """What the template shows of a sample."""
     try:
         sample = checkup.source[index]
         features = sample_features(sample, checkup.config, checkup.tokenizer)
     except UserError as error:  # the data have changed since
-        return f'<p class="warn">{html.escape(str(error))}</p>'
-    view = view_sample(features, checkup.tokenizer, checkup.config.model.vision)
-    return page.sample(view, sample.key)
+        return {"problem": str(error)}
+    return {
+        "problem": "",
+        "title": sample.key,
+        "view": view_sample(features, checkup.tokenizer, checkup.config.model.vision),
+    }
