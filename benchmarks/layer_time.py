@@ -80,7 +80,7 @@ def decoder_layer(config: Config, row: BatchStatistics, form: Form) -> Timed:
     _, x, _, batch = work.arguments()
     batch = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), batch)
     batch = dataclasses.replace(
-        batch, sequence=order[None].astype(np.int32), segment_ids=segment_ids[None].astype(np.int32)
+        batch, reading_order=order[None].astype(np.int32), segment_ids=segment_ids[None].astype(np.int32)
     )
     used = segment_ids > 0
     lengths = np.bincount(segment_ids[used]).astype(np.float64)

@@ -1,18 +1,18 @@
 """The batch contract: the one type that the pipeline, the model, prefill, tests and planning speak of.
 
 A batch has B rows. Every row holds V visual slots, then T text slots (L = V + T), and beside them P patch slots. A
-token's slot says which weights serve it, so that every projection is two dense products on static slices. `sequence`
-says in which order the slots are read.
+token's slot says which weights serve it, so that every projection is two dense products on static slices.
+`reading_order` says in which order the slots are read.
 
 One row with two samples, V = 4, T = 6 (`<img>` and `c` are visual, the rest is text):
 
     sample 1  <s> <img> c c </img> a      sample 2  <s> b
 
-    slot        0     1   2   3  |  4    5      6   7    8   9
-    tokens      <img> c   c   -  |  <s>  </img> a   <s>  b   -
-    segment_ids 1     1   1   0  |  1    1      1   2    2   0
-    positions   1     2   3   0  |  0    4      5   0    1   0
-    sequence    4     0   1   2     5    6      7   8    3   9     (slots in reading order, empty ones last)
+    slot          0     1   2   3  |  4    5      6   7    8   9
+    tokens        <img> c   c   -  |  <s>  </img> a   <s>  b   -
+    segment_ids   1     1   1   0  |  1    1      1   2    2   0
+    positions     1     2   3   0  |  0    4      5   0    1   0
+    reading_order 4     0   1   2     5    6      7   8    3   9     (slots in reading order, empty ones last)
 """
 
 import dataclasses
@@ -44,9 +44,9 @@ class Batch:
     tokens: jax.Array  # [B, L] int32, 0 where empty; slots 0..V-1 hold visual tokens, V..L-1 text tokens
     targets: jax.Array  # [B, L] int32, the next token of the same sample in reading order; -1 where there is none
     loss_weights: jax.Array  # [B, L] float32, 0 where nothing is learnt
-    positions: jax.Array  # [B, L] int32, place in its own sample, from 0
+    positions: jax.Array  # [B, L] int32, in its own sample, from 0
     segment_ids: jax.Array  # [B, L] int32, the sample's number in its row, from 1; 0 = empty
-    sequence: jax.Array  # [B, L] int32, the slot at each place of the reading order; without visual slots 0, 1, ...
+    reading_order: jax.Array  # [B, L] int32, the slot that is read first, second, ...; without visual slots 0, 1, ...
     source_ids: jax.Array  # [B, L] int32, which data source
     sample_ids: jax.Array  # [B, L] int32, which sample of that source
     patches: jax.Array  # [B, P, D] uint8, pixels; scaling to [-1, 1] happens on the device
@@ -95,7 +95,7 @@ class BatchSpec:
             loss_weights=array((rows, slots), "float32"),
             positions=array((rows, slots), "int32"),
             segment_ids=array((rows, slots), "int32"),
-            sequence=array((rows, slots), "int32"),
+            reading_order=array((rows, slots), "int32"),
             source_ids=array((rows, slots), "int32"),
             sample_ids=array((rows, slots), "int32"),
             patches=array((rows, patches, self.patch_dim), "uint8"),
@@ -152,9 +152,9 @@ class BatchSpec:
             if ends[-1] > budget:
                 raise ValueError(f"{name}: {ends[-1]} do not fit the row's {budget}")
             for number, part in enumerate(samples):
-                place = slice(ends[number], ends[number + 1])
-                values[row, place] = part
-                segments[row, place] = number + 1
+                own = slice(ends[number], ends[number + 1])
+                values[row, own] = part
+                segments[row, own] = number + 1
         return values, segments
 
     def _feature_like(self, name: str) -> np.ndarray:
@@ -191,7 +191,7 @@ class BatchSpec:
             loss_weights=_as_array(slots(zeros, packed["text_weights"]).astype(np.float32)),
             positions=_as_array(positions),
             segment_ids=_as_array(segment_ids),
-            sequence=_as_array(np.lexsort((positions, order), axis=1).astype(np.int32)),
+            reading_order=_as_array(np.lexsort((positions, order), axis=1).astype(np.int32)),
             source_ids=_as_array(source_ids.astype(np.int32)),
             sample_ids=_as_array(sample_ids.astype(np.int32)),
             patches=_as_array(packed["patches"]),
@@ -237,18 +237,20 @@ def validate(batch: Batch, config: ModelConfig) -> None:
             if not good:
                 raise ValueError(f"{field}, row {row}: {why}")
 
-        tokens, segments, sequence = batch.tokens[row], batch.segment_ids[row], batch.sequence[row]
+        tokens, segments, order = batch.tokens[row], batch.segment_ids[row], batch.reading_order[row]
         used = segments > 0
         is_visual = np.isin(tokens, config.visual_token_ids) if config.special_token_ids else np.zeros(slots, bool)
-        require(np.array_equal(np.sort(sequence), np.arange(slots)), "sequence", "not a permutation of the slots")
-        in_order = visual > 0 or np.array_equal(sequence, np.arange(slots))
-        require(in_order, "sequence", "without visual slots the slots stand in reading order")
-        ordered = segments[sequence][: used.sum()]
-        require(bool(np.all(ordered > 0)) and np.all(np.diff(ordered) >= 0), "sequence", "samples are not in order")
+        require(np.array_equal(np.sort(order), np.arange(slots)), "reading_order", "not a permutation of the slots")
+        in_order = visual > 0 or np.array_equal(order, np.arange(slots))
+        require(in_order, "reading_order", "without visual slots the slots stand in reading order")
+        ordered = segments[order][: used.sum()]
+        require(
+            bool(np.all(ordered > 0)) and np.all(np.diff(ordered) >= 0), "reading_order", "samples are not in order"
+        )
         starts = np.flatnonzero(np.diff(ordered, prepend=0))
         lengths = np.diff(np.append(starts, len(ordered)))
         counted = np.concatenate([np.arange(n) for n in lengths]) if len(lengths) else np.zeros(0)
-        require(np.array_equal(batch.positions[row][sequence][: used.sum()], counted), "positions", "not 0, 1, 2, ...")
+        require(np.array_equal(batch.positions[row][order][: used.sum()], counted), "positions", "not 0, 1, 2, ...")
         require(bool(np.all(is_visual[:visual] | ~used[:visual])), "tokens", "a text token in a visual slot")
         require(not np.any(is_visual[visual:] & used[visual:]), "tokens", "a visual token in a text slot")
         require(np.all(tokens < config.decoder.vocab_size) and np.all(tokens >= 0), "tokens", "outside the vocabulary")

@@ -32,7 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "slots": ("context",),  # of a row of tokens, outside attention
     "patches": ("context",),
-    "places": (),  # of a row inside attention, where heads are split instead
+    "positions": (),  # of a row inside attention, where heads are split instead
     "features": (),
     "layers": (),
     "embed": ("fsdp",),

@@ -41,7 +41,7 @@ def test_layout_of_the_documented_example():
     np.testing.assert_array_equal(batch.tokens[0], [IMG, CONTEXT, CONTEXT, 0, 1, SPECIAL_IDS[3], 7, 1, 8, 0])
     np.testing.assert_array_equal(batch.segment_ids[0], [1, 1, 1, 0, 1, 1, 1, 2, 2, 0])
     np.testing.assert_array_equal(batch.positions[0], [1, 2, 3, 0, 0, 4, 5, 0, 1, 0])
-    np.testing.assert_array_equal(batch.sequence[0], [4, 0, 1, 2, 5, 6, 7, 8, 3, 9])
+    np.testing.assert_array_equal(batch.reading_order[0], [4, 0, 1, 2, 5, 6, 7, 8, 3, 9])
     np.testing.assert_array_equal(batch.targets[0], [-1, -1, -1, -1, IMG, 7, -1, 8, -1, -1])
     np.testing.assert_array_equal(batch.loss_weights[0], [0, 0, 0, 0, 0, 1, 0, 1, 0, 0])
     np.testing.assert_array_equal(batch.source_ids[0], [2, 2, 2, 0, 2, 2, 2, 0, 0, 0])
@@ -73,7 +73,7 @@ def test_fake_batches_are_valid(seed: int, visual: int, text: int, units: int):
         ("tokens", (0, 0), 5, "a text token in a visual slot"),
         ("tokens", (0, 4), IMG, "a visual token in a text slot"),
         ("tokens", (0, 4), 400, "outside the vocabulary"),
-        ("sequence", (0, 0), 5, "not a permutation"),
+        ("reading_order", (0, 0), 5, "not a permutation"),
         ("positions", (0, 5), 3, "not 0, 1, 2"),
         ("loss_weights", (0, 1), 1, "a visual slot has a weight"),
         ("loss_weights", (0, 6), 1, "a weight without a target"),
@@ -110,8 +110,8 @@ def test_without_visual_slots_only_the_reading_order_is_taken():
     validate(batch, tiny_model())
     names = ("tokens", "targets", "loss_weights", "positions", "segment_ids", "source_ids", "sample_ids")
     turned = {name: getattr(batch, name)[:, ::-1] for name in names}
-    turned["sequence"] = np.ascontiguousarray(29 - batch.sequence)
-    with pytest.raises(ValueError, match="sequence, row 0: without visual slots the slots stand in reading order"):
+    turned["reading_order"] = np.ascontiguousarray(29 - batch.reading_order)
+    with pytest.raises(ValueError, match="reading_order, row 0: without visual slots the slots stand in reading order"):
         validate(dataclasses.replace(batch, **turned), tiny_model())
 
 

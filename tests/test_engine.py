@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilations import count_compilations
 from golden_cases import load_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from navil_jax.generate.engine import Engine, bucket
 from navil_jax.generate.sampling import Sampler
 from navil_jax.model import params as model_params
 from navil_jax.sharding import make_mesh
+from navil_jax.train.profiling import compilations
 
 CASE = load_case("internlm2_small")
 
@@ -80,7 +80,7 @@ def test_rows_of_different_lengths_equal_each_alone(devices: int):
     prompts = [text_prompt([1, 7, 9]), image_prompt(), text_prompt(list(range(30, 90))), image_prompt((40, 41))]
     prompts.append(text_prompt([99]))
     alone = [engine().generate([prompt], Sampler(), 6, stop_id=-1)[0] for prompt in prompts]
-    with count_compilations("_decode_program") as compiled:
+    with compilations("_decode_program") as compiled:
         assert engine(devices).generate(prompts, Sampler(), 6, stop_id=-1) == alone
         logits, _ = engine(devices).prefill(prompts, 6)
     for row, prompt in enumerate(prompts):

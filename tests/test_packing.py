@@ -204,9 +204,9 @@ def test_images_shrink_as_little_as_the_row_asks(sizes: list[tuple[int, int]], m
     budgets = {"visual_tokens": 48, "text_tokens": 160, "patches": 160}
     sample = Images(((tuple(sizes), 5),))[0]
     whole = sample_features(sample, changed, TOKENIZER)
-    features, shrunk = fitting_features(sample, changed, TOKENIZER, budgets)
+    features, resized = fitting_features(sample, changed, TOKENIZER, budgets)
     fitted = all(len(whole[name]) <= budget for name, budget in budgets.items())
-    assert shrunk != fitted
+    assert resized != fitted
     assert all(len(features[name]) <= budget for name, budget in budgets.items())
     assert 4 * np.count_nonzero(features["visual_tokens"] == TOKENIZER.token_id("<IMG_CONTEXT>")) == len(
         features["patches"]
@@ -215,7 +215,7 @@ def test_images_shrink_as_little_as_the_row_asks(sizes: list[tuple[int, int]], m
     breaks = {TOKENIZER.token_id("<IMG_LINE_BREAK>"), TOKENIZER.token_id("<IMG_FRAME_BREAK>")}
     lost = words(whole) - words(features)
     assert set(lost) <= breaks
-    if len(sizes) == 1 and not multiscale and shrunk:
+    if len(sizes) == 1 and not multiscale and resized:
         assert len(features["patches"]) > 0.6 * 160
 
 
@@ -252,7 +252,7 @@ def test_over_long_samples_are_dropped_shrunk_or_refused() -> None:
     assert set(counts) == {"images/good", "images/too_long"}
     counts, seen = counts_after(config(oversize="resize"), 6)
     assert seen == {0, 1}
-    assert set(counts) == {"images/good", "images/shrunk", "images/too_long"}  # text is never cut
+    assert set(counts) == {"images/good", "images/resized", "images/too_long"}  # text is never cut
     with pytest.raises(UserError, match=r"p/[12] of images: .* do not fit a row's 160.*config\.data\.oversize"):
         counts_after(config(oversize="error"), 6)
 

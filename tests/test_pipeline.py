@@ -34,7 +34,7 @@ def check_whole(batch: Batch, settings_: Config, sources: list[MadeSource]) -> N
     slots = settings_.data.visual_slots
     names = iter(samples_of(batch))
     for row in range(len(batch.tokens)):
-        order = batch.sequence[row]
+        order = batch.reading_order[row]
         scales = 0
         for segment in range(1, batch.segment_ids[row].max() + 1):
             source, sample = next(names)

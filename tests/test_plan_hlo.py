@@ -8,8 +8,8 @@ from navil_jax.plan.worker import exhausted_bytes
 CYCLES = 'backend_config={{"window_config":{{"estimated_cycles":"{}"}}}}'
 
 
-def fusion(name: str, cycles: int, frame: int = 0) -> str:
-    where = f', metadata={{op_name="jit(f)/x" stack_frame_id={frame}}}' if frame else ""
+def fusion(name: str, cycles: int, path: str = "") -> str:
+    where = f', metadata={{op_name="{path}"}}' if path else ""
     config = CYCLES.format(cycles)
     return f"  %{name} = bf16[8,8]{{1,0:T(8,128)(2,1)}} fusion(%a), kind=kLoop, calls=%inner{where}, {config}"
 
@@ -132,38 +132,22 @@ def test_a_reduce_scatter_is_written_as_a_fusion():
     assert read.loops[0].collectives == (Collective("reduce-scatter", 1024.0, (0, 1), False, "other"),)
 
 
-TABLES = """FileNames
-1 "/somewhere/navil_jax/model/decoder.py"
-2 "/site-packages/flax/nnx/nn/linear.py"
-
-FunctionNames
-1 "DecoderLayer.__call__"
-2 "FeedForward.__call__"
-3 "LinearGeneral.__call__"
-4 "chain.<locals>.update_fn"
-
-FileLocations
-1 {file_name_id=1 function_name_id=1 line=1}
-2 {file_name_id=1 function_name_id=2 line=2}
-3 {file_name_id=2 function_name_id=3 line=3}
-4 {file_name_id=2 function_name_id=4 line=4}
-
-StackFrames
-"""
-FRAMES = [(1, 0), (2, 1), (3, 2), (4, 0)]
-
-
-@pytest.mark.parametrize("shift", [0, 1])
-def test_labels_come_from_the_stack(shift: int):
-    """Parents count from 0, or from 1 as some compilers write them."""
-    frames = "".join(
-        f"{number} {{file_location_id={place} parent_frame_id={parent + shift}}}\n"
-        for number, (place, parent) in enumerate(FRAMES, start=1)
-    )
-    body = computation("ENTRY %main", fusion("f", 5, frame=3), fusion("g", 6, frame=4), fusion("h", 7))
-    inner = "%inner (p: bf16[8,8]) -> bf16[8,8] {\n  ROOT %p = bf16[8,8]{1,0} parameter(0)\n}"
-    read = summarise("\n".join([TABLES + frames, inner, body]))
-    assert read.loops[0].cycles == {"decoder FeedForward": 5, "optimizer": 6, "other": 7}
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("jit(train_step)/jvp(decoder)/while/body/closed_call/ffn/dot_general", "decoder ffn"),
+        ("jit(train_step)/transpose(jvp(vision))/while/body/checkpoint/attention/mul", "vision attention backward"),
+        ("jit(train_step)/transpose(jvp())/vision/while/body/rematted_computation/mlp/erf", "vision mlp backward"),
+        ("jit(train_step)/vision/while/body/rematted_computation/mlp/erf", "vision mlp recomputed"),
+        ("jit(train_step)/jvp(decoder)/attention/out/dot_general", "decoder out"),
+        ("jit(train_step)/optimizer/mul", "optimizer"),
+        ("jit(train_step)/jit(headless)/add", "other"),
+        ("", "other"),
+    ],
+)
+def test_labels_are_the_named_scopes(path: str, label: str):
+    (only,) = program(computation("ENTRY %main", fusion("f", 5, path))).loops
+    assert only.cycles == {label: 5}
 
 
 def test_kernels_say_their_operands_and_settings():

@@ -102,7 +102,7 @@ def test_kernels_by_hand(name: str, products: int, tower: str):
         name,
         ("s32[1,8,4]", "s32[1,8,4]", "bf16[16,4096,128]", "bf16[8,4096,128]", "s32[4096,128]"),
         SETTINGS,
-        f"{tower} _splash",
+        f"{tower} attention",
     )
     found = model_time(
         Program((Loop("body", 3, {}, (), (kernel,)),)),
@@ -162,7 +162,7 @@ def test_grouping_never_makes_devices_wait_longer(costs: list[int], rows: int, h
 def test_waiting_by_hand():
     """A row of one long segment beside a row of two: with 64 devices some have the long one, at 4 : 2 blocks."""
     place = parse_topology("v5p-128")
-    kernel = Kernel("splash_mha_fwd", ("s32[1,2,2]", "s32[1,2,2]", "bf16[16,1024,128]"), SETTINGS, "vision _splash")
+    kernel = Kernel("splash_mha_fwd", ("s32[1,2,2]", "s32[1,2,2]", "bf16[16,1024,128]"), SETTINGS, "vision attention")
     rows = [(1024,), (512, 512)]
     program = Program((Loop("body", 1, {}, (), (kernel,)),))
 

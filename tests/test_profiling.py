@@ -10,7 +10,7 @@ from navil_jax.config import Config
 from navil_jax.config.flags import apply_overrides
 from navil_jax.errors import UserError
 from navil_jax.train.metrics import MetricsLog, Throughput, progress_line, read_log
-from navil_jax.train.profiling import Profiler, peak_memory
+from navil_jax.train.profiling import Profiler, compilations, peak_memory
 
 DONE = Throughput(2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, memory=3 << 29)
 
@@ -31,6 +31,19 @@ def test_nothing_is_traced_unasked_or_after_the_first_step(tmp_path, steps, firs
     run(Profiler(steps, tmp_path / "profile"), range(first, 6))
     run(Profiler((2, 3), None), range(1, 6))
     assert not list(tmp_path.iterdir())
+
+
+def test_compilations_are_counted_by_name():
+    def counted(x):
+        return x + 1
+
+    with compilations("counted") as seconds:
+        for size in (2, 3, 3):
+            jax.jit(counted)(jnp.ones(size))
+            jax.jit(lambda x: x * 2)(jnp.ones(size))
+    jax.jit(counted)(jnp.ones(4))
+    assert len(seconds) == 2
+    assert min(seconds) > 0
 
 
 @pytest.mark.parametrize("text", ["5", "0,3", "4,3", "1,2,3"])

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilations import count_compilations
 
 from navil_jax.batch import BatchSpec
 from navil_jax.config import (
@@ -25,6 +24,7 @@ from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh, named
 from navil_jax.train.held_out import SampleScore, accuracies, losses, score_samples, token_accuracies
 from navil_jax.train.loss import weighted_mean
+from navil_jax.train.profiling import compilations
 from navil_jax.train.step import (
     EvalScores,
     abstract_state,
@@ -145,7 +145,7 @@ def test_frozen_parameters_stay_and_trainable_ones_move(mesh, steps):
 def test_step_is_compiled_once_and_gives_its_buffers_back(mesh, steps):
     step = make_train_step(CONFIG, mesh)
     state = fresh(mesh)
-    with count_compilations("train_step") as compiled:
+    with compilations("train_step") as compiled:
         for _ in range(3):
             given = state
             state, _ = step(state, BATCH)

@@ -242,7 +242,7 @@ class MeshConfig:
     data: int = 1  # rows of the batch, parameters whole on each
     fsdp: int = -1  # rows of the batch, parameters split
     tensor: int = 1  # heads and feed-forward width
-    context: int = 1  # places of a row; heads inside attention
+    context: int = 1  # context parallelism: positions of a row; inside attention heads (Ulysses)
     rules: tuple[AxisRule, ...] = ()
 
 

@@ -28,7 +28,7 @@ class Usable:
 
     source: str
     features: SampleFeatures
-    shrunk: bool = False  # whether its images are smaller than they would be in a longer row
+    resized: bool = False  # whether its images are smaller than they would be in a longer row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +103,9 @@ def fitting_features(
     costs = _costs(sizes, config)
     features = _tokens(sample, config, tokenizer, costs)
     excess = _excess(_lengths(features, costs), budgets)
-    shrunk = False
+    resized = False
     if excess and budgets is not None and images and config.data.oversize == "resize":
-        shrunk = True
+        resized = True
         config = smaller_images(sizes, config, len(features["text_tokens"]), budgets)
         costs = _costs(sizes, config)
         features = _tokens(sample, config, tokenizer, costs)
@@ -118,7 +118,7 @@ def fitting_features(
         "text_sample_ids": np.full(length, sample_id, np.int32),
     }
     cut = [image_patches(image, config.images, config.model.encoder) for image in images]
-    return {**features, **numbers, **patch_features(cut, config)}, shrunk
+    return {**features, **numbers, **patch_features(cut, config)}, resized
 
 
 def _images(sample: Sample, config: Config) -> list[Image.Image]:
@@ -241,7 +241,7 @@ class FeatureSource:
             sample = self._read(index)
             key = sample.key
             changed_at = place if self.training else None
-            features, shrunk = fitting_features(
+            features, resized = fitting_features(
                 sample, self.config, self.tokenizer, self.budgets, self.source_id, index, changed_at
             )
         except BadSample as error:
@@ -253,7 +253,7 @@ class FeatureSource:
         except BaseException as error:  # SystemExit, too: in a thread that reads it would end nothing but the thread
             what = " ".join(f"{type(error).__name__}: {error}".split())
             raise RuntimeError(f"reading sample {index} of source {self.name} ({key}) failed: {what}") from error
-        return Usable(self.name, features, shrunk)
+        return Usable(self.name, features, resized)
 
     def _read(self, index: int) -> Sample:
         for pause in PAUSES:

@@ -155,7 +155,7 @@ def evaluation_batches(
 
 
 def sample_counts(iterator: grain.DatasetIterator) -> dict[str, int]:
-    """How many samples were read so far, of this process: `<source>/good`, `/shrunk` (part of the good ones),
+    """How many samples were read so far, of this process: `<source>/good`, `/resized` (part of the good ones),
     `/too_long` and `/bad`, where there are any.
 
     They are a part of the iterator's state, so a resumed run counts on.

@@ -110,15 +110,15 @@ class SampleWatch:
         self._logged: set[str] = set()
 
     def note(self, sample: Usable | Skipped, counts: Counter[str]) -> None:
-        """Adds a sample to the counts, which are called `<source>/good`, `/shrunk`, `/too_long` and `/bad`.
+        """Adds a sample to the counts, which are called `<source>/good`, `/resized`, `/too_long` and `/bad`.
 
         Raises:
           UserError: too many samples are bad, or a too long one is an error.
         """
         if isinstance(sample, Usable):
             counts[f"{sample.source}/good"] += 1
-            if sample.shrunk:
-                counts[f"{sample.source}/shrunk"] += 1
+            if sample.resized:
+                counts[f"{sample.source}/resized"] += 1
             return
         counts[f"{sample.source}/{'too_long' if sample.too_long else 'bad'}"] += 1
         if sample.too_long and self._oversize_is_error:

@@ -159,8 +159,8 @@ class Engine:
 
         params = model_params.abstract_on(self.config, self.mesh)
         decoder, rows = self.config.decoder, spec.rows
-        places = bucket(spec.row_slots + max_new_tokens, CACHE_FLOOR)
-        kept = (decoder.depth, rows, places, decoder.num_kv_heads, decoder.head_dim)
+        length = bucket(spec.row_slots + max_new_tokens, CACHE_FLOOR)
+        kept = (decoder.depth, rows, length, decoder.num_kv_heads, decoder.head_dim)
         keys = array(kept, jnp.dtype(self.config.compute_dtype), *CACHE_AXES)
         cache = Cache(keys, keys, array((rows,), jnp.dtype("int32"), "batch"))
         return {
@@ -195,7 +195,7 @@ class Engine:
             model = model_params.bind(self.config, params)
             x, (keys, values) = model(batch, keep=lambda x, outputs: (outputs.keys, outputs.values))
             lengths = jnp.sum(batch.segment_ids > 0, axis=1, dtype=jnp.int32)
-            last = jnp.take_along_axis(batch.sequence, jnp.maximum(lengths - 1, 0)[:, None], axis=1)
+            last = jnp.take_along_axis(batch.reading_order, jnp.maximum(lengths - 1, 0)[:, None], axis=1)
             logits = model.logits(jnp.take_along_axis(x, last[..., None], axis=1))[:, 0]
             return logits, _constrain(Cache(keys, values, lengths))
 
@@ -207,7 +207,7 @@ class Engine:
             return logits, _constrain(Cache(keys, values, cache.lengths + 1))
 
     def _resize_program(self, cache: Cache, length: int) -> Cache:
-        """Cuts or extends the places of the cache; cut ones are empty, as the reading order puts these last."""
+        """Cuts or extends the positions of the cache; cut ones are empty, as the reading order puts these last."""
 
         def resize(x: jax.Array) -> jax.Array:
             missing = max(0, length - x.shape[2])

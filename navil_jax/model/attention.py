@@ -13,10 +13,11 @@ from navil_jax.sharding import constrain, partition_spec, shards
 
 Backend = Literal["auto", "xla", "splash"]
 QUERY_CHUNK = 512  # the XLA backend never holds more than this many rows of scores of one head
-SPLASH_BLOCK = 1024  # places of a block of splash attention, in rows that are long enough
+SPLASH_BLOCK = 1024  # positions of a block of splash attention, in rows that are long enough
 MASKED = -0.7 * 3.4028235e38  # score of what a token does not see
 
 
+@jax.named_scope("attention")
 def attention(
     q: jax.Array,
     k: jax.Array,
@@ -36,20 +37,20 @@ def attention(
       k, v: [B, S, K, D]; query head h reads key/value head h // (H / K).
       segment_ids: [B, S] int32. A token sees tokens of its own segment alone. Segment 0 is padding, its output is of no
         meaning but finite.
-      causal: a token sees no later place of the row.
+      causal: a token sees no later position of the row.
       backend: "auto" takes splash on TPU and XLA elsewhere, decided where the program is compiled for.
-      longest: the most places from the first to the last of one segment; None: a whole row. Splash visits less then.
+      longest: the most positions from the first to the last of one segment; None: a whole row. Splash visits less then.
 
     Returns:
       [B, S, H, D] in q's dtype.
 
-    Example: segment_ids 1 1 2 2, causal: place 3 sees places 2 and 3.
+    Example: segment_ids 1 1 2 2, causal: position 3 sees positions 2 and 3.
     """
-    heads, parts = q.shape[2], shards("attention_heads")
+    heads, devices = q.shape[2], shards("attention_heads")
     if heads == k.shape[2]:  # empty heads make them divide by the devices
-        q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, -heads % parts), (0, 0))) for x in (q, k, v))
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, -heads % devices), (0, 0))) for x in (q, k, v))
     else:  # a key that queries on several devices read is on each of them
-        k, v = (jnp.repeat(x, parts // math.gcd(k.shape[2], parts), axis=2) for x in (k, v))
+        k, v = (jnp.repeat(x, devices // math.gcd(k.shape[2], devices), axis=2) for x in (k, v))
     q, k, v = (whole_rows(x) for x in (q, k, v))
     xla = functools.partial(xla_attention, causal=causal)
     tpu = functools.partial(splash_attention, causal=causal, longest=longest)
@@ -63,32 +64,33 @@ def attention(
 
 
 def whole_rows(x: jax.Array) -> jax.Array:
-    """All places of a row on every device, heads split over the mesh where they divide: [B, S, H, D] in attention."""
+    """Whole rows on every device, heads split over the mesh where they divide: [B, S, H, D] in attention."""
     divides = x.shape[2] % shards("attention_heads") == 0
-    return constrain(x, "batch", "places", "attention_heads" if divides else None, "head_dim")
+    return constrain(x, "batch", "positions", "attention_heads" if divides else None, "head_dim")
 
 
+@jax.named_scope("attention")
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
     """Attention of one new token per row over a cache. q: [B, 1, H, D]; k, v: [B, S, K, D]; lengths: [B] tokens."""
     return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths)
 
 
 def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, causal: bool) -> jax.Array:
-    places = jnp.arange(q.shape[1])
+    positions = jnp.arange(q.shape[1])
     k, v = (x.astype(jnp.float32) for x in (k, v))  # so that their gradients, sums over chunks, are float32 ones
 
     def attend(q: jax.Array, q_segments: jax.Array, q_places: jax.Array) -> jax.Array:
         mask = q_segments[:, :, None] == segment_ids[:, None, :]
         if causal:
-            mask &= q_places[:, None] >= places
+            mask &= q_places[:, None] >= positions
         keys, values = (x.astype(q.dtype) for x in (k, v))
         return jax.nn.dot_product_attention(q, keys, values, mask=mask[:, None], implementation="xla")
 
     if q.shape[1] <= QUERY_CHUNK or q.shape[1] % QUERY_CHUNK:
-        return attend(q, segment_ids, places)
+        return attend(q, segment_ids, positions)
     chunks = q.shape[1] // QUERY_CHUNK
     split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, QUERY_CHUNK, *x.shape[2:]), 1, 0)  # noqa: E731
-    inputs = split(q), split(segment_ids), places.reshape(chunks, QUERY_CHUNK)
+    inputs = split(q), split(segment_ids), positions.reshape(chunks, QUERY_CHUNK)
     out = jax.lax.map(jax.checkpoint(lambda chunk: attend(*chunk)), inputs)
     return jnp.moveaxis(out, 0, 1).reshape(q.shape)
 
@@ -120,8 +122,8 @@ def splash_attention(
         joined = lambda x: x.reshape(-1, *x.shape[2:]).swapaxes(0, 1)  # noqa: E731
         needed = needed_blocks(segment_ids, block, causal)
         width = grid_width(segment_ids.shape[1], block, longest)
-        places = jnp.arange(segment_ids.size, dtype=jnp.int32) if causal else None
-        by_query, by_key = (_mask_info(*visits(needed, width, axis), places) for axis in (1, 0))
+        positions = jnp.arange(segment_ids.size, dtype=jnp.int32) if causal else None
+        by_query, by_key = (_mask_info(*visits(needed, width, axis), positions) for axis in (1, 0))
         kernel = splash.SplashAttentionKernel(
             by_query,
             by_query,
@@ -142,22 +144,22 @@ def splash_attention(
 
     scaled = q * q.shape[-1] ** -0.5
     if not jax.sharding.get_abstract_mesh().empty:
-        heads = partition_spec(("batch", "places", "attention_heads", "head_dim"))
-        rows = partition_spec(("batch", "places"))
+        heads = partition_spec(("batch", "positions", "attention_heads", "head_dim"))
+        rows = partition_spec(("batch", "positions"))
         local = jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return local(scaled, k, v, segment_ids)[:, :length]
 
 
 def splash_block(length: int) -> int:
-    """Places of a block for rows of `length` places: whole lanes, few empty places at the end, at most SPLASH_BLOCK."""
+    """The length of a block, for rows of `length`: whole lanes, few empty positions at the end, at most SPLASH_BLOCK."""
     blocks = -(-length // SPLASH_BLOCK)
     return -(-length // (128 * blocks)) * 128
 
 
 def grid_width(length: int, block: int, longest: int | None) -> int:
-    """The most blocks that the tokens of one block can see in a row of `length` places.
+    """The most blocks that the tokens of one block can see in a row of `length` positions.
 
-    A block may hold the end of one segment of `longest` places and the beginning of another.
+    A block may hold the end of one segment of `longest` positions and the beginning of another.
     """
     blocks = length // block
     return blocks if longest is None else min(blocks, -(-2 * longest // block) + 2)
@@ -176,7 +178,7 @@ def needed_blocks(segment_ids: jax.Array, block: int, causal: bool) -> jax.Array
     """
     ids = segment_ids.reshape(-1, block)
     number = jnp.arange(len(ids))
-    empty = jnp.iinfo(jnp.int32).max - len(ids) + number  # each block's empty places are a segment of their own
+    empty = jnp.iinfo(jnp.int32).max - len(ids) + number  # each block's empty positions are a segment of their own
     ids = jnp.where(ids == 0, empty[:, None], ids)
     first, last = ids.min(axis=1), ids.max(axis=1)
     row = number // (segment_ids.shape[1] // block)
@@ -199,18 +201,18 @@ def visits(needed: jax.Array, width: int, axis: int) -> tuple[jax.Array, jax.Arr
     """
     order = jnp.argsort(~needed, axis=axis, stable=True)
     count = needed.sum(axis=axis, keepdims=True)
-    place = jnp.expand_dims(jnp.arange(width), 1 - axis)
-    block = jnp.take_along_axis(order, jnp.minimum(place, count - 1), axis=axis)
-    return block[None].astype(jnp.int32), jnp.where(place < count, 2, 0)[None].astype(jnp.int32)
+    position = jnp.expand_dims(jnp.arange(width), 1 - axis)
+    block = jnp.take_along_axis(order, jnp.minimum(position, count - 1), axis=axis)
+    return block[None].astype(jnp.int32), jnp.where(position < count, 2, 0)[None].astype(jnp.int32)
 
 
-def _mask_info(block: jax.Array, compute: jax.Array, places: jax.Array | None) -> MaskInfo:
+def _mask_info(block: jax.Array, compute: jax.Array, positions: jax.Array | None) -> MaskInfo:
     return MaskInfo(
         data_next=block,
         mask_next=None,
         block_mask=compute,
         partial_mask_blocks=None,
-        q_sequence=places,  # type: ignore[arg-type]  # may be traced, as the other fields
+        q_sequence=positions,  # type: ignore[arg-type]  # may be traced, as the other fields
         is_dynamic_mask=True,
     )
 

@@ -12,16 +12,16 @@ from navil_jax.batch import Batch
 from navil_jax.config import ModelConfig
 from navil_jax.model import layers, rope
 from navil_jax.model.attention import attention, cached_attention, whole_rows
-from navil_jax.model.experts import Experts, Parts, join_slots, split_slots
+from navil_jax.model.experts import Experts, Streams, join_slots, split_slots
 from navil_jax.sharding import constrain
 
 
 class Layout(NamedTuple):
     """What every layer needs to know of the packed rows."""
 
-    rotation: rope.Rotation  # of every place of the reading order
-    sequence: jax.Array  # [B, L] the slot at each place of the reading order
-    places: jax.Array  # [B, L] the place of each slot: the inverse of `sequence`
+    rotation: rope.Rotation  # of every position of the reading order
+    reading_order: jax.Array  # [B, L] the slot at each position of the reading order
+    inverse_order: jax.Array  # [B, L] the position in reading order of each slot
     segment_ids: jax.Array  # [B, L] in reading order
     visual_slots: int
 
@@ -48,6 +48,7 @@ class QKV(nnx.Module):
         self.q_norm = norm() if decoder.qk_norm else None
         self.k_norm = norm() if decoder.qk_norm else None
 
+    @jax.named_scope("qkv")
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, N, H] -> queries [B, N, heads, D], keys and values [B, N, kv_heads, D]."""
         q, k, v = self.q(x), self.k(x), self.v(x)
@@ -77,11 +78,12 @@ class Output(nnx.Module):
         else:
             self.visual = linear(heads, width, ("heads", "head_dim", "embed"))
 
-    def __call__(self, parts: Parts) -> Parts:
-        """[B, N, heads, D] -> [B, N, H] of each part; one part alone meets the text's weights."""
-        if len(parts) == 1 or self.visual is None:
-            return tuple(map(self.text, parts))
-        visual, text = parts
+    @jax.named_scope("out")
+    def __call__(self, streams: Streams) -> Streams:
+        """[B, N, heads, D] -> [B, N, H] of each stream; one stream alone meets the text's weights."""
+        if len(streams) == 1 or self.visual is None:
+            return tuple(map(self.text, streams))
+        visual, text = streams
         return self.visual(self.text(visual) if self.serial else visual), self.text(text)
 
 
@@ -95,6 +97,7 @@ class FeedForward(nnx.Module):
         self.up = linear((decoder.width,), (decoder.mlp_dim,), ("embed", "mlp"))
         self.down = linear((decoder.mlp_dim,), (decoder.width,), ("mlp", "embed"))
 
+    @jax.named_scope("ffn")
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, H] -> [B, N, H]."""
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -112,22 +115,22 @@ class DecoderLayer(nnx.Module):
         self.ffn = Experts(lambda rngs: FeedForward(config, rngs), decoder.ffn_experts, rngs)
         self.backend = config.attention
 
-    def __call__(self, parts: Parts, layout: Layout) -> tuple[Parts, LayerOutputs]:
+    def __call__(self, streams: Streams, layout: Layout) -> tuple[Streams, LayerOutputs]:
         """Runs the layer. Queries, keys and values alone go to reading order, and the result back.
 
         Args:
-          parts: [B, V, H] and [B, T, H], visual and text slots; or [B, L, H] alone, which the text weights serve.
+          streams: [B, V, H] and [B, T, H], visual and text slots; or [B, L, H] alone, which the text weights serve.
         """
-        qkv = zip(*self.qkv(tuple(map(self.attention_norm, parts))), strict=True)
-        q, k, v = (to_reading_order(tuple(map(whole_rows, part)), layout) for part in qkv)
+        qkv = zip(*self.qkv(tuple(map(self.attention_norm, streams))), strict=True)
+        q, k, v = (to_reading_order(tuple(map(whole_rows, of)), layout) for of in qkv)
         q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
         attended = attention(q, k, v, layout.segment_ids, causal=True, backend=self.backend)
-        heads = map(whole_rows, to_slot_order(attended, len(parts), layout))
-        out = self.out(tuple(constrain(part, "batch", "slots", "heads", "head_dim") for part in heads))
-        parts = tuple(map(jnp.add, parts, out))
-        parts = tuple(map(jnp.add, parts, self.ffn(tuple(map(self.ffn_norm, parts)))))
-        parts = tuple(constrain(part, "batch", "slots", "features") for part in parts)
-        return parts, LayerOutputs(k, v, join_slots(out))
+        heads = map(whole_rows, to_slot_order(attended, len(streams), layout))
+        out = self.out(tuple(constrain(stream, "batch", "slots", "heads", "head_dim") for stream in heads))
+        streams = tuple(map(jnp.add, streams, out))
+        streams = tuple(map(jnp.add, streams, self.ffn(tuple(map(self.ffn_norm, streams)))))
+        streams = tuple(constrain(stream, "batch", "slots", "features") for stream in streams)
+        return streams, LayerOutputs(k, v, join_slots(out))
 
     def decode(
         self, x: jax.Array, keys: jax.Array, values: jax.Array, rotation: rope.Rotation, lengths: jax.Array
@@ -176,6 +179,7 @@ class Decoder(nnx.Module):
         head = functools.partial(layers.linear, (decoder.width,), (decoder.vocab_size,), ("embed", "vocab"))
         self.head = None if decoder.tie_embeddings else head(config=config, rngs=rngs)
 
+    @jax.named_scope("embed")
     def embed_new(self, tokens: jax.Array) -> jax.Array:
         """[B, N] -> [B, N, H] from the ordinary table alone: the rule for produced tokens (released behaviour)."""
         x = self._rows(self.embed, "vocab", tokens)
@@ -183,6 +187,7 @@ class Decoder(nnx.Module):
             x = jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         return x
 
+    @jax.named_scope("decoder/embed")
     def embed_prompt(self, tokens: jax.Array) -> jax.Array:
         """[B, L] -> [B, L, H]; special tokens come from the special table, so that they train on their own."""
         x = self.embed_new(tokens)
@@ -192,23 +197,24 @@ class Decoder(nnx.Module):
         special = self._rows(self.special_embed, "special", jnp.argmax(matches, axis=-1))
         return jnp.where(matches.any(axis=-1)[..., None], special, x)
 
-    def _rows(self, embed: nnx.Embed, axis: str, places: jax.Array) -> jax.Array:
+    def _rows(self, embed: nnx.Embed, axis: str, ids: jax.Array) -> jax.Array:
         """Rows of a table, rounded after they are taken: the gradient of a row is the float32 sum over its tokens."""
         table = embed.embedding[...]
-        table = layers.gather(table, (axis, "embed"), table.dtype, table.dtype)
-        return jnp.take(table, places, axis=0).astype(self.compute_dtype)
+        table = layers.unshard(table, (axis, "embed"), table.dtype, table.dtype)
+        return jnp.take(table, ids, axis=0).astype(self.compute_dtype)
 
     def layout(self, batch: Batch) -> Layout:
         """What the layers need, computed once per step."""
-        order = functools.partial(jnp.take_along_axis, indices=batch.sequence, axis=1)
+        order = functools.partial(jnp.take_along_axis, indices=batch.reading_order, axis=1)
         lengths = self._lengths(batch)
         rotation = rope.decoder_rotation(
             self.config, order(batch.positions), lengths if lengths is None else order(lengths)
         )
-        rows = jnp.arange(batch.sequence.shape[0])[:, None]
-        places = jnp.zeros_like(batch.sequence).at[rows, batch.sequence].set(jnp.arange(batch.sequence.shape[1]))
-        segment_ids = jnp.take_along_axis(batch.segment_ids, batch.sequence, axis=1)
-        return Layout(rotation, batch.sequence, places, segment_ids, batch.visual_slots)
+        rows = jnp.arange(batch.reading_order.shape[0])[:, None]
+        numbers = jnp.arange(batch.reading_order.shape[1])
+        inverse = jnp.zeros_like(batch.reading_order).at[rows, batch.reading_order].set(numbers)
+        segment_ids = jnp.take_along_axis(batch.segment_ids, batch.reading_order, axis=1)
+        return Layout(rotation, batch.reading_order, inverse, segment_ids, batch.visual_slots)
 
     def _lengths(self, batch: Batch) -> jax.Array | None:
         """[B, L] length of each token's sample, where dynamic scaling can act on rows as long as these; else None."""
@@ -218,6 +224,7 @@ class Decoder(nnx.Module):
         count = jax.vmap(lambda ids: jnp.bincount(ids, length=slots + 1)[ids])
         return count(batch.segment_ids)
 
+    @jax.named_scope("decoder")
     def __call__(
         self, x: jax.Array, layout: Layout, keep: Callable[[jax.Array, LayerOutputs], Any] = lambda x, outputs: None
     ) -> tuple[jax.Array, Any]:
@@ -231,15 +238,16 @@ class Decoder(nnx.Module):
           [B, L, H] before the final norm, and what was kept, stacked over layers.
         """
 
-        def body(layer: DecoderLayer, parts: Parts, _: None) -> tuple[Parts, Any]:
-            parts, outputs = layers.gathered(layer, self.model_config)(parts, layout)
-            return parts, keep(join_slots(parts), outputs)
+        def body(layer: DecoderLayer, streams: Streams, _: None) -> tuple[Streams, Any]:
+            streams, outputs = layers.unsharded(layer, self.model_config)(streams, layout)
+            return streams, keep(join_slots(streams), outputs)
 
         two = layout.visual_slots and (self.config.attention_experts or self.config.ffn_experts)
-        parts: Parts = split_slots(x, layout.visual_slots) if two else (x,)
-        parts, kept = layers.scan_layers(self.layers, body, parts, None, self.remat)
-        return join_slots(parts), kept
+        streams: Streams = split_slots(x, layout.visual_slots) if two else (x,)
+        streams, kept = layers.scan_layers(self.layers, body, streams, None, self.remat)
+        return join_slots(streams), kept
 
+    @jax.named_scope("decoder")
     def decode(
         self, tokens: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -262,6 +270,7 @@ class Decoder(nnx.Module):
         x, (keys, values) = layers.scan_layers(self.layers, body, self.embed_new(tokens[:, None]), (keys, values))
         return self.logits(x)[:, 0], keys, values
 
+    @jax.named_scope("head")
     def logits(self, x: jax.Array) -> jax.Array:
         """The head after the final norm: [B, N, H] -> [B, N, vocab] float32."""
         x = self.final_norm(x)
@@ -273,22 +282,25 @@ class Decoder(nnx.Module):
         return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
 
 
-def to_reading_order(parts: Parts, layout: Layout) -> jax.Array:
+@jax.named_scope("reading_order")
+def to_reading_order(streams: Streams, layout: Layout) -> jax.Array:
     """Slots [B, V, ...] and [B, T, ...] (or all of them) in the order in which they are read: [B, L, ...].
 
-    Example: parts (a b, c d e), sequence 2 0 1 4 3 -> c a b e d
+    Example: streams (a b, c d e), reading_order 2 0 1 4 3 -> c a b e d
     """
-    return _to_reading_order(parts, *_orders(len(parts), layout)) if layout.visual_slots else parts[0]
+    return _to_reading_order(streams, *_orders(len(streams), layout)) if layout.visual_slots else streams[0]
 
 
-def to_slot_order(x: jax.Array, parts: int, layout: Layout) -> Parts:
+@jax.named_scope("reading_order")
+def to_slot_order(x: jax.Array, streams: int, layout: Layout) -> Streams:
     """The inverse of `to_reading_order`."""
-    return _to_slot_order(x, *_orders(parts, layout)) if layout.visual_slots else (x,)
+    return _to_slot_order(x, *_orders(streams, layout)) if layout.visual_slots else (x,)
 
 
-def _orders(parts: int, layout: Layout) -> tuple[jax.Array, Parts]:
-    """The slot at each place, and the places of each part's slots."""
-    return layout.sequence, split_slots(layout.places, layout.visual_slots) if parts == 2 else (layout.places,)
+def _orders(streams: int, layout: Layout) -> tuple[jax.Array, Streams]:
+    """The slot at each position of the reading order, and the position of each slot, by stream."""
+    inverse = layout.inverse_order
+    return layout.reading_order, split_slots(inverse, layout.visual_slots) if streams == 2 else (inverse,)
 
 
 def _take(x: jax.Array, order: jax.Array) -> jax.Array:
@@ -296,18 +308,18 @@ def _take(x: jax.Array, order: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _to_reading_order(parts: Parts, sequence: jax.Array, places: Parts) -> jax.Array:
+def _to_reading_order(streams: Streams, reading_order: jax.Array, inverse: Streams) -> jax.Array:
     """Its gradient is a gather too, not a scatter."""
-    return _take(join_slots(parts), sequence)
+    return _take(join_slots(streams), reading_order)
 
 
 @jax.custom_vjp
-def _to_slot_order(x: jax.Array, sequence: jax.Array, places: Parts) -> Parts:
-    return tuple(_take(x, own) for own in places)
+def _to_slot_order(x: jax.Array, reading_order: jax.Array, inverse: Streams) -> Streams:
+    return tuple(_take(x, own) for own in inverse)
 
 
 _to_reading_order.defvjp(
-    lambda parts, *orders: (_to_reading_order(parts, *orders), orders),
+    lambda streams, *orders: (_to_reading_order(streams, *orders), orders),
     lambda orders, gradient: (_to_slot_order(gradient, *orders), None, None),
 )
 _to_slot_order.defvjp(

@@ -1,7 +1,7 @@
 """Modality-specific experts: two weight sets over the two blocks of slots (paper section 3.3).
 
 Which weights serve a token is known from its slot before the step runs, so that no weight set is ever applied to a
-token of the other kind: a row [V visual slots | T text slots] is cut at V once, before the first layer, and each part
+token of the other kind: a row [V visual slots | T text slots] is cut at V once, before the first layer, and each stream
 meets its own dense weights in all of them. Nothing is computed twice and nothing is sorted.
 
 Where the mesh splits rows (context axis), every device must own visual and text slots, or cutting would move them
@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from navil_jax.sharding import partition_spec, shards
 
-Parts = tuple[jax.Array, ...]  # visual slots [B, V, ...] and text slots [B, T, ...], each in slot order; or all slots
+Streams = tuple[jax.Array, ...]  # visual slots [B, V, ...] and text slots [B, T, ...], each in slot order; or all slots
 
 
 class Experts(nnx.Module):
@@ -35,45 +35,45 @@ class Experts(nnx.Module):
         self.text = make(rngs)
         self.visual = make(rngs) if visual else None
 
-    def __call__(self, parts: Parts) -> tuple[Any, ...]:
-        """Each part through its own weights, and what the modules return for each; one part alone meets the text's.
+    def __call__(self, streams: Streams) -> tuple[Any, ...]:
+        """Each stream through its own weights, and what the modules return for each; one stream alone meets the text's.
 
         Example: (v v, t t t) -> (visual(v v), text(t t t))
         """
-        if len(parts) == 1 or self.visual is None:
-            return tuple(map(self.text, parts))
-        return self.visual(parts[0]), self.text(parts[1])
+        if len(streams) == 1 or self.visual is None:
+            return tuple(map(self.text, streams))
+        return self.visual(streams[0]), self.text(streams[1])
 
 
 def device_order(slots: int, visual_slots: int) -> np.ndarray:
-    """The slot that stands at each place of the device order. [L]
+    """The slot that stands at each position of the device order. [L]
 
     Example: L = 6, V = 2, two devices: 0 2 3 | 1 4 5
     """
-    parts = shards("slots")
-    blocks = np.arange(visual_slots).reshape(parts, -1), np.arange(visual_slots, slots).reshape(parts, -1)
+    devices = shards("slots")
+    blocks = np.arange(visual_slots).reshape(devices, -1), np.arange(visual_slots, slots).reshape(devices, -1)
     return np.concatenate(blocks, axis=1).reshape(-1)
 
 
 def split_slots(x: jax.Array, visual_slots: int) -> tuple[jax.Array, jax.Array]:
     """Visual [B, V, ...] and text slots [B, T, ...], each in slot order, of [B, L, ...] in device order."""
-    parts = shards("slots")
-    if parts == 1:
+    devices = shards("slots")
+    if devices == 1:
         return x[:, :visual_slots], x[:, visual_slots:]
-    rows = x.reshape(x.shape[0], parts, -1, *x.shape[2:])
-    cut = visual_slots // parts
-    visual, text = (part.reshape(x.shape[0], -1, *x.shape[2:]) for part in (rows[:, :, :cut], rows[:, :, cut:]))
+    rows = x.reshape(x.shape[0], devices, -1, *x.shape[2:])
+    cut = visual_slots // devices
+    visual, text = (block.reshape(x.shape[0], -1, *x.shape[2:]) for block in (rows[:, :, :cut], rows[:, :, cut:]))
     return _split(visual), _split(text)
 
 
-def join_slots(parts: Parts) -> jax.Array:
-    """The inverse of `split_slots`; one part alone is returned as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    shares = shards("slots")
-    if shares == 1:
-        return jnp.concatenate(parts, axis=1)
-    rows = [x.reshape(x.shape[0], shares, -1, *x.shape[2:]) for x in parts]
+def join_slots(streams: Streams) -> jax.Array:
+    """The inverse of `split_slots`; one stream alone is returned as it is."""
+    if len(streams) == 1:
+        return streams[0]
+    devices = shards("slots")
+    if devices == 1:
+        return jnp.concatenate(streams, axis=1)
+    rows = [x.reshape(x.shape[0], devices, -1, *x.shape[2:]) for x in streams]
     joined = jnp.concatenate(rows, axis=2)
     return _split(joined.reshape(joined.shape[0], -1, *joined.shape[3:]))
 

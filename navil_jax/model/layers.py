@@ -102,8 +102,9 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
     return nnx.split_rngs(splits=depth)(create)(rngs)
 
 
-def gathered(module: nnx.Module, config: ModelConfig) -> nnx.Module:
-    """The module with its matrices in the compute dtype and whole along the axis that FSDP splits, see `gather`.
+@jax.named_scope("unshard")
+def unsharded(module: nnx.Module, config: ModelConfig) -> nnx.Module:
+    """The module with its matrices in the compute dtype and whole along the axis that FSDP splits, see `unshard`.
 
     Said inside a scan over layers, so that one layer's matrices at a time are whole. Left to itself, XLA gathers
     float32, or turns each product into a chain of partial ones (three times slower by the TPU compiler's estimate).
@@ -113,14 +114,14 @@ def gathered(module: nnx.Module, config: ModelConfig) -> nnx.Module:
         names = variable.get_metadata()["out_sharding"][-variable.ndim :]
         if variable.ndim == 1 or "embed" not in names:  # biases and norms are small, and added up in float32
             return variable
-        return variable.replace(gather(variable[...], names, config.compute_dtype, config.sum_dtype))
+        return variable.replace(unshard(variable[...], names, config.compute_dtype, config.sum_dtype))
 
     graph, state = nnx.split(module)
     return nnx.merge(graph, jax.tree.map(whole, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def gather(x: jax.Array, names: tuple[str, ...], dtype: str, sum_dtype: str) -> jax.Array:
+def unshard(x: jax.Array, names: tuple[str, ...], dtype: str, sum_dtype: str) -> jax.Array:
     """A parameter with logical axes `names`, rounded to `dtype`, on every device the whole of its `embed` axis.
 
     The result has `sum_dtype`, and so has the gradient, which is summed over the devices in it; each then keeps its own
@@ -130,13 +131,13 @@ def gather(x: jax.Array, names: tuple[str, ...], dtype: str, sum_dtype: str) -> 
     return whole.astype(sum_dtype)
 
 
-def _gather_gradient(
+def _unshard_gradient(
     names: tuple[str, ...], dtype: str, sum_dtype: str, like: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array]:
     return (constrain(gradient, *names).astype(like.dtype),)
 
 
-gather.defvjp(lambda x, *static: (gather(x, *static), jnp.zeros(0, x.dtype)), _gather_gradient)
+unshard.defvjp(lambda x, *static: (unshard(x, *static), jnp.zeros(0, x.dtype)), _unshard_gradient)
 
 
 _policies = jax.checkpoint_policies
@@ -180,7 +181,7 @@ def scan_layers(
 
     def step(x: Carry, layer_inputs: tuple[nnx.State, Any]) -> tuple[Carry, Any]:
         layer_state, layer_input = layer_inputs
-        x = jax.tree.map(lambda part: checkpoint_name(part, "layer_input"), x)
+        x = jax.tree.map(lambda leaf: checkpoint_name(leaf, "layer_input"), x)
         return body(nnx.merge(graph, layer_state), x, layer_input)
 
     if remat != "none":

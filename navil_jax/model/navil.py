@@ -13,7 +13,7 @@ from navil_jax.batch import Batch
 from navil_jax.config import ModelConfig
 from navil_jax.model.decoder import Decoder, LayerOutputs
 from navil_jax.model.experts import device_order, split_slots
-from navil_jax.model.layers import gathered
+from navil_jax.model.layers import unsharded
 from navil_jax.model.vision import Connector, VisionEncoder
 from navil_jax.sharding import constrain, shards
 
@@ -38,10 +38,10 @@ class NaViL(nnx.Module):
         x = self.decoder.embed_prompt(batch.tokens)
         if self.vision is not None and self.connector is not None:
             features = self.vision(batch.patches, batch.patch_coords, batch.patch_blocks, batch.block_patches)
-            features = gathered(self.connector, self.config)(features)
-            place = jax.vmap(lambda x, slots, new: x.at[slots].set(new, mode="drop"))
-            features = constrain(features.astype(x.dtype), "batch", "places", "features")
-            x = place(constrain(x, "batch", "places", "features"), batch.unit_slots, features)
+            features = unsharded(self.connector, self.config)(features)
+            put = jax.vmap(lambda x, slots, new: x.at[slots].set(new, mode="drop"))
+            features = constrain(features.astype(x.dtype), "batch", "positions", "features")
+            x = put(constrain(x, "batch", "positions", "features"), batch.unit_slots, features)
         return constrain(x, "batch", "slots", "features")
 
     def __call__(
@@ -58,7 +58,7 @@ class NaViL(nnx.Module):
         return jnp.concatenate(split_slots(x, batch.visual_slots), axis=1), kept
 
     def head_inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What `training.loss.token_scores` takes: [B, N, H] after the final norm, and the head [H, vocab]."""
+        """What `train.loss.token_scores` takes: [B, N, H] after the final norm, and the head [H, vocab]."""
         return self.decoder.final_norm(x), self.decoder.head_kernel()
 
     def logits(self, x: jax.Array) -> jax.Array:
@@ -72,11 +72,11 @@ def _in_device_order(batch: Batch) -> Batch:
         return batch
     slots = batch.tokens.shape[1]
     order = device_order(slots, batch.visual_slots)
-    place = np.append(np.argsort(order), slots)  # the last one: of units that fill no slot
+    slot = np.append(np.argsort(order), slots)  # the last one: of units that fill no slot
     names = ("tokens", "targets", "loss_weights", "positions", "segment_ids", "source_ids", "sample_ids")
     return dataclasses.replace(
         batch,
-        sequence=jnp.asarray(place)[batch.sequence].astype(jnp.int32),
-        unit_slots=jnp.asarray(place)[batch.unit_slots].astype(jnp.int32),
+        reading_order=jnp.asarray(slot)[batch.reading_order].astype(jnp.int32),
+        unit_slots=jnp.asarray(slot)[batch.unit_slots].astype(jnp.int32),
         **{name: getattr(batch, name)[:, order] for name in names},
     )

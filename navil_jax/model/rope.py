@@ -12,7 +12,7 @@ def decoder_rotation(config: DecoderConfig, positions: jax.Array, lengths: jax.A
     """Rotation of every token.
 
     Args:
-      positions: [B, S] int32, place in the token's own sample.
+      positions: [B, S] int32, in the token's own sample.
       lengths: [B, S] or [B, 1] int32, length of the token's own sample; needed for dynamic scaling only.
 
     Dynamic scaling raises the base when a sample is longer than `max_positions`; the released code takes the length of
@@ -51,10 +51,10 @@ def vision_angles(config: VisionConfig, coords: jax.Array) -> jax.Array:
 def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     """Turns the pairs (i, i + head_dim/2) of every head, in float32. x: [B, S, heads, head_dim].
 
-    Halves change places in x's own dtype, so that no float32 copy of x is written; the gradient turns back.
+    Halves swap in x's own dtype, so that no float32 copy of x is written; the gradient turns back.
     """
     cos, sin = rotation
-    cos, sin = (jnp.concatenate(parts, axis=-1)[:, :, None, :] for parts in ((cos, cos), (-sin, sin)))
+    cos, sin = (jnp.concatenate(halves, axis=-1)[:, :, None, :] for halves in ((cos, cos), (-sin, sin)))
     first, second = jnp.split(x, 2, axis=-1)
     swapped = jnp.concatenate([second, first], axis=-1)
     return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)

@@ -45,14 +45,21 @@ class VisionLayer(nnx.Module):
 
     def __call__(self, x: jax.Array, layout: VisionLayout, windowed: jax.Array | bool = False) -> jax.Array:
         """x: [B, P, W] -> [B, P, W]; `windowed`: attention stays inside windows instead of whole scales."""
-        q, k, v = jnp.moveaxis(self.qkv(self.norm1(x)), 2, 0)
+        x = x + _scaled(self._attend(self.norm1(x), layout, windowed), self.ls1[...])
+        x = x + _scaled(self._mlp(self.norm2(x)), self.ls2[...])
+        return constrain(x, "batch", "patches", "features")
+
+    @jax.named_scope("attention")
+    def _attend(self, x: jax.Array, layout: VisionLayout, windowed: jax.Array | bool) -> jax.Array:
+        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
         segment_ids = jnp.where(windowed, layout.windows, layout.blocks)
         out = attention(q, k, v, segment_ids, causal=False, backend=self.backend, longest=layout.longest)
-        out = self.proj(constrain(out, "batch", "patches", "vision_heads", "head_dim"))
-        x = x + _scaled(out, self.ls1[...])
-        x = x + _scaled(self.fc2(layers.gelu(self.fc1(self.norm2(x)))), self.ls2[...])
-        return constrain(x, "batch", "patches", "features")
+        return self.proj(constrain(out, "batch", "patches", "vision_heads", "head_dim"))
+
+    @jax.named_scope("mlp")
+    def _mlp(self, x: jax.Array) -> jax.Array:
+        return self.fc2(layers.gelu(self.fc1(x)))
 
 
 def _scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -72,10 +79,11 @@ class VisionEncoder(nnx.Module):
         )
         self.layers = layers.stack(lambda rngs: VisionLayer(config, rngs), vision.depth, rngs)
 
+    @jax.named_scope("embed")
     def embed(self, patches: jax.Array) -> jax.Array:
         """Pixels [B, P, D] uint8, scaled to [-1, 1] -> [B, P, W]."""
         pixels = constrain(pixel_values(patches).astype(self.compute_dtype), "batch", "patches", "patch")
-        return constrain(layers.gathered(self.patch_embed, self.model_config)(pixels), "batch", "patches", "features")
+        return constrain(layers.unsharded(self.patch_embed, self.model_config)(pixels), "batch", "patches", "features")
 
     def layout(self, coords: jax.Array, blocks: jax.Array, longest: int | None = None) -> VisionLayout:
         """Rotation and attention segments of the patches; coords [B, P, 2], blocks [B, P]."""
@@ -88,6 +96,7 @@ class VisionEncoder(nnx.Module):
         full = self.config.full_attention_layers
         return jnp.array([full is not None and i not in full for i in range(self.config.depth)])
 
+    @jax.named_scope("vision")
     def __call__(
         self, patches: jax.Array, coords: jax.Array, blocks: jax.Array, longest: int | None = None
     ) -> jax.Array:
@@ -106,7 +115,7 @@ class VisionEncoder(nnx.Module):
         layout = self.layout(coords, blocks, longest)
 
         def body(layer: VisionLayer, x: jax.Array, windowed: jax.Array) -> tuple[jax.Array, None]:
-            return layers.gathered(layer, self.model_config)(x, layout, windowed), None
+            return layers.unsharded(layer, self.model_config)(x, layout, windowed), None
 
         x, _ = layers.scan_layers(self.layers, body, self.embed(patches), self.windowed_layers(), self.remat)
         rows, count, width = x.shape
@@ -155,6 +164,7 @@ class Connector(nnx.Module):
         self.fc1 = layers.linear((width,), (out,), ("mlp", "embed"), config, rngs, use_bias=True)
         self.fc2 = layers.linear((out,), (out,), ("mlp", "embed"), config, rngs, use_bias=True)
 
+    @jax.named_scope("connector")
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, U*W] -> [B, N, H]."""
         return self.fc2(layers.gelu(self.fc1(self.norm(x))))

@@ -4,7 +4,7 @@ The compiler's own `cost_analysis` counts a loop's body once. Here each control-
 loops, branches) is one `Loop` with the number of times that it runs, which follows from the trip counts. Of its
 instructions it holds
 
-    cycles       the compiler's estimate for fusions, copies and so on, by what the source calls them
+    cycles       the compiler's estimate for fusions, copies and so on, by the named scope they come from
     collectives  each once, also where it is spread over several fusions that overlap it with products
     kernels      Pallas calls, of whose inside the compiler says nothing
 """
@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+PARTS = ("vision", "connector", "decoder", "head", "optimizer")  # named scopes of the model and the step
+SCOPES = ("embed", "unshard", "qkv", "attention", "out", "ffn", "mlp", "reading_order")  # those inside them
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[suf]\d+|c64|c128)\[([\d,]*)\]")
 
@@ -81,7 +83,6 @@ def summarise(text: str) -> Program:
 class _Module:
     def __init__(self, text: str):
         self._computations, self.entry = _computations(text)
-        self._labels = _Labels(text)
 
     def count_runs(self, name: str, times: int, runs: Counter[str]) -> None:
         runs[name] += times
@@ -112,10 +113,10 @@ class _Module:
         for instruction in self._computations[name]:
             estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
             if estimate:
-                cycles[self._labels.of(instruction.text)] += int(estimate[1])
+                cycles[_label(instruction.text)] += int(estimate[1])
             for inner, computation in self._with_called(name, instruction):
                 if 'custom_call_target="tpu_custom_call"' in inner.text:
-                    kernels.append(_kernel(inner, self._labels.of(inner.text)))
+                    kernels.append(_kernel(inner, _label(inner.text)))
                 key, collective = self._collective(inner, computation)
                 if collective and not (key in collectives and collectives[key].overlapped):
                     collectives[key] = collective
@@ -143,7 +144,7 @@ class _Module:
         devices = _group(instruction.text)
         channel = re.search(r"channel_id=(\d+)", instruction.text)
         key = channel[1] if channel else instruction.name
-        label = self._labels.of(instruction.text)
+        label = _label(instruction.text)
         return key, Collective("reduce-scatter" if scattered else kind, size, devices, apart, label)
 
     def _asynchronous(self, computation: str) -> bool:
@@ -276,69 +277,19 @@ def _kernel(instruction: _Instruction, label: str) -> Kernel:
     )
 
 
-class _Labels:
-    """What the source calls an instruction: the function of this package that it comes from, and in which pass."""
+def _label(text: str) -> str:
+    """The scope (`jax.named_scope`) that an instruction comes from, and in which pass, by its `op_name`.
 
-    _PARTS = (
-        ("update_fn", "optimizer"),
-        ("apply_updates", "optimizer"),
-        ("token_scores", "head"),
-        ("Vision", "vision"),
-        ("Connector", "connector"),
-        ("Decoder", "decoder"),
-    )
-
-    def __init__(self, text: str):
-        tables = {name: _table(text, name) for name in ("FileNames", "FunctionNames", "FileLocations", "StackFrames")}
-        files = {int(key): value.strip('"') for key, value in tables["FileNames"].items()}
-        functions = {int(key): value.strip('"') for key, value in tables["FunctionNames"].items()}
-        places = {}
-        for key, value in tables["FileLocations"].items():
-            fields = dict(re.findall(r"(\w+)=(\d+)", value))
-            file, function = (
-                files.get(int(fields["file_name_id"]), ""),
-                functions.get(int(fields["function_name_id"]), ""),
-            )
-            places[int(key)] = ("navil_jax/" in file, function)
-        self._places = places
-        frames = {int(k): [int(n) for n in re.findall(r"_id=(\d+)", v)] for k, v in tables["StackFrames"].items()}
-        shift = (
-            1 if any(parent == key for key, (_, parent) in frames.items()) else 0
-        )  # some versions count parents from 1
-        self._frames = {key: (place, parent - shift) for key, (place, parent) in frames.items()}
-        self._known: dict[int, str] = {}
-
-    def of(self, text: str) -> str:
-        """Such as "decoder FeedForward" or "decoder FeedForward backward"."""
-        frame = re.search(r"stack_frame_id=(\d+)", text)
-        name = self._label(int(frame[1])) if frame else "other"
-        operation = re.search(r'op_name="([^"]*)"', text)
-        backward = operation and "transpose(" in operation[1]
-        again = operation and ("rematted_computation" in operation[1] or "/checkpoint" in operation[1])
-        if backward or again:
-            return f"{name} {'recomputed' if again and not backward else 'backward'}"
-        return name
-
-    def _label(self, frame: int) -> str:
-        if frame not in self._known:
-            stack = list(self._stack(frame))
-            names = [name for _, name in stack]
-            own = [name for inside, name in stack if inside]
-            part = next((part for word, part in self._PARTS if any(word in name for name in names)), "other")
-            inner = next((name for name in own if "<" not in name.split(".")[0]), "")
-            self._known[frame] = f"{part} {inner.split('.')[0]}".strip() if part not in ("optimizer", "head") else part
-        return self._known[frame]
-
-    def _stack(self, frame: int) -> Iterator[tuple[bool, str]]:
-        """From the innermost frame outwards: whether it is this package's, and the function."""
-        seen = set()
-        while frame in self._frames and frame not in seen:
-            seen.add(frame)
-            place, parent = self._frames[frame]
-            yield self._places.get(place, (False, ""))
-            frame = parent
-
-
-def _table(text: str, name: str) -> dict[str, str]:
-    found = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
-    return dict(line.split(" ", 1) for line in found[1].splitlines()) if found else {}
+    Examples: jit(train_step)/jvp(decoder)/while/body/ffn/dot_general -> "decoder ffn";
+    jit(train_step)/transpose(jvp(vision))/while/body/checkpoint/mul -> "vision backward"
+    """
+    found = re.search(r'op_name="([^"]*)"', text)
+    path = found[1] if found else ""
+    names = re.findall(r"\w+", path)
+    scopes = [next((name for name in names if name in PARTS), "other")]
+    scopes += [name for name in names if name in SCOPES][-1:]
+    if "transpose(" in path:
+        scopes.append("backward")
+    elif "rematted_computation" in path or "/checkpoint" in path:
+        scopes.append("recomputed")
+    return " ".join(scopes)

@@ -25,7 +25,7 @@ class _Summary(NamedTuple):
     The largest logit and the logarithm stay apart: their sum would lose the digits of the loss where logits are large.
     """
 
-    log_sum: jax.Array  # float32, log of the sum of exp(logit - max_logit)
+    logsumexp: jax.Array  # float32, log of the sum of exp(logit - max_logit)
     target_logit: jax.Array  # float32; 0 where another device has it
     max_logit: jax.Array  # float32, without a gradient
     argmax: jax.Array  # int32, its column
@@ -34,10 +34,11 @@ class _Summary(NamedTuple):
 _Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # over the columns so far
 
 
+@jax.named_scope("head")
 def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, sum_dtype: str | None = None) -> TokenScores:
-    """Scores every slot through the vocabulary head, a part of the vocabulary at a time.
+    """Scores every slot through the vocabulary head, a chunk of the vocabulary at a time.
 
-    The logits of all slots never exist together, neither forward nor backward, and each part's gradient is one product
+    The logits of all slots never exist together, neither forward nor backward, and each chunk's gradient is one product
     over all slots. On a mesh every device scores its own slots; the head is gathered once, its gradient summed once.
 
     Args:
@@ -62,14 +63,14 @@ def _scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, mapped: bool) -
     """`token_scores` of a device's slots, with its columns of the head where it is `mapped` over a mesh."""
     split = mesh_axes("vocab") if mapped else ()
     offset = jax.lax.axis_index(split) * kernel.shape[1] if split else 0
-    log_sum, target_logit, max_logit, argmax = _summary(x, kernel, targets - offset, mapped)
+    logsumexp, target_logit, max_logit, argmax = _summary(x, kernel, targets - offset, mapped)
     max_logit = jax.lax.stop_gradient(max_logit)
     if split:
         own, max_logit = max_logit, jax.lax.stop_gradient(jax.lax.pmax(max_logit, split))
-        log_sum = jnp.log(jax.lax.psum(jnp.exp(log_sum + (own - max_logit)), split))
+        logsumexp = jnp.log(jax.lax.psum(jnp.exp(logsumexp + (own - max_logit)), split))
         target_logit = jax.lax.psum(target_logit, split)
         argmax = jax.lax.pmin(jnp.where(own == max_logit, argmax + offset, jnp.iinfo(jnp.int32).max), split)
-    return TokenScores(jnp.where(targets >= 0, log_sum + (max_logit - target_logit), 0.0), argmax)
+    return TokenScores(jnp.where(targets >= 0, logsumexp + (max_logit - target_logit), 0.0), argmax)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -85,42 +86,42 @@ def _summarise(
     kernel = kernel.astype(x.dtype)
     if mapped:
         x, kernel, targets = _spread(x, kernel, targets)
-    size, firsts = _parts(kernel, targets)
+    size, firsts = _chunks(kernel, targets)
 
     def step(sums: _Sums, first: jax.Array) -> tuple[_Sums, None]:
-        top, total, target_logit, argmax = sums
+        max_logit, total, target_logit, argmax = sums
         logits, start, is_target, _ = _logits(x, kernel, targets, first, size)
         largest = logits.max(axis=-1)
-        new_top = jnp.maximum(top, largest)
-        total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top[..., None]).sum(axis=-1)
+        new_max = jnp.maximum(max_logit, largest)
+        total = total * jnp.exp(max_logit - new_max) + jnp.exp(logits - new_max[..., None]).sum(axis=-1)
         target_logit += jnp.where(is_target, logits, 0.0).sum(axis=-1)
-        argmax = jnp.where(largest > top, start + jnp.argmax(logits, axis=-1), argmax).astype(jnp.int32)
-        return (new_top, total, target_logit, argmax), None
+        argmax = jnp.where(largest > max_logit, start + jnp.argmax(logits, axis=-1), argmax).astype(jnp.int32)
+        return (new_max, total, target_logit, argmax), None
 
     zero = jnp.zeros_like(targets, jnp.float32)
     first = zero + LOWEST, zero, zero, jnp.zeros_like(targets)
-    (top, total, target_logit, argmax), _ = jax.lax.scan(step, first, firsts)
-    log_sum = jnp.log(total)
-    return _Summary(log_sum, target_logit, top, argmax), (x, kernel, targets, log_sum, top, like)
+    (max_logit, total, target_logit, argmax), _ = jax.lax.scan(step, first, firsts)
+    logsumexp = jnp.log(total)
+    return _Summary(logsumexp, target_logit, max_logit, argmax), (x, kernel, targets, logsumexp, max_logit, like)
 
 
 def _summary_gradient(
     mapped: bool, kept: tuple[jax.Array, ...], gradient: _Summary
 ) -> tuple[jax.Array, jax.Array, None]:
-    """Of `x`, summed in float32 over the parts, and of `kernel`, each part of which is one product over all slots."""
-    x, kernel, targets, log_sum, top, like = kept
-    size, firsts = _parts(kernel, targets)
+    """Of `x`, summed in float32 over the chunks, and of `kernel`, each chunk of which is one product over all slots."""
+    x, kernel, targets, logsumexp, max_logit, like = kept
+    size, firsts = _chunks(kernel, targets)
 
     def step(sums: tuple[jax.Array, jax.Array], first: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         of_x, of_kernel = sums
-        logits, start, is_target, part = _logits(x, kernel, targets, first, size)
-        of_logits = jnp.exp(logits - top[..., None] - log_sum[..., None]) * gradient.log_sum[..., None]
+        logits, start, is_target, chunk = _logits(x, kernel, targets, first, size)
+        of_logits = jnp.exp(logits - max_logit[..., None] - logsumexp[..., None]) * gradient.logsumexp[..., None]
         of_logits += jnp.where(is_target, gradient.target_logit[..., None], 0.0)
         of_logits = of_logits.astype(x.dtype)
-        of_x += jnp.einsum("bnv,hv->bnh", of_logits, part, preferred_element_type=jnp.float32)
-        of_part = jnp.einsum("bnh,bnv->hv", x, of_logits, preferred_element_type=jnp.float32)
+        of_x += jnp.einsum("bnv,hv->bnh", of_logits, chunk, preferred_element_type=jnp.float32)
+        of_chunk = jnp.einsum("bnh,bnv->hv", x, of_logits, preferred_element_type=jnp.float32)
         known = jax.lax.dynamic_slice_in_dim(of_kernel, start, size, axis=1)
-        new = known + of_part.astype(of_kernel.dtype)
+        new = known + of_chunk.astype(of_kernel.dtype)
         return (of_x, jax.lax.dynamic_update_slice_in_dim(of_kernel, new, start, axis=1)), None
 
     zeros = jnp.zeros_like(x, jnp.float32), jnp.zeros_like(kernel, like.dtype)
@@ -163,8 +164,8 @@ def _collect(of_x: jax.Array, of_kernel: jax.Array) -> tuple[jax.Array, jax.Arra
     )
 
 
-def _parts(kernel: jax.Array, targets: jax.Array) -> tuple[int, jax.Array]:
-    """Columns of a part of the head, whole lanes of them, and the first new column of every part."""
+def _chunks(kernel: jax.Array, targets: jax.Array) -> tuple[int, jax.Array]:
+    """Columns of a chunk of the head, whole lanes of them, and the first new column of every chunk."""
     vocab = kernel.shape[1]
     size = min(vocab, max(128, CHUNK_LOGITS // targets.size // 128 * 128))
     return size, jnp.arange(0, vocab, size)
@@ -173,18 +174,18 @@ def _parts(kernel: jax.Array, targets: jax.Array) -> tuple[int, jax.Array]:
 def _logits(
     x: jax.Array, kernel: jax.Array, targets: jax.Array, first: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Logits of a part of the head, [B, N, size] float32.
+    """Logits of a chunk of the head, [B, N, size] float32.
 
     Returns:
-      them, the part's first column, which of them are of targets, and the part's kernel [H, size]. The last part
-      reaches back over columns of the part before, and takes them for empty.
+      them, the chunk's first column, which of them are of targets, and the chunk's kernel [H, size]. The last chunk
+      reaches back over columns of the one before, and takes them for empty.
     """
     start = jnp.minimum(first, kernel.shape[1] - size)
     columns = start + jnp.arange(size)
-    part = jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=1)
-    logits = jnp.einsum("bnh,hv->bnv", x, part, preferred_element_type=jnp.float32)
+    chunk = jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=1)
+    logits = jnp.einsum("bnh,hv->bnv", x, chunk, preferred_element_type=jnp.float32)
     new = columns >= first
-    return jnp.where(new, logits, LOWEST), start, new & (columns == targets[..., None]), part
+    return jnp.where(new, logits, LOWEST), start, new & (columns == targets[..., None]), chunk
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:

@@ -1,9 +1,13 @@
-"""What a run measures of itself on demand: xprof traces of chosen steps, and the memory of the devices."""
+"""What a run measures of itself: xprof traces of chosen steps, compilations, and the memory of the devices."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Profiler:
@@ -30,6 +34,25 @@ class Profiler:
             jax.block_until_ready(results)
             jax.profiler.stop_trace()
             self._tracing = False
+
+
+@contextlib.contextmanager
+def compilations(function: str) -> Iterator[list[float]]:
+    """A list that grows by the seconds of each compilation of a jitted function of this name (or of reading its cache).
+
+    Example: a function that is called with two shapes -> [1.2, 1.1]
+    """
+    found: list[float] = []
+
+    def listen(event: str, seconds: float, **about: object) -> None:
+        if event == _COMPILED and about.get("fun_name") == f"jit({function})":
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def peak_memory() -> int | None:

@@ -167,10 +167,10 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     parameters only, and the optimizer clips them by their global norm. The schedule's clock is the number of finished
     steps, or, in a run counted in samples, of finished batches of `config.batch_samples`.
 
-    Metrics, scalars on every device: loss, gradient_norm (before clipping), learning_rate, text_accuracy (share of
-    weighted targets that are the likeliest token), image_scale and text_scale (see `feature_scale`), tokens,
-    text_tokens, images, patches, samples (real ones), spike and skipped (0 or 1), losses, loss_mean and loss_variance
-    of `Running`; and source_loss, source_weight [number of sources].
+    Metrics, scalars on every device: loss, gradient_norm (before clipping), parameter_norm and update_norm (of what
+    trains), learning_rate, text_accuracy (share of weighted targets that are the likeliest token), image_scale and
+    text_scale (see `feature_scale`), tokens, text_tokens, images, patches, samples (real ones), spike and skipped (0 or
+    1), losses, loss_mean and loss_variance of `Running`; and source_loss, source_weight [number of sources].
     """
     optimizer, schedule = _optimizer(config), make_schedule(config.optimizer, config.steps)
     sources, policy = max(1, len(config.data.sources)), config.optimizer
@@ -186,15 +186,19 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
         metrics = _observe(config, batch, scores, sizes, sources) | {"gradient_norm": optax.tree.norm(gradients)}
         running, verdict = judge_step(policy, state, metrics)
         clock = state.running.samples_in(config.batch_samples) if config.batch_samples else state.step
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable, clock=clock)
-        trainable = optax.apply_updates(state.trainable, updates)
-        new = trainable, optimizer_state, next_average(policy.ema_decay, state, trainable)
+        with jax.named_scope("optimizer"):
+            updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable, clock=clock)
+            trainable = optax.apply_updates(state.trainable, updates)
+            ema = next_average(policy.ema_decay, state, trainable)
+        new = trainable, optimizer_state, ema
         if "skip" in (policy.not_finite, policy.spikes):
             old = state.trainable, state.optimizer, state.ema
             new = jax.tree.map(lambda new, old: jnp.where(verdict["skipped"], old, new), new, old)
         trainable, optimizer_state, ema = new
         metrics |= {"learning_rate": schedule(clock), "losses": running.losses} | verdict
         metrics |= {"loss_mean": running.loss_mean, "loss_variance": running.loss_variance}
+        update_norm = jnp.where(verdict["skipped"], 0.0, optax.tree.norm(updates))
+        metrics |= {"parameter_norm": optax.tree.norm(trainable), "update_norm": update_norm}
         return TrainState(state.step + 1, trainable, state.frozen, optimizer_state, ema, running), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
@@ -202,26 +206,26 @@ def make_train_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
 
 
 def _gradients(
-    loss_of: Callable[..., tuple[jax.Array, tuple]], parts: int, state: TrainState, batch: Batch
+    loss_of: Callable[..., tuple[jax.Array, tuple]], microbatches: int, state: TrainState, batch: Batch
 ) -> tuple[Params, tuple[TokenScores, jax.Array]]:
-    """The gradients of the whole batch's loss, and what `loss_of` gave beside it; rows in `parts` turns.
+    """The gradients of the whole batch's loss, and what `loss_of` gave beside it; rows in so many microbatches.
 
-    Turn i takes rows i, i + parts, ..., so that each takes equally many of every device.
+    Microbatch i takes rows i, i + microbatches, ..., so that each takes equally many of every device.
     """
     weight = jnp.sum(_text_slots(batch).loss_weights)
     differentiate = jax.grad(loss_of, has_aux=True)
-    if parts == 1:
+    if microbatches == 1:
         return differentiate(state.trainable, state.frozen, batch, weight)
 
-    def turn(total: Params, part: Batch) -> tuple[Params, tuple]:
-        part = jax.tree.map(lambda x: constrain(x, "batch"), part)
-        gradients, seen = differentiate(state.trainable, state.frozen, part, weight)
+    def add(total: Params, rows: Batch) -> tuple[Params, tuple]:
+        rows = jax.tree.map(lambda x: constrain(x, "batch"), rows)
+        gradients, seen = differentiate(state.trainable, state.frozen, rows, weight)
         return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradients), seen
 
-    split = lambda x: jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0)  # noqa: E731
+    split = lambda x: jnp.moveaxis(x.reshape(len(x) // microbatches, microbatches, *x.shape[1:]), 1, 0)  # noqa: E731
     joined = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])  # noqa: E731
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.trainable)
-    total, seen = jax.lax.scan(turn, zeros, jax.tree.map(split, batch))
+    total, seen = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
     return jax.tree.map(lambda t, x: t.astype(x.dtype), total, state.trainable), jax.tree.map(joined, seen)
 
 

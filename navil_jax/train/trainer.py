@@ -36,10 +36,12 @@ from navil_jax.sharding import axis_size, make_mesh, mesh_axes, named, use_rules
 from navil_jax.train.checkpoint import Checkpoints, Record
 from navil_jax.train.evaluators import Evaluations
 from navil_jax.train.metrics import MetricsLog
-from navil_jax.train.profiling import Profiler
+from navil_jax.train.profiling import Profiler, compilations
 from navil_jax.train.recorder import Recorder
 from navil_jax.train.start import Start, fresh_state, newest_state
 from navil_jax.train.step import TrainState, global_batch, make_train_step
+
+RECOMPILED = "its input changed in shape, dtype or sharding; JAX_EXPLAIN_CACHE_MISSES=1 says where"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
     profiler = Profiler(config.profile_steps, run.files.local / "profile" if log else None)
     train_step = make_train_step(config, mesh)
     _announce(config, mesh, state)
-    with Watchdog() as watchdog:
+    with Watchdog() as watchdog, compilations("train_step") as compiled:
         ended = recorder.ended(step)
         while not ended:
             step += 1
@@ -123,6 +125,8 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, global_batch(batch, mesh))
             profiler.end(step, metrics)
+            if len(compiled) > 1:
+                _say(f"step {step}: the training step was compiled again, {compiled.pop():.1f} s ({RECOMPILED})")
             recorder.add(step, metrics, batch, waited, sample_counts(run.iterator))
             ended = recorder.ended(step)
             if evaluations.due(step) and not ended:

@@ -222,12 +222,12 @@ def text_batch(case: Case, text: str) -> Batch:
 
 def in_order(batch: Batch, x: jax.Array, row: int = 0, segment: int = 1) -> np.ndarray:
     """Values [B, L, ...] in slot order -> [n, ...] of one sample in reading order."""
-    sequence = np.asarray(batch.sequence[row])
+    sequence = np.asarray(batch.reading_order[row])
     return np.asarray(x[row])[sequence[np.asarray(batch.segment_ids[row])[sequence] == segment]]
 
 
 def to_slots(batch: Batch, values: np.ndarray, fill: float) -> np.ndarray:
     """Values [n] of row 0's sample in reading order -> [B, L] in slot order."""
     result = np.full(batch.tokens.shape, fill, values.dtype)
-    result[0, np.asarray(batch.sequence[0])[: len(values)]] = values
+    result[0, np.asarray(batch.reading_order[0])[: len(values)]] = values
     return result

@@ -112,7 +112,7 @@ def view_rows(batch: Batch, tokenizer: Tokenizer, vision: VisionConfig | None) -
 
 
 def _view_row(batch: Batch, row: int, tokenizer: Tokenizer, vision: VisionConfig | None) -> RowView:
-    order, segments, visual = batch.sequence[row], batch.segment_ids[row], batch.visual_slots
+    order, segments, visual = batch.reading_order[row], batch.segment_ids[row], batch.visual_slots
     unit = vision.unit_patches if vision else 1
     samples = []
     for number in range(1, int(segments.max(initial=0)) + 1):
