@@ -37,7 +37,7 @@ from navil_jax.errors import report_user_errors
 from navil_jax.model import params as model_params
 from navil_jax.model.attention import Backend
 from navil_jax.model.decoder import Output
-from navil_jax.model.experts import Experts, Parts
+from navil_jax.model.experts import Experts, Streams
 from navil_jax.train.loss import token_scores, weighted_mean
 
 SHARES = (0.1, 0.5, 0.9)  # of the slots that are visual
@@ -105,11 +105,11 @@ def _reference_form(visual_slots: int) -> Iterator[None]:
         is_visual = jnp.arange(v.shape[1]) < visual_slots
         return jnp.where(is_visual.reshape(-1, *(1,) * (v.ndim - 2)), v, t)
 
-    def experts(self: Experts, parts: Parts) -> tuple[Any, ...]:
+    def experts(self: Experts, parts: Streams) -> tuple[Any, ...]:
         (x,) = parts
         return (jax.tree.map(choose, self.visual(x), self.text(x)),)
 
-    def output(self: Output, parts: Parts) -> Parts:
+    def output(self: Output, parts: Streams) -> Streams:
         (x,) = parts
         text = self.text(x)
         return (choose(self.visual(text if self.serial else x), text),)

@@ -34,6 +34,7 @@ from navil_jax.config import ModelConfig
 #   patch_coords                    [p, 2] int32   (row, column) in the patch's own scale
 #   patch_blocks                    [p] int32      number of the scale within the sample, from 1
 SampleFeatures = Mapping[str, np.ndarray]
+AnyArray = jax.Array | np.ndarray  # of a batch before and after it goes to the devices
 
 
 @jax.tree_util.register_dataclass

@@ -1,4 +1,4 @@
-"""Four CPU devices for every test, quick compilation, and each program compiled once for all tests."""
+"""Four CPU devices, quick and shared compilation, and shapes checked against their annotations, for every test."""
 
 import os
 import shutil
@@ -21,6 +21,14 @@ OWN_PROGRAMS = PROGRAMS not in os.environ
 if OWN_PROGRAMS:
     os.environ[PROGRAMS] = tempfile.mkdtemp(prefix="navil_jax-programs-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Shapes and dtypes that the model and the loss are annotated with are checked in every call (while tracing)."""
+    from jaxtyping import install_import_hook  # reads the environment that is set above
+
+    modules = ("attention", "decoder", "experts", "layers", "navil", "rope", "vision")
+    install_import_hook([*(f"navil_jax.model.{name}" for name in modules), "navil_jax.train.loss"], "beartype.beartype")
 
 
 @pytest.hookimpl(tryfirst=True)

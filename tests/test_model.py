@@ -228,7 +228,7 @@ def test_splash_attention_passes_by_blocks_and_stays_right(causal: bool, monkeyp
 def test_blocks_that_are_visited_by_hand():
     needed = attention_module.needed_blocks(np.array([[1, 1, 1, 2, 3, 3]], np.int32), 2, causal=False)
     np.testing.assert_array_equal(needed, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
-    blocks, compute = attention_module.visits(np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]], bool), 2, axis=1)
+    blocks, compute = attention_module.visits(jnp.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]], bool), 2, axis=1)
     np.testing.assert_array_equal(blocks[0], [[0, 1], [1, 1], [2, 2]])
     np.testing.assert_array_equal(compute[0], [[2, 2], [2, 0], [2, 0]])
 

@@ -35,7 +35,7 @@ def nearest_colors(scene: Scene) -> np.ndarray:
 
 
 def components(mask: np.ndarray) -> int:
-    """Parts of a mask that hang together, by sides or corners of pixels."""
+    """Streams of a mask that hang together, by sides or corners of pixels."""
     return ndimage.label(mask, structure=np.ones((3, 3)))[1]
 
 

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
+from jaxtyping import Array, Bool, Float, Int
 
+from navil_jax.batch import AnyArray
 from navil_jax.sharding import constrain, partition_spec, shards
 
 Backend = Literal["auto", "xla", "splash"]
@@ -19,30 +21,29 @@ MASKED = -0.7 * 3.4028235e38  # score of what a token does not see
 
 @jax.named_scope("attention")
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    segment_ids: Int[Array, "B S"],
     *,
     causal: bool,
     backend: Backend,
     longest: int | None = None,
-) -> jax.Array:
+) -> Float[Array, "B S H D"]:
     """Softmax attention inside segments, scores and softmax in float32, scaled by head_dim**-0.5.
 
     Where the mesh splits rows (context axis), heads are split during attention and every device sees whole rows.
 
     Args:
-      q: [B, S, H, D].
-      k, v: [B, S, K, D]; query head h reads key/value head h // (H / K).
-      segment_ids: [B, S] int32. A token sees tokens of its own segment alone. Segment 0 is padding, its output is of no
+      k, v: query head h reads key/value head h // (H / K).
+      segment_ids: a token sees tokens of its own segment alone. Segment 0 is padding, its output is of no
         meaning but finite.
       causal: a token sees no later position of the row.
       backend: "auto" takes splash on TPU and XLA elsewhere, decided where the program is compiled for.
       longest: the most positions from the first to the last of one segment; None: a whole row. Splash visits less then.
 
     Returns:
-      [B, S, H, D] in q's dtype.
+      In q's dtype.
 
     Example: segment_ids 1 1 2 2, causal: position 3 sees positions 2 and 3.
     """
@@ -63,26 +64,36 @@ def attention(
     return out[:, :, :heads]
 
 
-def whole_rows(x: jax.Array) -> jax.Array:
-    """Whole rows on every device, heads split over the mesh where they divide: [B, S, H, D] in attention."""
+def whole_rows(x: Float[Array, "B S H D"]) -> Float[Array, "B S H D"]:
+    """Whole rows on every device, in attention, heads split over the mesh where they divide."""
     divides = x.shape[2] % shards("attention_heads") == 0
     return constrain(x, "batch", "positions", "attention_heads" if divides else None, "head_dim")
 
 
 @jax.named_scope("attention")
-def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Attention of one new token per row over a cache. q: [B, 1, H, D]; k, v: [B, S, K, D]; lengths: [B] tokens."""
+def cached_attention(
+    q: Float[Array, "B 1 H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], lengths: Int[Array, " B"]
+) -> Float[Array, "B 1 H D"]:
+    """Attention of one new token per row over a cache that holds so many tokens of the row."""
     return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths)
 
 
-def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, causal: bool) -> jax.Array:
+def xla_attention(
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    segment_ids: Int[Array, "B S"],
+    *,
+    causal: bool,
+) -> Float[Array, "B S H D"]:
+    """The XLA backend: dense scores, `QUERY_CHUNK` queries at a time where rows are longer."""
     positions = jnp.arange(q.shape[1])
     k, v = (x.astype(jnp.float32) for x in (k, v))  # so that their gradients, sums over chunks, are float32 ones
 
-    def attend(q: jax.Array, q_segments: jax.Array, q_places: jax.Array) -> jax.Array:
+    def attend(q: jax.Array, q_segments: jax.Array, q_positions: jax.Array) -> jax.Array:
         mask = q_segments[:, :, None] == segment_ids[:, None, :]
         if causal:
-            mask &= q_places[:, None] >= positions
+            mask &= q_positions[:, None] >= positions
         keys, values = (x.astype(q.dtype) for x in (k, v))
         return jax.nn.dot_product_attention(q, keys, values, mask=mask[:, None], implementation="xla")
 
@@ -96,15 +107,15 @@ def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Arr
 
 
 def splash_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    segment_ids: Int[Array, "B S"],
     *,
     causal: bool,
     longest: int | None = None,
     interpret: bool = False,
-) -> jax.Array:
+) -> Float[Array, "B S H D"]:
     """Splash attention; every device runs it on its own rows and heads.
 
     A device's rows stand one behind the other as one long row. Which pairs of blocks are computed is read from the
@@ -151,7 +162,7 @@ def splash_attention(
 
 
 def splash_block(length: int) -> int:
-    """The length of a block, for rows of `length`: whole lanes, few empty positions at the end, at most SPLASH_BLOCK."""
+    """The length of a block for rows of `length`: whole lanes, few empty positions at the end, at most SPLASH_BLOCK."""
     blocks = -(-length // SPLASH_BLOCK)
     return -(-length // (128 * blocks)) * 128
 
@@ -165,14 +176,14 @@ def grid_width(length: int, block: int, longest: int | None) -> int:
     return blocks if longest is None else min(blocks, -(-2 * longest // block) + 2)
 
 
-def needed_blocks(segment_ids: jax.Array, block: int, causal: bool) -> jax.Array:
+def needed_blocks(segment_ids: Int[AnyArray, "B S"], block: int, causal: bool) -> Bool[Array, "n n"]:
     """Which pairs of blocks are computed: those whose ranges of segment ids meet, and every block with itself.
 
     Args:
-      segment_ids: [B, n * block] int32 (NumPy arrays too), 0 = empty.
+      segment_ids: whole blocks, S = k * block; 0 = empty.
 
     Returns:
-      [B * n, B * n] bool, query block by key block, the rows one behind the other.
+      n = B * k; query block by key block, the rows one behind the other.
 
     Example: ids 1 1 | 1 2 | 3 3 with block 2 -> query block 0 sees 0 1 -, block 1 sees 0 1 -, block 2 sees - - 2
     """
@@ -186,11 +197,11 @@ def needed_blocks(segment_ids: jax.Array, block: int, causal: bool) -> jax.Array
     return needed & (number[:, None] >= number) if causal else needed
 
 
-def visits(needed: jax.Array, width: int, axis: int) -> tuple[jax.Array, jax.Array]:
+def visits(needed: Bool[Array, "n n"], width: int, axis: int) -> tuple[Int[Array, "1 _ _"], Int[Array, "1 _ _"]]:
     """The blocks that the kernel visits, in its order.
 
     Args:
-      needed: [n, n] bool, query block by key block.
+      needed: query block by key block.
       width: the most that are visited for one block.
       axis: 1 = key blocks for every query block, 0 = query blocks for every key block.
 
@@ -217,5 +228,5 @@ def _mask_info(block: jax.Array, compute: jax.Array, positions: jax.Array | None
     )
 
 
-def _not_later(query_places: jax.Array, key_places: jax.Array) -> jax.Array:
-    return query_places >= key_places
+def _not_later(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+    return query_positions >= key_positions

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Float32, Int32, Shaped
 
-from navil_jax.batch import Batch
+from navil_jax.batch import AnyArray, Batch
 from navil_jax.config import ModelConfig
 from navil_jax.model import layers, rope
 from navil_jax.model.attention import attention, cached_attention, whole_rows
@@ -20,18 +21,18 @@ class Layout(NamedTuple):
     """What every layer needs to know of the packed rows."""
 
     rotation: rope.Rotation  # of every position of the reading order
-    reading_order: jax.Array  # [B, L] the slot at each position of the reading order
-    inverse_order: jax.Array  # [B, L] the position in reading order of each slot
-    segment_ids: jax.Array  # [B, L] in reading order
+    reading_order: Int32[Array, "B L"]  # the slot that is read first, second, ...
+    inverse_order: Int32[Array, "B L"]  # when each slot is read
+    segment_ids: Int32[Array, "B L"]  # in reading order
     visual_slots: int
 
 
 class LayerOutputs(NamedTuple):
     """What a layer computed besides its output."""
 
-    keys: jax.Array  # [B, L, K, D] in reading order, rotated
-    values: jax.Array  # [B, L, K, D] in reading order
-    attention: jax.Array  # [B, L, H] after the output projections, in slot order
+    keys: Float[Array, "B L K D"]  # in reading order, rotated
+    values: Float[Array, "B L K D"]  # in reading order
+    attention: Float[Array, "B L H"]  # after the output projections, in slot order
 
 
 class QKV(nnx.Module):
@@ -49,8 +50,10 @@ class QKV(nnx.Module):
         self.k_norm = norm() if decoder.qk_norm else None
 
     @jax.named_scope("qkv")
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[B, N, H] -> queries [B, N, heads, D], keys and values [B, N, kv_heads, D]."""
+    def __call__(
+        self, x: Float[Array, "B N H"]
+    ) -> tuple[Float[Array, "B N heads D"], Float[Array, "B N kv_heads D"], Float[Array, "B N kv_heads D"]]:
+        """Queries, keys and values of tokens."""
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -98,8 +101,8 @@ class FeedForward(nnx.Module):
         self.down = linear((decoder.mlp_dim,), (decoder.width,), ("mlp", "embed"))
 
     @jax.named_scope("ffn")
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, N, H] -> [B, N, H]."""
+    def __call__(self, x: Float[Array, "B N H"]) -> Float[Array, "B N H"]:
+        """Runs the block on tokens."""
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
@@ -133,15 +136,19 @@ class DecoderLayer(nnx.Module):
         return streams, LayerOutputs(k, v, join_slots(out))
 
     def decode(
-        self, x: jax.Array, keys: jax.Array, values: jax.Array, rotation: rope.Rotation, lengths: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        self,
+        x: Float[Array, "B 1 H"],
+        keys: Float[Array, "B S K D"],
+        values: Float[Array, "B S K D"],
+        rotation: rope.Rotation,
+        lengths: Int32[Array, " B"],
+    ) -> tuple[Float[Array, "B 1 H"], tuple[Float[Array, "B S K D"], Float[Array, "B S K D"]]]:
         """One new token per row, with the text weights (released behaviour).
 
         Args:
-          x: [B, 1, H].
-          keys, values: [B, S, K, D], this layer's cache.
+          keys, values: this layer's cache.
           rotation: of the new token.
-          lengths: [B] int32, tokens in the cache; the new one is written there.
+          lengths: tokens in the cache; the new one is written there.
 
         Returns:
           x, and the cache with the new token.
@@ -180,16 +187,16 @@ class Decoder(nnx.Module):
         self.head = None if decoder.tie_embeddings else head(config=config, rngs=rngs)
 
     @jax.named_scope("embed")
-    def embed_new(self, tokens: jax.Array) -> jax.Array:
-        """[B, N] -> [B, N, H] from the ordinary table alone: the rule for produced tokens (released behaviour)."""
+    def embed_new(self, tokens: Int32[AnyArray, "B N"]) -> Float[Array, "B N H"]:
+        """Embeds from the ordinary table alone: the rule for produced tokens (released behaviour)."""
         x = self._rows(self.embed, "vocab", tokens)
         if self.config.pad_token_id is not None:
             x = jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         return x
 
     @jax.named_scope("decoder/embed")
-    def embed_prompt(self, tokens: jax.Array) -> jax.Array:
-        """[B, L] -> [B, L, H]; special tokens come from the special table, so that they train on their own."""
+    def embed_prompt(self, tokens: Int32[AnyArray, "B L"]) -> Float[Array, "B L H"]:
+        """Embeds a prompt; special tokens come from the special table, so that they train on their own."""
         x = self.embed_new(tokens)
         if self.special_embed is None:
             return x
@@ -197,7 +204,7 @@ class Decoder(nnx.Module):
         special = self._rows(self.special_embed, "special", jnp.argmax(matches, axis=-1))
         return jnp.where(matches.any(axis=-1)[..., None], special, x)
 
-    def _rows(self, embed: nnx.Embed, axis: str, ids: jax.Array) -> jax.Array:
+    def _rows(self, embed: nnx.Embed, axis: str, ids: AnyArray) -> jax.Array:
         """Rows of a table, rounded after they are taken: the gradient of a row is the float32 sum over its tokens."""
         table = embed.embedding[...]
         table = layers.unshard(table, (axis, "embed"), table.dtype, table.dtype)
@@ -205,16 +212,14 @@ class Decoder(nnx.Module):
 
     def layout(self, batch: Batch) -> Layout:
         """What the layers need, computed once per step."""
-        order = functools.partial(jnp.take_along_axis, indices=batch.reading_order, axis=1)
-        lengths = self._lengths(batch)
+        reading_order, lengths = jnp.asarray(batch.reading_order), self._lengths(batch)
+        order = functools.partial(jnp.take_along_axis, indices=reading_order, axis=1)
         rotation = rope.decoder_rotation(
             self.config, order(batch.positions), lengths if lengths is None else order(lengths)
         )
-        rows = jnp.arange(batch.reading_order.shape[0])[:, None]
-        numbers = jnp.arange(batch.reading_order.shape[1])
-        inverse = jnp.zeros_like(batch.reading_order).at[rows, batch.reading_order].set(numbers)
-        segment_ids = jnp.take_along_axis(batch.segment_ids, batch.reading_order, axis=1)
-        return Layout(rotation, batch.reading_order, inverse, segment_ids, batch.visual_slots)
+        rows, numbers = jnp.arange(reading_order.shape[0])[:, None], jnp.arange(reading_order.shape[1])
+        inverse = jnp.zeros_like(reading_order).at[rows, reading_order].set(numbers)
+        return Layout(rotation, reading_order, inverse, order(batch.segment_ids), batch.visual_slots)
 
     def _lengths(self, batch: Batch) -> jax.Array | None:
         """[B, L] length of each token's sample, where dynamic scaling can act on rows as long as these; else None."""
@@ -226,16 +231,19 @@ class Decoder(nnx.Module):
 
     @jax.named_scope("decoder")
     def __call__(
-        self, x: jax.Array, layout: Layout, keep: Callable[[jax.Array, LayerOutputs], Any] = lambda x, outputs: None
-    ) -> tuple[jax.Array, Any]:
+        self,
+        x: Float[Array, "B L H"],
+        layout: Layout,
+        keep: Callable[[jax.Array, LayerOutputs], Any] = lambda x, outputs: None,
+    ) -> tuple[Float[Array, "B L H"], Any]:
         """Runs the layers.
 
         Args:
-          x: [B, L, H], embedded tokens in slot order.
+          x: embedded tokens in slot order.
           keep: what to keep of every layer's output and `LayerOutputs`.
 
         Returns:
-          [B, L, H] before the final norm, and what was kept, stacked over layers.
+          Tokens before the final norm, and what was kept, stacked over layers.
         """
 
         def body(layer: DecoderLayer, streams: Streams, _: None) -> tuple[Streams, Any]:
@@ -249,17 +257,20 @@ class Decoder(nnx.Module):
 
     @jax.named_scope("decoder")
     def decode(
-        self, tokens: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        self,
+        tokens: Int32[Array, " B"],
+        keys: Float[Array, "depth B S K D"],
+        values: Float[Array, "depth B S K D"],
+        lengths: Int32[Array, " B"],
+    ) -> tuple[Float32[Array, "B vocab"], Float[Array, "depth B S K D"], Float[Array, "depth B S K D"]]:
         """One step with a cache.
 
         Args:
-          tokens: [B] int32, the newest token of each row.
-          keys, values: [depth, B, S, K, D].
-          lengths: [B] int32, tokens in each row's cache.
+          tokens: the newest one of each row.
+          lengths: tokens in each row's cache.
 
         Returns:
-          logits [B, vocab], and the cache with the token in it. Past `max_positions` the rotation of new tokens
+          Logits, and the cache with the token in it. Past `max_positions` the rotation of new tokens
           follows the length so far, older keys keep theirs (released behaviour).
         """
         rotation = rope.decoder_rotation(self.config, lengths[:, None], lengths[:, None] + 1)
@@ -271,20 +282,20 @@ class Decoder(nnx.Module):
         return self.logits(x)[:, 0], keys, values
 
     @jax.named_scope("head")
-    def logits(self, x: jax.Array) -> jax.Array:
-        """The head after the final norm: [B, N, H] -> [B, N, vocab] float32."""
+    def logits(self, x: Float[Array, "B N H"]) -> Float32[Array, "B N vocab"]:
+        """The head after the final norm."""
         x = self.final_norm(x)
         kernel = constrain(self.head_kernel().astype(x.dtype), None, "vocab")
         return jnp.einsum("bnh,hv->bnv", x, kernel, preferred_element_type=jnp.float32)
 
-    def head_kernel(self) -> jax.Array:
-        """The vocabulary head [H, vocab]; the embeddings where they are tied."""
-        return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
+    def head_kernel(self) -> Float[Array, "H vocab"]:
+        """The vocabulary head; the embeddings where they are tied."""
+        return jnp.asarray(self.embed.embedding[...].T if self.head is None else self.head.kernel[...])
 
 
 @jax.named_scope("reading_order")
-def to_reading_order(streams: Streams, layout: Layout) -> jax.Array:
-    """Slots [B, V, ...] and [B, T, ...] (or all of them) in the order in which they are read: [B, L, ...].
+def to_reading_order(streams: Streams, layout: Layout) -> Shaped[Array, "B L ..."]:
+    """Visual and text slots (or all of them) in the order in which they are read.
 
     Example: streams (a b, c d e), reading_order 2 0 1 4 3 -> c a b e d
     """
@@ -292,7 +303,7 @@ def to_reading_order(streams: Streams, layout: Layout) -> jax.Array:
 
 
 @jax.named_scope("reading_order")
-def to_slot_order(x: jax.Array, streams: int, layout: Layout) -> Streams:
+def to_slot_order(x: Shaped[Array, "B L ..."], streams: int, layout: Layout) -> Streams:
     """The inverse of `to_reading_order`."""
     return _to_slot_order(x, *_orders(streams, layout)) if layout.visual_slots else (x,)
 

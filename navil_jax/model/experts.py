@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Shaped
 
 from navil_jax.sharding import partition_spec, shards
 
@@ -55,8 +56,10 @@ def device_order(slots: int, visual_slots: int) -> np.ndarray:
     return np.concatenate(blocks, axis=1).reshape(-1)
 
 
-def split_slots(x: jax.Array, visual_slots: int) -> tuple[jax.Array, jax.Array]:
-    """Visual [B, V, ...] and text slots [B, T, ...], each in slot order, of [B, L, ...] in device order."""
+def split_slots(
+    x: Shaped[Array, "B L ..."], visual_slots: int
+) -> tuple[Shaped[Array, "B V ..."], Shaped[Array, "B T ..."]]:
+    """Visual and text slots, each in slot order, of all slots in device order."""
     devices = shards("slots")
     if devices == 1:
         return x[:, :visual_slots], x[:, visual_slots:]
@@ -66,7 +69,7 @@ def split_slots(x: jax.Array, visual_slots: int) -> tuple[jax.Array, jax.Array]:
     return _split(visual), _split(text)
 
 
-def join_slots(streams: Streams) -> jax.Array:
+def join_slots(streams: Streams) -> Shaped[Array, "B L ..."]:
     """The inverse of `split_slots`; one stream alone is returned as it is."""
     if len(streams) == 1:
         return streams[0]

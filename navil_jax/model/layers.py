@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
+from navil_jax.batch import AnyArray
 from navil_jax.config import ModelConfig
 from navil_jax.model.linear import Linear
 from navil_jax.model.lora import LoraLinear
@@ -121,18 +123,18 @@ def unsharded(module: nnx.Module, config: ModelConfig) -> nnx.Module:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def unshard(x: jax.Array, names: tuple[str, ...], dtype: str, sum_dtype: str) -> jax.Array:
+def unshard(x: AnyArray, names: tuple[str | None, ...], dtype: DTypeLike, sum_dtype: DTypeLike) -> jax.Array:
     """A parameter with logical axes `names`, rounded to `dtype`, on every device the whole of its `embed` axis.
 
     The result has `sum_dtype`, and so has the gradient, which is summed over the devices in it; each then keeps its own
     part. What travels on the way forward is of `dtype`.
     """
-    whole = constrain(x.astype(dtype), *(None if name == "embed" else name for name in names))
+    whole = constrain(jnp.asarray(x, dtype), *(None if name == "embed" else name for name in names))
     return whole.astype(sum_dtype)
 
 
 def _unshard_gradient(
-    names: tuple[str, ...], dtype: str, sum_dtype: str, like: jax.Array, gradient: jax.Array
+    names: tuple[str | None, ...], dtype: DTypeLike, sum_dtype: DTypeLike, like: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array]:
     return (constrain(gradient, *names).astype(like.dtype),)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
 from navil_jax.batch import Batch
 from navil_jax.config import ModelConfig
@@ -33,8 +34,8 @@ class NaViL(nnx.Module):
         self.connector = Connector(config, rngs) if has_vision else None
         self.decoder = Decoder(config, rngs)
 
-    def embed(self, batch: Batch) -> jax.Array:
-        """Token embeddings with the image features on their `<IMG_CONTEXT>` slots. [B, L, H]"""
+    def embed(self, batch: Batch) -> Float[Array, "B L H"]:
+        """Token embeddings with the image features on their `<IMG_CONTEXT>` slots."""
         x = self.decoder.embed_prompt(batch.tokens)
         if self.vision is not None and self.connector is not None:
             features = self.vision(batch.patches, batch.patch_coords, batch.patch_blocks, batch.block_patches)
@@ -46,23 +47,23 @@ class NaViL(nnx.Module):
 
     def __call__(
         self, batch: Batch, keep: Callable[[jax.Array, LayerOutputs], Any] = lambda x, outputs: None
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[Float[Array, "B L H"], Any]:
         """Runs the model.
 
         Returns:
-          [B, L, H], the last layer's output before the final norm, in slot order; and what `keep` kept of every
+          The last layer's output before the final norm, in slot order; and what `keep` kept of every
           decoder layer, stacked (see Decoder).
         """
         batch = _in_device_order(batch)
         x, kept = self.decoder(self.embed(batch), self.decoder.layout(batch), keep)
         return jnp.concatenate(split_slots(x, batch.visual_slots), axis=1), kept
 
-    def head_inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What `train.loss.token_scores` takes: [B, N, H] after the final norm, and the head [H, vocab]."""
+    def head_inputs(self, x: Float[Array, "B N H"]) -> tuple[Float[Array, "B N H"], Float[Array, "H vocab"]]:
+        """What `train.loss.token_scores` takes: tokens after the final norm, and the head."""
         return self.decoder.final_norm(x), self.decoder.head_kernel()
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """[B, N, H] -> [B, N, vocab] float32."""
+    def logits(self, x: Float[Array, "B N H"]) -> Float32[Array, "B N vocab"]:
+        """Scores of the next token."""
         return self.decoder.logits(x)
 
 

@@ -2,18 +2,22 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
 
+from navil_jax.batch import AnyArray
 from navil_jax.config import DecoderConfig, VisionConfig
 
-Rotation = tuple[jax.Array, jax.Array]  # cos and sin, each [B, S, head_dim / 2] float32
+Rotation = tuple[Float32[Array, "B N half"], Float32[Array, "B N half"]]  # cos and sin; half = head_dim / 2
 
 
-def decoder_rotation(config: DecoderConfig, positions: jax.Array, lengths: jax.Array | None = None) -> Rotation:
+def decoder_rotation(
+    config: DecoderConfig, positions: Int[AnyArray, "B N"], lengths: Int[Array, "B _"] | None = None
+) -> Rotation:
     """Rotation of every token.
 
     Args:
-      positions: [B, S] int32, in the token's own sample.
-      lengths: [B, S] or [B, 1] int32, length of the token's own sample; needed for dynamic scaling only.
+      positions: in the token's own sample.
+      lengths: [B, S] or [B, 1], length of the token's own sample; needed for dynamic scaling only.
 
     Dynamic scaling raises the base when a sample is longer than `max_positions`; the released code takes the length of
     the padded batch, and keeps the last base for every later text. Here each sample's own length counts.
@@ -32,14 +36,11 @@ def decoder_rotation(config: DecoderConfig, positions: jax.Array, lengths: jax.A
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def vision_angles(config: VisionConfig, coords: jax.Array) -> jax.Array:
+def vision_angles(config: VisionConfig, coords: Int[AnyArray, "... 2"]) -> Float32[Array, "... half"]:
     """Angles of every patch: head_dim/4 for its row, then head_dim/4 for its column.
 
     Args:
-      coords: [..., 2] int32, (row, column) in the patch's own scale.
-
-    Returns:
-      [..., head_dim / 2] float32.
+      coords: (row, column) in the patch's own scale.
     """
     dim = config.head_dim // 2
     frequencies = 1.0 / jnp.float32(config.rope_theta) ** (jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
@@ -48,8 +49,8 @@ def vision_angles(config: VisionConfig, coords: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Turns the pairs (i, i + head_dim/2) of every head, in float32. x: [B, S, heads, head_dim].
+def rotate(x: Float[Array, "B N H D"], rotation: Rotation) -> Float[Array, "B N H D"]:
+    """Turns the pairs (i, i + D/2) of every head, in float32.
 
     Halves swap in x's own dtype, so that no float32 copy of x is written; the gradient turns back.
     """

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
+from navil_jax.batch import AnyArray
 from navil_jax.config import ModelConfig, VisionConfig
 from navil_jax.model import layers, rope
 from navil_jax.model.attention import attention
@@ -17,8 +19,8 @@ class VisionLayout(NamedTuple):
     """What every layer needs to know of the patches."""
 
     rotation: rope.Rotation
-    blocks: jax.Array  # [B, P] int32, the scale of each patch; 0 = empty
-    windows: jax.Array  # [B, P] int32, the window of each patch; 0 = empty
+    blocks: Int32[AnyArray, "B P"]  # the scale of each patch; 0 = empty
+    windows: Int32[Array, "B P"]  # the window of each patch; 0 = empty
     longest: int | None  # the most patches of a scale
 
 
@@ -43,8 +45,10 @@ class VisionLayer(nnx.Module):
         self.ls2 = nnx.Param(scale(), **layers.axes("norm"))
         self.backend = config.attention
 
-    def __call__(self, x: jax.Array, layout: VisionLayout, windowed: jax.Array | bool = False) -> jax.Array:
-        """x: [B, P, W] -> [B, P, W]; `windowed`: attention stays inside windows instead of whole scales."""
+    def __call__(
+        self, x: Float[Array, "B P W"], layout: VisionLayout, windowed: Bool[Array, ""] | bool = False
+    ) -> Float[Array, "B P W"]:
+        """Runs the layer; `windowed`: attention stays inside windows instead of whole scales."""
         x = x + _scaled(self._attend(self.norm1(x), layout, windowed), self.ls1[...])
         x = x + _scaled(self._mlp(self.norm2(x)), self.ls2[...])
         return constrain(x, "batch", "patches", "features")
@@ -80,36 +84,44 @@ class VisionEncoder(nnx.Module):
         self.layers = layers.stack(lambda rngs: VisionLayer(config, rngs), vision.depth, rngs)
 
     @jax.named_scope("embed")
-    def embed(self, patches: jax.Array) -> jax.Array:
-        """Pixels [B, P, D] uint8, scaled to [-1, 1] -> [B, P, W]."""
+    def embed(self, patches: UInt8[AnyArray, "B P D"]) -> Float[Array, "B P W"]:
+        """Embeds pixels, scaled to [-1, 1]."""
         pixels = constrain(pixel_values(patches).astype(self.compute_dtype), "batch", "patches", "patch")
         return constrain(layers.unsharded(self.patch_embed, self.model_config)(pixels), "batch", "patches", "features")
 
-    def layout(self, coords: jax.Array, blocks: jax.Array, longest: int | None = None) -> VisionLayout:
-        """Rotation and attention segments of the patches; coords [B, P, 2], blocks [B, P]."""
+    def layout(
+        self,
+        coords: Int32[AnyArray, "B P 2"],
+        blocks: Int32[AnyArray, "B P"],
+        longest: int | None = None,
+    ) -> VisionLayout:
+        """Rotation and attention segments of the patches."""
         angles = rope.vision_angles(self.config, coords)
         windows = window_ids(coords, blocks, self.config)
         return VisionLayout((jnp.cos(angles), jnp.sin(angles)), blocks, windows, longest)
 
-    def windowed_layers(self) -> jax.Array:
-        """[depth] bool, the layers that attend inside windows."""
+    def windowed_layers(self) -> Bool[Array, " depth"]:
+        """The layers that attend inside windows."""
         full = self.config.full_attention_layers
         return jnp.array([full is not None and i not in full for i in range(self.config.depth)])
 
     @jax.named_scope("vision")
     def __call__(
-        self, patches: jax.Array, coords: jax.Array, blocks: jax.Array, longest: int | None = None
-    ) -> jax.Array:
+        self,
+        patches: UInt8[AnyArray, "B P D"],
+        coords: Int32[AnyArray, "B P 2"],
+        blocks: Int32[AnyArray, "B P"],
+        longest: int | None = None,
+    ) -> Float[Array, "B N UW"]:
         """Encodes packed patches.
 
         Args:
-          patches: [B, P, D] uint8.
-          coords: [B, P, 2] int32, (row, column) in the patch's own scale.
-          blocks: [B, P] int32, the patch's scale; 0 = empty.
+          coords: (row, column) in the patch's own scale.
+          blocks: the patch's scale; 0 = empty.
           longest: the most patches that a scale has; None: as many as a row.
 
         Returns:
-          [B, P/U, U*W]: the U patches of every merged unit side by side (top-left, top-right, bottom-left,
+          N = P/U units of width U*W: the U patches of every merged unit side by side (top-left, top-right, bottom-left,
           bottom-right), in the order of the patches.
         """
         layout = self.layout(coords, blocks, longest)
@@ -123,8 +135,8 @@ class VisionEncoder(nnx.Module):
         return x.reshape(rows, count // unit, unit * width)
 
 
-def pixel_values(levels: jax.Array) -> jax.Array:
-    """Levels [...] uint8 -> [...] float32 in [-1, 1], bit for bit the released preprocessing's.
+def pixel_values(levels: UInt8[AnyArray, "..."]) -> Float32[Array, "..."]:
+    """Levels of a colour -> numbers in [-1, 1], bit for bit the released preprocessing's.
 
     That divides by 255 in double precision and rounds. Here 1/255 is two numbers: the product with 257/65536 is exact,
     and so the sum of both products is rounded as the quotient is, whether or not a compiler fuses them.
@@ -135,8 +147,10 @@ def pixel_values(levels: jax.Array) -> jax.Array:
     return (level * jnp.float32(large) + level * jnp.float32(1 / 255 - large) - 0.5) / 0.5
 
 
-def window_ids(coords: jax.Array, blocks: jax.Array, config: VisionConfig) -> jax.Array:
-    """A number for the window of each patch, unique in its row and below P + 1; 0 where empty. [B, P] int32
+def window_ids(
+    coords: Int32[AnyArray, "B P 2"], blocks: Int32[AnyArray, "B P"], config: VisionConfig
+) -> Int32[Array, "B P"]:
+    """A number for the window of each patch, unique in its row and below P + 1; 0 where empty.
 
     Windows of window_size x window_size patches tile every scale from its top left; those at its edges are smaller.
     A scale's windows are counted row by row from its first patch on: it has no more windows than patches. The patches
@@ -144,7 +158,7 @@ def window_ids(coords: jax.Array, blocks: jax.Array, config: VisionConfig) -> ja
 
     Example: one scale of 2 x 4 patches, window_size 2, in window order -> 1 1 1 1 2 2 2 2
     """
-    window = coords // config.window_size
+    window = jnp.asarray(coords) // config.window_size
     scales = blocks.shape[1] // config.unit_patches + 2
 
     def numbers(window: jax.Array, blocks: jax.Array) -> jax.Array:
@@ -152,7 +166,7 @@ def window_ids(coords: jax.Array, blocks: jax.Array, config: VisionConfig) -> ja
         columns = jax.ops.segment_max(window[:, 1], blocks, scales) + 1
         return jnp.where(blocks > 0, 1 + first[blocks] + window[:, 0] * columns[blocks] + window[:, 1], 0)
 
-    return jax.vmap(numbers)(window, blocks).astype(jnp.int32)
+    return jax.vmap(numbers)(window, jnp.asarray(blocks)).astype(jnp.int32)
 
 
 class Connector(nnx.Module):
@@ -165,6 +179,6 @@ class Connector(nnx.Module):
         self.fc2 = layers.linear((out,), (out,), ("mlp", "embed"), config, rngs, use_bias=True)
 
     @jax.named_scope("connector")
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, N, U*W] -> [B, N, H]."""
+    def __call__(self, x: Float[Array, "B N UW"]) -> Float[Array, "B N H"]:
+        """Maps units to the decoder's width."""
         return self.fc2(layers.gelu(self.fc1(self.norm(x))))

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
+from navil_jax.batch import AnyArray
 from navil_jax.sharding import mesh_axes, partition_spec
 
 CHUNK_LOGITS = 2**26  # logits of a device that exist at one time
@@ -15,8 +17,8 @@ LOWEST = -1e30  # a logit that never wins
 class TokenScores(NamedTuple):
     """Of every slot: cross-entropy of its target (0 where the target is -1), and the likeliest token."""
 
-    cross_entropy: jax.Array  # [B, N] float32
-    predictions: jax.Array  # [B, N] int32
+    cross_entropy: Float32[Array, "B N"]
+    predictions: Int32[Array, "B N"]
 
 
 class _Summary(NamedTuple):
@@ -35,18 +37,24 @@ _Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # over the columns so
 
 
 @jax.named_scope("head")
-def token_scores(x: jax.Array, kernel: jax.Array, targets: jax.Array, sum_dtype: str | None = None) -> TokenScores:
+def token_scores(
+    x: Float[AnyArray, "B N H"],
+    kernel: Float[AnyArray, "H vocab"],
+    targets: Int32[AnyArray, "B N"],
+    sum_dtype: str | None = None,
+) -> TokenScores:
     """Scores every slot through the vocabulary head, a chunk of the vocabulary at a time.
 
     The logits of all slots never exist together, neither forward nor backward, and each chunk's gradient is one product
     over all slots. On a mesh every device scores its own slots; the head is gathered once, its gradient summed once.
 
     Args:
-      x: [B, N, H], the last layer's output after the final norm.
-      kernel: [H, vocab], the head; products are in x's dtype, sums in float32.
-      targets: [B, N] int32, -1 = none.
+      x: the last layer's output after the final norm.
+      kernel: the head; products are in x's dtype, sums in float32.
+      targets: -1 = none.
       sum_dtype: in which the kernel's gradient is summed over devices; None: x's dtype.
     """
+    x, kernel, targets = (jnp.asarray(array) for array in (x, kernel, targets))
     sums = x.dtype if sum_dtype is None else jnp.dtype(sum_dtype)
     if jax.sharding.get_abstract_mesh().empty:
         return _scores(x, kernel.astype(sums), targets, mapped=False)
@@ -188,7 +196,7 @@ def _logits(
     return jnp.where(new, logits, LOWEST), start, new & (columns == targets[..., None]), chunk
 
 
-def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+def weighted_mean(values: Shaped[AnyArray, "*n"], weights: Shaped[AnyArray, "*n"]) -> Float[Array, ""]:
     """sum(values * weights) / sum(weights) over the global batch; 0 where nothing has a weight.
 
     Example: values 2 4 9, weights 1 0.5 0 -> 4 / 1.5
@@ -196,8 +204,8 @@ def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-8)
 
 
-def feature_scale(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """How unequal tokens are in size: the standard deviation (n - 1) over tokens of mean |x|. x [B, N, H], mask [B, N].
+def feature_scale(x: Float[AnyArray, "B N H"], mask: Bool[AnyArray, "B N"]) -> Float32[Array, ""]:
+    """How unequal tokens are in size: the standard deviation (n - 1) over tokens of mean |x|.
 
     The released code logs it of the last layer, for visual and for other tokens; nan where there is no token.
     """

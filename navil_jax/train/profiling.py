@@ -44,9 +44,9 @@ def compilations(function: str) -> Iterator[list[float]]:
     """
     found: list[float] = []
 
-    def listen(event: str, seconds: float, **about: object) -> None:
+    def listen(event: str, duration_secs: float, **about: str | int) -> None:
         if event == _COMPILED and about.get("fun_name") == f"jit({function})":
-            found.append(seconds)
+            found.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
