@@ -16,7 +16,8 @@ import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.records import RecordSource, encoded
+from navil_jax.data.formats.record_images import encoded
+from navil_jax.data.formats.records import RecordSource
 from navil_jax.data.sample import Sample
 from navil_jax.errors import UserError
 

@@ -5,8 +5,7 @@ from typing import Any
 import datasets
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.parquet import used_columns
-from navil_jax.data.formats.records import RecordSource
+from navil_jax.data.formats.records import RecordSource, used_columns
 from navil_jax.errors import UserError
 
 

@@ -9,24 +9,10 @@ import pyarrow
 import pyarrow.parquet
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.records import IMAGE_FIELDS, TEXT_FIELDS, RecordSource
+from navil_jax.data.formats.records import RecordSource, used_columns
 from navil_jax.errors import UserError
 
-_EXTRA_FIELDS = ("answer", "system", "kind", "key")
 _KEPT_GROUPS = 2  # row groups in memory
-
-
-def used_columns(path: str, names: list[str]) -> list[str]:
-    """The columns that make samples.
-
-    Raises:
-      UserError: there is no text, or images by address only.
-    """
-    if not set(TEXT_FIELDS) & set(names):
-        raise UserError(f"{path}: no column of {', '.join(TEXT_FIELDS)}; the columns are {', '.join(names)}")
-    if {"url", "image_url"} & set(names) and not set(IMAGE_FIELDS) & set(names):
-        raise UserError(f"{path}: has addresses of images only; download them (img2dataset writes parquet with them)")
-    return [name for name in names if name in (*IMAGE_FIELDS, *TEXT_FIELDS, *_EXTRA_FIELDS)]
 
 
 class Parquet(RecordSource):

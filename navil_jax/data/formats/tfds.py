@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from navil_jax.data.formats.parquet import used_columns
-from navil_jax.data.formats.records import RecordSource, encoded
+from navil_jax.data.formats.record_images import encoded
+from navil_jax.data.formats.records import RecordSource, used_columns
 from navil_jax.data.sample import Source
 from navil_jax.errors import UserError
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.index import FileIndex, tar_key
-from navil_jax.data.formats.records import IMAGE_SUFFIXES, RecordSource, parse_json, reason
+from navil_jax.data.formats.record_images import IMAGE_SUFFIXES
+from navil_jax.data.formats.records import RecordSource, parse_json, reason
 
 
 class WebDataset(RecordSource):
