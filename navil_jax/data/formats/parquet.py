@@ -1,8 +1,10 @@
 """Parquet files (pyarrow), read by row group."""
 
 import bisect
+import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow
@@ -37,7 +39,9 @@ class Parquet(RecordSource):
             self._file = pyarrow.parquet.ParquetFile(files.open_binary(self.path))
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{self.path}: cannot be read as parquet: {error}") from error
-        self._columns = used_columns(self.path, self._file.schema_arrow.names)
+        schema = self._file.schema_arrow
+        self._columns = used_columns(self.path, schema.names)
+        self._features = _features(schema.metadata or {})
         self._groups: OrderedDict[int, pyarrow.Table] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -58,9 +62,10 @@ class Parquet(RecordSource):
     def record(self, index: int) -> dict[str, Any]:
         group = bisect.bisect_right(self._starts, index) - 1
         try:
-            return self._group(group).slice(index - self._starts[group], 1).to_pylist()[0]
+            row = self._group(group).slice(index - self._starts[group], 1).to_pylist()[0]
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"row group {group} is broken: {error}") from error
+        return {name: _with_names(self._features.get(name), value) for name, value in row.items()}
 
     def _group(self, group: int) -> pyarrow.Table:
         with self._lock:
@@ -70,3 +75,27 @@ class Parquet(RecordSource):
                     self._groups.popitem(last=False)
             self._groups.move_to_end(group)
             return self._groups[group]
+
+
+def _features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """What the Hugging Face `datasets` package wrote of the columns, if it wrote the file."""
+    try:
+        return json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _with_names(feature: Any, value: Any) -> Any:
+    """A value of such a feature with the names of classes in the place of their numbers; -1 is no class."""
+    if isinstance(feature, list) and len(feature) == 1:
+        feature = {"_type": "List", "feature": feature[0]}
+    if not isinstance(feature, Mapping):
+        return value
+    if feature.get("_type") == "ClassLabel" and isinstance(value, int):
+        names = feature.get("names", ())
+        return names[value] if 0 <= value < len(names) else None
+    if isinstance(value, list):
+        return [_with_names(feature.get("feature"), entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _with_names(feature.get(name), entry) for name, entry in value.items()}
+    return value
