@@ -321,7 +321,7 @@ def test_ways_to_write_a_conversation(record: dict) -> None:
 
 
 META = {
-    "a": {"root": "img", "annotation": "a.jsonl", "repeat_time": 2, "length": 30, "max_dynamic_patch": 12},
+    "a": {"root": "img", "annotation": "a.jsonl", "repeat_time": 2, "length": 400, "max_dynamic_patch": 12},
     "b": {"annotation": "b.jsonl", "repeat_time": 0.5, "data_augment": True, "conv_style": "x"},
 }
 
@@ -336,7 +336,7 @@ class TestMeta:
     def test_becomes_sources_with_their_settings(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "m.json").write_text(json.dumps(META))
         write_lines(tmp_path / "b.jsonl", [TEXT_ONLY] * 40)
-        write_lines(tmp_path / "a.jsonl", [GOOD])
+        write_lines(tmp_path / "a.jsonl", [GOOD] * 30)
         config = expand_sources(config_of(tmp_path / "m.json", prompt="P", loss_weight="token"))
         a, b, scenes = config.data.sources
         assert (a.name, a.kind, a.path, a.root) == ("a", "llava", str(tmp_path / "a.jsonl"), str(tmp_path / "img"))
@@ -345,8 +345,9 @@ class TestMeta:
         assert (a.max_patches, b.max_patches, a.prompt, b.loss_weight) == (12 * 784, None, "P", "token")
         assert scenes == SourceConfig("scenes")
         assert "b: conv_style not used" in caplog.text
+        assert f"a.length: 400, but {a.path} has 30 samples, which count" in caplog.text
         assert len(open_source(b, "train")) == 40
-        assert len(open_source(config_of(tmp_path / "m.json").data.sources[0], "train")) == 41
+        assert len(open_source(config_of(tmp_path / "m.json").data.sources[0], "train")) == 70
         validate(config)
 
     @pytest.mark.parametrize(
@@ -362,18 +363,21 @@ class TestMeta:
         self, tmp_path: Path, switch: bool | None, own: tuple[str, ...], expected: tuple[str, ...]
     ) -> None:
         settings = {"annotation": "a.jsonl", "length": 1} | ({} if switch is None else {"data_augment": switch})
+        write_lines(tmp_path / "a.jsonl", [TEXT_ONLY])
         (tmp_path / "m.json").write_text(json.dumps({"a": settings}))
         config = expand_sources(config_of(tmp_path / "m.json", transforms=own))
         assert config.data.sources[0].transforms == expected
 
     @pytest.mark.parametrize(("patch_size", "patches"), [(14, 2048), (16, 1568), (32, 392)])
     def test_tiles_are_counted_in_the_patches_of_the_model(self, tmp_path: Path, patch_size: int, patches: int) -> None:
+        write_lines(tmp_path / "a.jsonl", [TEXT_ONLY])
         (tmp_path / "m.json").write_text('{"a": {"annotation": "a.jsonl", "length": 1, "max_dynamic_patch": 2}}')
         model = ModelConfig(vision=VisionConfig(patch_size=patch_size))
         config = dataclasses.replace(config_of(tmp_path / "m.json"), model=model)
         assert expand_sources(config).data.sources[0].max_patches == patches
 
     def test_a_part_must_fit_the_config(self, tmp_path: Path) -> None:
+        write_lines(tmp_path / "a.jsonl", [TEXT_ONLY])
         (tmp_path / "m.json").write_text('{"a": {"annotation": "a.jsonl", "length": 1, "max_dynamic_patch": 1}}')
         config = dataclasses.replace(config_of(tmp_path / "m.json"), images=ImageConfig(min_patches=1024))
         message = r"sources\.0\.max_patches: 784 is below images\.min_patches = 1024 \(sources .*: a, scenes\)"
@@ -399,13 +403,27 @@ class TestMeta:
             ('{"a": {"annotation": "x", "repeat_time": "2"}}', "a.repeat_time: '2' is of the wrong type"),
             ('{"a": {"annotation": "x", "length": true}}', "a.length: True is of the wrong type"),
             ('{"a": {"annotation": "x", "repeat_time": 0}}', "a.repeat_time: 0 must be positive"),
+            ('{"a": {"annotation": "x"}, "a": {"annotation": "y"}}', "'a' stands twice in one object"),
+            ('{"a": {"annotation": "x", "repeat_times": 2}}', "a.repeat_times: no such setting; nearest is repeat_time"),
+            ('{"a": {"annotation": "x"}}'.encode("utf-16").decode("latin-1"), "is UTF-16"),
         ],
     )
     def test_mistakes(self, tmp_path: Path, content: str, message: str) -> None:
-        (tmp_path / "m.json").write_text(content)
+        (tmp_path / "m.json").write_bytes(content.encode("latin-1"))
         with pytest.raises(UserError, match=message) as caught:
             expand_sources(config_of(tmp_path / "m.json"))
         assert "m.json" in str(caught.value)
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+    one, other = (SourceConfig("web", kind="llava", path=f"{name}.jsonl") for name in "ab")
+    with pytest.raises(UserError, match=r"0 \(a\.jsonl\) and 1 \(b\.jsonl\) are both called 'web'"):
+        expand_sources(Config(data=DataConfig(sources=(one, other))))
+    write_lines(tmp_path / "a.jsonl", [TEXT_ONLY])
+    (tmp_path / "m.json").write_text('{"web": {"annotation": "a.jsonl"}}')
+    parts = SourceConfig("m", kind="meta", path=str(tmp_path / "m.json"))
+    with pytest.raises(UserError, match=r"are both called 'web'; give them different names"):
+        expand_sources(Config(data=DataConfig(sources=(parts, other))))
 
 
 def test_settings_of_a_source() -> None:
