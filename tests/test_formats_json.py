@@ -404,7 +404,10 @@ class TestMeta:
             ('{"a": {"annotation": "x", "length": true}}', "a.length: True is of the wrong type"),
             ('{"a": {"annotation": "x", "repeat_time": 0}}', "a.repeat_time: 0 must be positive"),
             ('{"a": {"annotation": "x"}, "a": {"annotation": "y"}}', "'a' stands twice in one object"),
-            ('{"a": {"annotation": "x", "repeat_times": 2}}', "a.repeat_times: no such setting; nearest is repeat_time"),
+            (
+                '{"a": {"annotation": "x", "repeat_times": 2}}',
+                "a.repeat_times: no such setting; nearest is repeat_time",
+            ),
             ('{"a": {"annotation": "x"}}'.encode("utf-16").decode("latin-1"), "is UTF-16"),
         ],
     )
