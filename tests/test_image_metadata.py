@@ -114,7 +114,7 @@ def test_eps_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "a.jpg").write_bytes(EPS)
     for source in (tmp_path / "a.jpg", EPS, Image.open(io.BytesIO(EPS))):
-        with pytest.raises(UserError, match="EPS.* is not read; convert it"):
+        with pytest.raises(UserError, match=r"EPS.* is not read; convert it"):
             load_image(source)
     assert not (tmp_path / "started").exists()
 

@@ -5,7 +5,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -21,7 +21,7 @@ COMPRESSED = {  # first bytes -> ending
     b"\x28\xb5\x2f\xfd": ".zst",
     b"PK\x03\x04": ".zip",
 }
-_BLOCK, _BLOCKS = 1 << 15, 32  # bytes, and how many blocks of a large file tell its version
+_BLOCK, _BLOCKS = 1 << 13, 16  # bytes, and how many blocks of a large file tell its version
 CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
 
 
@@ -135,6 +135,11 @@ def _digest(file: int, size: int) -> int:
     for place in (*places, max(0, size - _BLOCK)):
         digest.update(os.pread(file, _BLOCK, place))
     return int.from_bytes(digest.digest(), "big")
+
+
+def stamp(versions: Iterable[Version]) -> str:
+    """One short text for the versions of several files."""
+    return hashlib.blake2b(repr([*map(tuple, versions)]).encode(), digest_size=8).hexdigest()
 
 
 def open_binary(path: str) -> BinaryIO:

@@ -31,6 +31,9 @@ class HuggingFace(RecordSource):
         if not len(self):
             raise UserError(f"{path}: has no rows")
 
+    def versions(self) -> list[files.Version]:
+        return [files.version(file["filename"]) for file in self._data.cache_files]
+
     def __len__(self) -> int:
         return len(self._data)
 

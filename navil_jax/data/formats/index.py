@@ -42,11 +42,11 @@ class FileIndex:
           UserError: no such file, no sample in it, or what `scan` raises.
         """
         try:
-            self._version = files.version(path)
+            self.version = files.version(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
         self.path = path
-        header = (_MAGIC, kind.encode().ljust(8), *self._version)
+        header = (_MAGIC, kind.encode().ljust(8), *self.version)
         places = [files.cached_name(path, SUFFIX)]
         if not files.is_remote(path):
             places.insert(0, Path(path + SUFFIX))
@@ -59,7 +59,7 @@ class FileIndex:
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return self._version.size
+        return self.version.size
 
     def __len__(self) -> int:
         return len(self._map()[0]) - 1
@@ -80,11 +80,11 @@ class FileIndex:
         begin, end = self[index]
         if not files.is_remote(self.path):
             status = os.stat(self.path)
-            if (status.st_size, status.st_mtime_ns) != self._version[:2]:
+            if (status.st_size, status.st_mtime_ns) != self.version[:2]:
                 now = files.version(self.path)
-                if (now.size, now.digest) != (self._version.size, self._version.digest):
+                if (now.size, now.digest) != (self.version.size, self.version.digest):
                     raise OSError(f"{self.path} has changed since it was opened; start again")
-                self._version = now
+                self.version = now
         content = files.read_range(self.path, begin, end)
         if len(content) != end - begin:
             raise OSError(f"{self.path} has changed since it was opened; start again")

@@ -27,6 +27,9 @@ class Llava(RecordSource):
         self._array = path.lower().endswith(".json")
         self._index = FileIndex(path, "array", scan_array) if self._array else FileIndex(path, "lines", scan_lines)
 
+    def versions(self) -> list[files.Version]:
+        return [self._index.version]
+
     def __len__(self) -> int:
         return len(self._index)
 

@@ -27,15 +27,19 @@ class Parquet(RecordSource):
 
     def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
         super().__init__(path, root, prompt)
-        self._open()
+        self._version = self._open()
         self._starts = [0]
         for group in range(self._file.metadata.num_row_groups):
             self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
         if not len(self):
             raise UserError(f"{path}: has no rows")
 
-    def _open(self) -> None:
+    def versions(self) -> list[files.Version]:
+        return [self._version]
+
+    def _open(self) -> files.Version:
         try:
+            version = files.version(self.path)
             self._file = pyarrow.parquet.ParquetFile(files.open_binary(self.path))
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{self.path}: cannot be read as parquet: {error}") from error
@@ -44,13 +48,15 @@ class Parquet(RecordSource):
         self._features = _features(schema.metadata or {})
         self._groups: OrderedDict[int, pyarrow.Table] = OrderedDict()
         self._lock = threading.Lock()
+        return version
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_file", "_groups", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()
+        if self._open() != self._version:
+            raise UserError(f"{self.path} has changed since it was opened; start again")
 
     def __len__(self) -> int:
         return self._starts[-1]

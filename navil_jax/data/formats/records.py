@@ -53,6 +53,14 @@ class RecordSource(abc.ABC):
     def record(self, index: int) -> Mapping[str, Any]:
         """The record. ValueError says what is wrong with it."""
 
+    def versions(self) -> list[files.Version]:
+        """Of the files that the records are in."""
+        return [files.version(self.path)]
+
+    def stamp(self) -> str:
+        """What these files are known by: another text when one of them has changed."""
+        return files.stamp(self.versions())
+
     def place(self, index: int) -> str:
         """Where a bad record is found, for messages, if the key does not tell."""
         return ""

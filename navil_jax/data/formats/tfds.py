@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from navil_jax.data.formats import files
 from navil_jax.data.formats.record_images import encoded
 from navil_jax.data.formats.records import RecordSource, used_columns
 from navil_jax.data.sample import Source
@@ -45,6 +46,10 @@ class Tfds(RecordSource):
         used_columns(path, list(features))
         if not len(self):
             raise UserError(f"{path}: has no samples")
+
+    def versions(self) -> list[files.Version]:
+        folder = self.path.partition("#")[0]
+        return [files.version(file) for file in files.expand(folder, ("",))]
 
     def __len__(self) -> int:
         return len(self._data)

@@ -30,6 +30,9 @@ class WebDataset(RecordSource):
         super().__init__(path, root, prompt)
         self._index = FileIndex(path, "tar", scan_tar)
 
+    def versions(self) -> list[files.Version]:
+        return [self._index.version]
+
     def __len__(self) -> int:
         return len(self._index)
 
