@@ -194,7 +194,7 @@ def test_a_report_of_something_else_is_left_alone(lines: str, tmp_path: Path, ca
     with open(lines, "a") as file:
         file.write('{"conversations": []}\n')
     assert run(lines, tmp_path / "report") == 2
-    assert "29 samples, 28 when" in capsys.readouterr().err
+    assert "source train.jsonl: its files have changed since" in capsys.readouterr().err
 
 
 def test_report_needs_nothing_from_outside(lines: str, tmp_path: Path) -> None:

@@ -97,8 +97,10 @@ class TestWebDataset:
         assert good.turns == (("", "x"),)
 
     def test_no_tar(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="is no tar file"):
+        with pytest.raises(UserError, match=r"is compressed \(gz\); unpack it first"):
             self.open(tmp_path, b"\x1f\x8b" + bytes(range(256)) * 4)
+        with pytest.raises(UserError, match="is no tar file"):
+            self.open(tmp_path, bytes(range(1, 256)) * 4)
         with pytest.raises(UserError, match="has no samples"):
             self.open(tmp_path, tar_bytes({}))
 

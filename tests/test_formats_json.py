@@ -19,7 +19,10 @@ from made_data import jpeg, outcomes, talk, write_lines
 from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig, VisionConfig, validate
 from navil_jax.data.formats import files, open_format
 from navil_jax.data.formats.index import SUFFIX, FileIndex
-from navil_jax.data.formats.records import IMAGE_FIELDS, TEXT_FIELDS, conversation, to_sample
+from navil_jax.data.formats.record_images import IMAGE_FIELDS
+from navil_jax.data.formats.record_text import TEXT_FIELDS, conversation
+from navil_jax.data.formats.records import to_sample
+from navil_jax.data.formats.scan_json import scan_array, scan_lines
 from navil_jax.data.sample import BadSample, Sample, usable_samples
 from navil_jax.data.sources import expand_sources, for_source, open_source
 from navil_jax.errors import UserError
@@ -180,9 +183,10 @@ class TestIndex:
         content = b"\n".join(lines) + b"\n" * end
         path = tmp_path_factory.mktemp("lines") / "x.jsonl"
         path.write_bytes(content)
-        assume(content.strip())
+        assume(content.strip() and content[0] < 128 and content[:2] not in (b"\x1f\x8b", b"BZ", b"PK", b"{\0", b"[\0"))
+        assume(content[:1] != b"\0")
         wanted = content.rstrip().split(b"\n")
-        index = FileIndex(str(path), "lines")
+        index = FileIndex(str(path), "lines", scan_lines)
         found = [content[slice(*index[i])] for i in range(len(index))]
         assert [line.removesuffix(b"\n") for line in found] == wanted
 
@@ -191,7 +195,7 @@ class TestIndex:
         path = tmp_path / "x.jsonl"
         path.write_bytes(content)
         with pytest.raises(UserError, match="no samples"):
-            FileIndex(str(path), "lines")
+            FileIndex(str(path), "lines", scan_lines)
 
     @settings(max_examples=30, deadline=None)
     @given(
@@ -205,7 +209,7 @@ class TestIndex:
             path = tmp_path_factory.mktemp("array") / "x.json"
             content = json.dumps(values, **options).encode()
             path.write_bytes(content)
-            index = FileIndex(str(path), "array")
+            index = FileIndex(str(path), "array", scan_array)
             cut = [content[slice(*index[i])].strip().removesuffix(b",") for i in range(len(index))]
             assert [json.loads(element) for element in cut] == values
 
@@ -224,17 +228,30 @@ class TestIndex:
 
     def test_cut_off_or_foreign_is_written_anew(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"text": "b"}])
-        whole = Path(FileIndex(path, "lines").file).read_bytes()
+        whole = Path(FileIndex(path, "lines", scan_lines).file).read_bytes()
         for broken in (whole[:-8], whole[:10], b"", b"x" * len(whole)):
             Path(path + SUFFIX).write_bytes(broken)
-            assert len(FileIndex(path, "lines")) == 2
+            assert len(FileIndex(path, "lines", scan_lines)) == 2
             assert Path(path + SUFFIX).read_bytes() == whole
 
     def test_a_file_that_shrinks_while_in_use_is_told(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"text": "b"}])
         source = open_format("llava", path)
         write_lines(tmp_path / "x.jsonl", [{"text": "a"}])
-        assert "has changed" in outcomes(source)[1]
+        with pytest.raises(OSError, match="has changed since it was opened"):
+            source[1]
+
+    def test_a_file_of_another_content_is_not_read_with_the_old_index(self, tmp_path: Path) -> None:
+        path = write_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"text": "b"}])
+        source = open_format("llava", path)
+        os.utime(path, ns=(0, 0))  # the same content
+        assert [s.turns[0][1] for s in source] == ["a", "b"]
+        write_lines(tmp_path / "x.jsonl", [{"text": "b"}, {"text": "a"}])
+        with pytest.raises(OSError, match="has changed since it was opened"):
+            source[0]
+        write_lines(tmp_path / "x.jsonl", [{"text": "c"}, {"text": "d"}])
+        os.utime(path, ns=(0, 0))  # as the index knows it
+        assert [s.turns[0][1] for s in open_format("llava", path)] == ["c", "d"]
 
     def test_goes_to_the_cache_where_the_folder_is_read_only(
         self, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -242,7 +259,7 @@ class TestIndex:
         path = write_lines(tmp_path / "x.jsonl", [{"text": "a"}])
         access = os.access
         monkeypatch.setattr(os, "access", lambda p, mode: str(p) != str(tmp_path) and access(p, mode))
-        assert FileIndex(path, "lines").file.startswith(str(cache))
+        assert FileIndex(path, "lines", scan_lines).file.startswith(str(cache))
         assert not Path(path + SUFFIX).exists()
 
     @pytest.mark.slow
@@ -299,12 +316,12 @@ def test_addresses_work_like_paths(cache: Path) -> None:
     ],
 )
 def test_ways_to_write_a_conversation(record: dict) -> None:
-    assert conversation(record) == (None, [("<image>q", "a")])
+    assert conversation(record)[:2] == (None, [("<image>q", "a")])
     assert to_sample({"images": [{"bytes": jpeg(), "path": None}], **record}, "k").images == (jpeg(),)
 
 
 META = {
-    "a": {"root": "img", "annotation": "a.jsonl", "repeat_time": 2, "length": 30, "max_dynamic_patch": 12},
+    "a": {"root": "img", "annotation": "a.jsonl", "repeat_time": 2, "length": 400, "max_dynamic_patch": 12},
     "b": {"annotation": "b.jsonl", "repeat_time": 0.5, "data_augment": True, "conv_style": "x"},
 }
 
@@ -319,7 +336,7 @@ class TestMeta:
     def test_becomes_sources_with_their_settings(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "m.json").write_text(json.dumps(META))
         write_lines(tmp_path / "b.jsonl", [TEXT_ONLY] * 40)
-        write_lines(tmp_path / "a.jsonl", [GOOD])
+        write_lines(tmp_path / "a.jsonl", [GOOD] * 30)
         config = expand_sources(config_of(tmp_path / "m.json", prompt="P", loss_weight="token"))
         a, b, scenes = config.data.sources
         assert (a.name, a.kind, a.path, a.root) == ("a", "llava", str(tmp_path / "a.jsonl"), str(tmp_path / "img"))
@@ -328,8 +345,9 @@ class TestMeta:
         assert (a.max_patches, b.max_patches, a.prompt, b.loss_weight) == (12 * 784, None, "P", "token")
         assert scenes == SourceConfig("scenes")
         assert "b: conv_style not used" in caplog.text
+        assert f"a.length: 400, but {a.path} has 30 samples, which count" in caplog.text
         assert len(open_source(b, "train")) == 40
-        assert len(open_source(config_of(tmp_path / "m.json").data.sources[0], "train")) == 41
+        assert len(open_source(config_of(tmp_path / "m.json").data.sources[0], "train")) == 70
         validate(config)
 
     @pytest.mark.parametrize(
@@ -345,18 +363,21 @@ class TestMeta:
         self, tmp_path: Path, switch: bool | None, own: tuple[str, ...], expected: tuple[str, ...]
     ) -> None:
         settings = {"annotation": "a.jsonl", "length": 1} | ({} if switch is None else {"data_augment": switch})
+        write_lines(tmp_path / "a.jsonl", [TEXT_ONLY])
         (tmp_path / "m.json").write_text(json.dumps({"a": settings}))
         config = expand_sources(config_of(tmp_path / "m.json", transforms=own))
         assert config.data.sources[0].transforms == expected
 
     @pytest.mark.parametrize(("patch_size", "patches"), [(14, 2048), (16, 1568), (32, 392)])
     def test_tiles_are_counted_in_the_patches_of_the_model(self, tmp_path: Path, patch_size: int, patches: int) -> None:
+        write_lines(tmp_path / "a.jsonl", [TEXT_ONLY])
         (tmp_path / "m.json").write_text('{"a": {"annotation": "a.jsonl", "length": 1, "max_dynamic_patch": 2}}')
         model = ModelConfig(vision=VisionConfig(patch_size=patch_size))
         config = dataclasses.replace(config_of(tmp_path / "m.json"), model=model)
         assert expand_sources(config).data.sources[0].max_patches == patches
 
     def test_a_part_must_fit_the_config(self, tmp_path: Path) -> None:
+        write_lines(tmp_path / "a.jsonl", [TEXT_ONLY])
         (tmp_path / "m.json").write_text('{"a": {"annotation": "a.jsonl", "length": 1, "max_dynamic_patch": 1}}')
         config = dataclasses.replace(config_of(tmp_path / "m.json"), images=ImageConfig(min_patches=1024))
         message = r"sources\.0\.max_patches: 784 is below images\.min_patches = 1024 \(sources .*: a, scenes\)"
@@ -382,13 +403,30 @@ class TestMeta:
             ('{"a": {"annotation": "x", "repeat_time": "2"}}', "a.repeat_time: '2' is of the wrong type"),
             ('{"a": {"annotation": "x", "length": true}}', "a.length: True is of the wrong type"),
             ('{"a": {"annotation": "x", "repeat_time": 0}}', "a.repeat_time: 0 must be positive"),
+            ('{"a": {"annotation": "x"}, "a": {"annotation": "y"}}', "'a' stands twice in one object"),
+            (
+                '{"a": {"annotation": "x", "repeat_times": 2}}',
+                "a.repeat_times: no such setting; nearest is repeat_time",
+            ),
+            ('{"a": {"annotation": "x"}}'.encode("utf-16").decode("latin-1"), "is UTF-16"),
         ],
     )
     def test_mistakes(self, tmp_path: Path, content: str, message: str) -> None:
-        (tmp_path / "m.json").write_text(content)
+        (tmp_path / "m.json").write_bytes(content.encode("latin-1"))
         with pytest.raises(UserError, match=message) as caught:
             expand_sources(config_of(tmp_path / "m.json"))
         assert "m.json" in str(caught.value)
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+    one, other = (SourceConfig("web", kind="llava", path=f"{name}.jsonl") for name in "ab")
+    with pytest.raises(UserError, match=r"0 \(a\.jsonl\) and 1 \(b\.jsonl\) are both called 'web'"):
+        expand_sources(Config(data=DataConfig(sources=(one, other))))
+    write_lines(tmp_path / "a.jsonl", [TEXT_ONLY])
+    (tmp_path / "m.json").write_text('{"web": {"annotation": "a.jsonl"}}')
+    parts = SourceConfig("m", kind="meta", path=str(tmp_path / "m.json"))
+    with pytest.raises(UserError, match=r"are both called 'web'; give them different names"):
+        expand_sources(Config(data=DataConfig(sources=(parts, other))))
 
 
 def test_settings_of_a_source() -> None:

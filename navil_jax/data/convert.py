@@ -1,14 +1,16 @@
 """Any source -> sharded ArrayRecord, shard by shard: a shard that is there is whole, and is not written again."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from navil_jax.console import Progress
 from navil_jax.data.formats import files
 from navil_jax.data.formats.array_record import SUFFIX, pack, shard_name, write_shard
 from navil_jax.data.formats.records import is_of_sample, reason
-from navil_jax.data.sample import BadSample, Source
+from navil_jax.data.sample import BadSample, Source, stamp
 from navil_jax.errors import UserError
 
 SHARD_SAMPLES = 10_000  # of a shard, if the number of shards is not given
@@ -28,7 +30,8 @@ def convert(source: Source, out: str, shards: int = 0, origin: str = "") -> Conv
     """Writes the samples of a source, in its order, as `OUT/data-NNNNN-of-NNNNN.array_record`.
 
     Samples that cannot be used go to `data-NNNNN-of-NNNNN.bad.jsonl` with source, key and reason. Images are stored
-    as the files they were, decoded ones as PNG. An interrupted conversion goes on with the first missing shard.
+    as the files they were, decoded ones as PNG. An interrupted conversion goes on with the first missing shard; shards
+    in which a bad sample can be used by now are made anew.
 
     Args:
       out: folder, local or at an address.
@@ -36,18 +39,18 @@ def convert(source: Source, out: str, shards: int = 0, origin: str = "") -> Conv
       origin: says where the samples come from, to tell conversions apart.
 
     Raises:
-      UserError: `out` holds another conversion, or no sample can be used.
+      UserError: `out` holds another conversion, the source's files have changed, or no sample can be used.
     """
     shards = min(shards or -(-len(source) // SHARD_SAMPLES), len(source))
-    _check_plan(out, {"origin": origin, "samples": len(source), "shards": shards})
+    _check_plan(out, {"origin": origin, "samples": len(source), "shards": shards, "files": stamp(source)})
     bounds = [len(source) * number // shards for number in range(shards + 1)]
-    there = [_exists(files.join(out, shard_name(number, shards))) for number in range(shards)]
+    there = [_is_done(source, files.join(out, shard_name(number, shards))) for number in range(shards)]
     done = sum(bounds[number + 1] - bounds[number] for number in range(shards) if there[number])
     with Progress(out, len(source), "samples", done) as progress:
         for number in (number for number in range(shards) if not there[number]):
             path = files.join(out, shard_name(number, shards))
             write_shard(path, _records(source, range(bounds[number], bounds[number + 1]), path, progress))
-    bad_count = sum(_count_bad(files.join(out, shard_name(number, shards))) for number in range(shards))
+    bad_count = sum(len(_bad_entries(files.join(out, shard_name(number, shards)))) for number in range(shards))
     if bad_count == len(source):
         raise UserError(f"{out}: none of {len(source)} samples can be used, the reasons are in *.bad.jsonl there")
     return Converted(shards, len(source) - bad_count, bad_count)
@@ -62,13 +65,24 @@ def _records(source: Source, indices: range, path: str, progress: Progress) -> I
         except (UserError, OSError) as error:
             if isinstance(error, OSError) and not is_of_sample(error):
                 raise
-            entry = {"source": "", "key": str(index), "reason": reason(error)}
+            entry = {"source": "", "key": str(index), "reason": reason(error), "index": index}
             if isinstance(error, BadSample):
-                entry = {"source": error.source, "key": error.key, "reason": error.reason}
+                entry |= {"source": error.source, "key": error.key, "reason": error.reason}
             bad.append(json.dumps(entry) + "\n")
         progress.update()
-    if bad:
+    if bad or _exists(_bad_file(path)):
         files.write_file(_bad_file(path), "".join(bad).encode())
+
+
+def _is_done(source: Source, path: str) -> bool:
+    """Whether a shard is there, and what was bad still is."""
+    if not _exists(path):
+        return False
+    for entry in _bad_entries(path):
+        with contextlib.suppress(UserError, OSError):
+            pack(source[entry["index"]])
+            return False
+    return True
 
 
 def _check_plan(out: str, plan: dict[str, str | int]) -> None:
@@ -76,10 +90,14 @@ def _check_plan(out: str, plan: dict[str, str | int]) -> None:
     path = files.join(out, PLAN_FILE)
     if _exists(path):
         found = json.loads(files.read_file(path))
+        if found == {**plan, "files": found.get("files")} and found != plan:
+            raise UserError(f"{out}: holds a conversion of files that have changed; empty it or give another --out")
         if found != plan:
             raise UserError(f"{out}: holds a conversion of {found}, not of {plan}; empty it or give another --out")
         return
     system, bare = files.filesystem(out)
+    if system.isdir(bare) and any(name.endswith(SUFFIX) for name in system.ls(bare, detail=False)):
+        raise UserError(f"{out}: holds *{SUFFIX} of another origin; empty it or give another --out")
     system.makedirs(bare, exist_ok=True)
     files.write_file(path, json.dumps(plan, indent=2).encode())
 
@@ -93,5 +111,7 @@ def _bad_file(path: str) -> str:
     return path.removesuffix(SUFFIX) + ".bad.jsonl"
 
 
-def _count_bad(path: str) -> int:
-    return files.read_file(_bad_file(path)).count(b"\n") if _exists(_bad_file(path)) else 0
+def _bad_entries(path: str) -> list[dict[str, Any]]:
+    """What a shard's list of bad samples says of each."""
+    lines = files.read_file(_bad_file(path)).splitlines() if _exists(_bad_file(path)) else []
+    return [json.loads(line) for line in lines]

@@ -4,7 +4,8 @@ An image keeps its own size unless it has too few or too many pixels, is padded 
 to whole merged units, and comes again in smaller copies, each with about half the pixels of the one before. Every copy
 is made from the original image. One call handles one image, so no limit carries over between images.
 
-EXIF rotation is not applied: an image is taken as its pixels are stored, as the released code takes it.
+EXIF rotation is not applied: an image is taken as its pixels are stored, as the released code takes it. Only the
+orientation of a TIFF is, by Pillow itself, as in the released code.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import functools
 import io
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,17 @@ except ImportError:  # no Numba, or one that does not fit the other packages
     from navil_jax.data.pillow_resampling import cut, resize
 
 MAX_ASPECT_RATIO = 200  # long side against short side (released preprocessing)
+# Formats of Pillow that are read; EPS and others start programs, or are of no images that people train on.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "DIB", "ICO")
 MAX_PIXELS = 89_478_485  # of an image before it is resized, seen in the file's header; from here Pillow warns of bombs
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NOT_READ = {  # first bytes of what people take for images
+    "EPS or PostScript": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
+    "PDF": (b"%PDF",),
+    "SVG or HTML": (b"<svg", b"<?xml", b"<!DOCTYPE", b"<html"),
+    "Photoshop": (b"8BPS",),
+    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+}
 
 
 class Scale(NamedTuple):
@@ -136,21 +148,31 @@ def load_image(source: str | Path | bytes | Image.Image, name: str = "") -> Imag
         times the other, or of 32-bit pixels. The message names the image.
     """
     if isinstance(source, Image.Image):
-        name, image = name or getattr(source, "filename", "") or "image", source
-    else:
-        name = name or ("image from bytes" if isinstance(source, bytes) else str(source))
-        image = _open(source, name)
+        return _to_rgb(_loaded(source, name or getattr(source, "filename", "") or "image"), name or "image")
+    name = name or ("image from bytes" if isinstance(source, bytes) else str(source))
+    try:
+        image = _loaded(_open(source, name), name)
+    except UserError:
+        if (bare := without_metadata(source)) is None:
+            raise
+        image = _loaded(_open(bare, name), name)
+    return _to_rgb(image, name)
+
+
+def _loaded(image: Image.Image, name: str) -> Image.Image:
+    if image.format not in (None, "MPO", *FORMATS):
+        raise UserError(f"{name}: {image.format} is not read; convert it to JPEG or PNG")
     _check_size(image.size, name)
     try:
         image.load()
     except Exception as error:  # Pillow's decoders raise many types on broken files
         raise UserError(f"{name}: broken or cut off image ({error})") from error
-    return _to_rgb(image, name)
+    return image
 
 
 def _open(source: str | Path | bytes, name: str) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file") from error
     except Image.UnidentifiedImageError as error:
@@ -159,6 +181,45 @@ def _open(source: str | Path | bytes, name: str) -> Image.Image:
         raise UserError(f"{name}: over the limit of {MAX_PIXELS:,} pixels; shrink it") from error
     except Exception as error:  # Pillow's decoders raise many types on broken files
         raise UserError(f"{name}: cannot read the image ({error})") from error
+
+
+def without_metadata(source: str | Path | bytes) -> bytes | None:
+    """A JPEG or PNG without texts, colour profile and EXIF; None: it is neither, cannot be read, or has none of them.
+
+    Pillow refuses files in which one of these is broken, or a PNG's are larger than 1 MiB, whatever the pixels are.
+    """
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError:
+        return None
+    kept = _png_chunks(content) if content.startswith(_PNG) else _jpeg_segments(content)
+    bare = b"".join(kept)
+    return bare if 0 < len(bare) < len(content) else None
+
+
+def _png_chunks(content: bytes) -> Iterator[bytes]:
+    """The signature and the critical chunks, whose names begin with a capital."""
+    yield _PNG
+    position = len(_PNG)
+    while position < len(content):
+        end = position + 12 + int.from_bytes(content[position : position + 4], "big")  # length, kind, content, checksum
+        if content[position + 4 : position + 5].isupper():
+            yield content[position:end]
+        position = end
+
+
+def _jpeg_segments(content: bytes) -> Iterator[bytes]:
+    """All but comments and the segments of applications; those of JFIF and Adobe, which say what colours mean, stay."""
+    if not content.startswith(b"\xff\xd8\xff"):
+        return
+    yield content[:2]
+    position = 2
+    while content[position : position + 1] == b"\xff" and (marker := content[position + 1 : position + 2]) != b"\xda":
+        end = position + 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+        if marker in b"\xe0\xee" or not (marker == b"\xfe" or b"\xe0" <= marker <= b"\xef"):
+            yield content[position:end]
+        position = end
+    yield content[position:]
 
 
 def _what_it_is(source: str | Path | bytes) -> str:
@@ -170,6 +231,9 @@ def _what_it_is(source: str | Path | bytes) -> str:
             start = file.read(16)
     if not start:
         return "the file is empty"
+    for kind, magic in _NOT_READ.items():
+        if start.lstrip().startswith(magic):
+            return f"{kind}, which is not read; convert it to JPEG or PNG"
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         return "HEIC, which Pillow cannot read; convert it to JPEG or PNG"
     return "not an image that Pillow can read"

@@ -18,6 +18,7 @@ import numpy as np
 from navil_jax.config import DataConfig
 from navil_jax.data.features import FeatureSource, Skipped, Usable
 from navil_jax.data.quarantine import Quarantine
+from navil_jax.data.sample import stamp
 
 Reader = Callable[[int, int], Usable | Skipped]  # (index in the source, place in its endless stream) -> features
 
@@ -111,7 +112,7 @@ def mix(
     shares = []
     for source, entry, read, seed in zip(sources, data.sources, readers, seeds[1:], strict=True):
         indices = grain.MapDataset.source(Epoch(len(source), entry.repeat)).shuffle(seed=seed).repeat()
-        reading = Reading(source, quarantine.known(source.name, len(source)), read)
+        reading = Reading(source, quarantine.known(source.name, len(source), stamp(source.source)), read)
         shares.append(indices.map_with_index(reading)[process_index::process_count])  # counted over all processes
     proportions = Proportions([entry.weight for entry in data.sources], [len(share) for share in shares])
     return grain.MapDataset.select_from_datasets(shares, proportions)

@@ -1,8 +1,10 @@
 """Samples that cannot be used: a list on disk that later runs honour, counts, and the share of them that stops a run.
 
-A line of a quarantine file, of which a source's name, its number of samples and the index say which sample is meant:
+A line of a quarantine file, of which a source's name, its number of samples and the index say which sample is meant, as
+long as the source's files are those of "files" (see `sample.stamp`), if the line says so:
 
-    {"source": "web", "samples": 5000, "index": 17, "key": "web.jsonl:18", "reason": "no such file: 18.jpg"}
+    {"source": "web", "samples": 5000, "files": "5c0fe6d2a1b3c4d5", "index": 17, "key": "web.jsonl:18",
+     "reason": "no such file: 18.jpg"}
 """
 
 import json
@@ -40,7 +42,8 @@ class Quarantine:
     """
 
     def __init__(self, workdir: str | Path | None = None, given: str = "", process: int = 0) -> None:
-        self._known: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+        self._known: defaultdict[tuple[str, int, str], set[int]] = defaultdict(set)
+        self._files: dict[tuple[str, int], str] = {}  # (source, samples) -> what its files are known by
         self.path: Path | None = None
         if given:
             self._read(given, files.read_file)
@@ -62,23 +65,35 @@ class Quarantine:
                 break
             try:
                 entry = json.loads(line)
-                self._known[entry["source"], int(entry["samples"])].add(int(entry["index"]))
+                source = entry["source"], int(entry["samples"]), str(entry.get("files", ""))
+                self._known[source].add(int(entry["index"]))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{name}:{number}: not a line of a quarantine file; remove it") from error
 
-    def known(self, source: str, samples: int) -> Set[int]:
-        """Indices of the bad samples of a source that has so many; `add` adds to this very set."""
-        return self._known[source, samples]
+    def known(self, source: str, samples: int, files: str = "") -> Set[int]:
+        """Indices of the bad samples of a source that has so many; `add` adds to this very set.
+
+        Args:
+          files: what the source's files are known by, see `sample.stamp`; what was bad in other files is not known.
+            Empty: the source does not tell, any will do.
+        """
+        self._files[source, samples] = files
+        found = self._known[source, samples, files]
+        for (name, count, known), indices in self._known.items():
+            if (name, count) == (source, samples) and (not files or not known):
+                found |= indices
+        return found
 
     def add(self, sample: Skipped) -> None:
         """Appends a bad sample to the file, unless it is known; it is on disk when this returns."""
-        known = self._known[sample.source, sample.samples]
+        stamp = self._files.get((sample.source, sample.samples), "")
+        known = self._known[sample.source, sample.samples, stamp]
         if sample.index in known:
             return
         known.add(sample.index)
         if self.path is not None:
-            entry = {"source": sample.source, "samples": sample.samples, "index": sample.index}
-            entry |= {"key": sample.key, "reason": sample.reason}
+            entry = {"source": sample.source, "samples": sample.samples} | ({"files": stamp} if stamp else {})
+            entry |= {"index": sample.index, "key": sample.key, "reason": sample.reason}
             with self.path.open("ab", buffering=0) as file:
                 file.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 

@@ -63,6 +63,11 @@ def check_index(index: int, length: int) -> None:
         raise IndexError(f"index {index} outside 0..{length - 1}")
 
 
+def stamp(source: Source) -> str:
+    """What the files of a source are known by, from its method `stamp() -> str`; empty where it has none."""
+    return source.stamp() if hasattr(source, "stamp") else ""
+
+
 def usable_samples(source: Source) -> Iterator[Sample]:
     """The samples of a source in its order, without the bad ones."""
     for index in range(len(source)):

@@ -107,10 +107,11 @@ def expand_sources(config: Config) -> Config:
     """The config with each source of kind "meta" replaced by its parts; done before sources are opened or numbered.
 
     Raises:
-      UserError: a bad meta file, or a part whose settings do not fit the config.
+      UserError: a bad meta file, a part whose settings do not fit the config, or two sources of one name.
     """
     limits = config.images.max_patches, (config.model.vision or VisionConfig()).patch_size
     parts = tuple(part for entry in config.data.sources for part in expand_meta(entry, *limits))
+    _check_names(parts)
     if parts == config.data.sources:
         return config
     expanded = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=parts))
@@ -120,6 +121,16 @@ def expand_sources(config: Config) -> Config:
         names = ", ".join(part.name for part in parts)
         raise UserError(f"{error} (sources with the parts of meta files: {names})") from error
     return expanded
+
+
+def _check_names(entries: Sequence[SourceConfig]) -> None:
+    """Raises `UserError` if two sources have one name, by which logs and lists of bad samples tell them apart."""
+    numbers: dict[str, int] = {}
+    for number, entry in enumerate(entries):
+        first = numbers.setdefault(entry.name, number)
+        if first != number:
+            what = " and ".join(f"{n} ({entries[n].path or 'built in'})" for n in (first, number))
+            raise UserError(f"config.data.sources: {what} are both called {entry.name!r}; give them different names")
 
 
 def for_source(config: Config, number: int) -> Config:

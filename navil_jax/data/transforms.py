@@ -38,7 +38,7 @@ def jpeg(sample: Sample, seeds: Seeds) -> Sample:
         _, quality = _draw(seeds)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality)
-        changed = Image.open(buffer)
+        changed = Image.open(buffer, formats=("JPEG",))
         changed.load()
         return changed
 

@@ -46,6 +46,13 @@ class Concatenated:
         number = bisect.bisect_right(self.ends, index)
         return self.sources[number][index - (self.ends[number - 1] if number else 0)]
 
+    def stamp(self) -> str:
+        """What the files are known by, as of `RecordSource`."""
+        return files.stamp(self.versions())
+
+    def versions(self) -> list[files.Version]:
+        return [version for source in self.sources for version in source.versions()]
+
     def texts(self, samples: int = TEXTS_SAMPLES) -> Iterator[str]:
         for source in self.sources:
             yield from source.texts(max(1, samples // len(self.sources)))

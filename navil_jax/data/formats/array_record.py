@@ -16,7 +16,8 @@ import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.records import RecordSource, encoded
+from navil_jax.data.formats.record_images import encoded
+from navil_jax.data.formats.records import RecordSource
 from navil_jax.data.sample import Sample
 from navil_jax.errors import UserError
 
@@ -81,7 +82,7 @@ class ArrayRecord(RecordSource):
 
     def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
         super().__init__(path, root, prompt)
-        shards = files.expand(path, self.suffixes)
+        self._shards = shards = files.expand(path, self.suffixes)
         if shards != [path] and not glob.has_magic(path) and "{" not in path:  # then the path is a folder's
             _check_complete(path, shards)
         local = [shard if shard.startswith(_READ_IN_PLACE) else files.local_copy(shard) for shard in shards]
@@ -91,6 +92,9 @@ class ArrayRecord(RecordSource):
             raise UserError(f"{path}: cannot be read as ArrayRecord, copy or convert it again: {error}") from error
         if not len(self):
             raise UserError(f"{path}: has no samples")
+
+    def versions(self) -> list[files.Version]:
+        return [files.version(shard) for shard in self._shards]
 
     def __len__(self) -> int:
         return len(self._records)

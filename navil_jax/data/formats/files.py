@@ -5,15 +5,23 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import fsspec
 
 from navil_jax.errors import UserError
 from navil_jax.paths import is_remote
 
+COMPRESSED = {  # first bytes -> ending
+    b"\x1f\x8b": ".gz",
+    b"BZh": ".bz2",
+    b"\xfd7zXZ\0": ".xz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"PK\x03\x04": ".zip",
+}
+_BLOCK, _BLOCKS = 1 << 13, 16  # bytes, and how many blocks of a large file tell its version
 CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
 
 
@@ -54,41 +62,84 @@ def name_of(path: str) -> str:
 def expand(path: str, suffixes: Sequence[str]) -> list[str]:
     """The files that a path names, sorted: a file, all of a folder with one of the suffixes, or a pattern.
 
-    Patterns have *, ? and [...], or {000..127} for a range of numbers.
+    Patterns have *, ? and [...], or {000..127} for a range of numbers, which may go down.
 
     Raises:
-      UserError: there is no such file.
+      UserError: there is no such file, or a folder has compressed ones beside the others.
 
     Example: "shards/{08..10}.tar" -> ["shards/08.tar", "shards/09.tar", "shards/10.tar"]
     """
     path = os.path.expanduser(path)
     if numbers := re.search(r"\{(\d+)\.\.(\d+)\}", path):
-        first, last = numbers.groups()
-        names = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-        parts = [path[: numbers.start()] + name + path[numbers.end() :] for name in names]
+        parts = [path[: numbers.start()] + name + path[numbers.end() :] for name in _numbers(*numbers.groups())]
         return [file for part in parts for file in expand(part, suffixes)]
     system, bare = filesystem(path)
     try:
         if system.isfile(bare):
             return [path]
         if system.isdir(bare):
-            found = [file for file in system.ls(bare, detail=False) if file.endswith(tuple(suffixes))]
+            listed = system.ls(bare, detail=False)
+            found = [file for file in listed if file.lower().endswith(tuple(suffixes))]
+            others = [file for file in listed if file.lower().endswith(_compressed(suffixes))]
         else:
-            found = system.glob(bare) if glob.has_magic(bare) else []
+            found, others = (system.glob(bare) if glob.has_magic(bare) else []), []
     except Exception as error:  # file systems raise many types, of the network too
         raise UserError(f"{path}: cannot be listed: {error}") from error
+    if others:
+        raise UserError(f"{path}: {name_of(min(others))} is compressed; unpack it, or move it out of the folder")
     if not found:
         raise UserError(f"{path}: no such file, and no folder or pattern with files {', '.join(suffixes)}")
     return sorted(system.unstrip_protocol(file) if is_remote(path) else file for file in found)
 
 
-def size_and_stamp(path: str) -> tuple[int, int]:
-    """Bytes of a file, and a number below 2**64 that changes when the file does (nanoseconds of a local file)."""
-    if not is_remote(path):
-        status = os.stat(path)
-        return status.st_size, status.st_mtime_ns
-    system, bare = filesystem(path)
-    return system.size(bare), int(system.ukey(bare)[:16], 16)
+def _numbers(first: str, last: str) -> list[str]:
+    """Example: "08", "10" -> 08 09 10;  "5", "3" -> 5 4 3"""
+    width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+    step = 1 if int(first) <= int(last) else -1
+    return [str(number).zfill(width) for number in range(int(first), int(last) + step, step)]
+
+
+def _compressed(suffixes: Sequence[str]) -> tuple[str, ...]:
+    """Endings of compressed files of these suffixes."""
+    short = (".tgz", ".tbz", ".txz") if ".tar" in suffixes else ()
+    return (*(suffix + ending for suffix in suffixes for ending in COMPRESSED.values()), *short)
+
+
+def compression(start: bytes) -> str:
+    """How a file that starts so is compressed, as its usual ending; empty: it is not."""
+    return next((ending for magic, ending in COMPRESSED.items() if start.startswith(magic)), "")
+
+
+class Version(NamedTuple):
+    """What a file's content is known by: three numbers below 2**64."""
+
+    size: int  # bytes
+    stamp: int  # changes when the file is written; nanoseconds of a local file
+    digest: int  # of the content's start, end and some of what is between; 0 of a file at an address
+
+
+def version(path: str) -> Version:
+    """The version of a file. OSError if there is none."""
+    if is_remote(path):
+        system, bare = filesystem(path)
+        return Version(system.size(bare), int(system.ukey(bare)[:16], 16), 0)
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        return Version(status.st_size, status.st_mtime_ns, _digest(file.fileno(), status.st_size))
+
+
+def _digest(file: int, size: int) -> int:
+    """64 bits of a small file's content, of a large one's first and last bytes and some blocks between them."""
+    digest = hashlib.blake2b(digest_size=8)
+    places = range(0, size, _BLOCK) if size <= _BLOCKS * _BLOCK else (size * n // _BLOCKS for n in range(_BLOCKS))
+    for place in (*places, max(0, size - _BLOCK)):
+        digest.update(os.pread(file, _BLOCK, place))
+    return int.from_bytes(digest.digest(), "big")
+
+
+def stamp(versions: Iterable[Version]) -> str:
+    """One short text for the versions of several files."""
+    return hashlib.blake2b(repr([*map(tuple, versions)]).encode(), digest_size=8).hexdigest()
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -135,7 +186,7 @@ def local_copy(path: str) -> str:
     """A local path with the file's content: the file itself, or a copy in the cache folder, made once per version."""
     if not is_remote(path):
         return path
-    size, stamp = size_and_stamp(path)
+    size, stamp, _ = version(path)
     copy = cached_name(path, f".{stamp:016x}")
     if not copy.is_file() or copy.stat().st_size != size:
         partial = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")

@@ -5,8 +5,7 @@ from typing import Any
 import datasets
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.parquet import used_columns
-from navil_jax.data.formats.records import RecordSource
+from navil_jax.data.formats.records import RecordSource, used_columns
 from navil_jax.errors import UserError
 
 
@@ -27,11 +26,13 @@ class HuggingFace(RecordSource):
                 f"{path}: holds the splits {', '.join(data)}; give one of them, such as {path}/{next(iter(data))}"
             )
         data = data.select_columns(used_columns(path, data.column_names))
-        for name, feature in data.features.items():
-            data = data.cast_column(name, _undecoded(feature))
-        self._data = data
+        self._features = data.features
+        self._data = data.with_format("arrow")  # decodes nothing
         if not len(self):
             raise UserError(f"{path}: has no rows")
+
+    def versions(self) -> list[files.Version]:
+        return [files.version(file["filename"]) for file in self._data.cache_files]
 
     def __len__(self) -> int:
         return len(self._data)
@@ -41,12 +42,16 @@ class HuggingFace(RecordSource):
         return f"{files.name_of(self.path)}#{index + 1}"
 
     def record(self, index: int) -> dict[str, Any]:
-        return self._data[index]
+        (row,) = self._data[index].to_pylist()
+        return {name: _with_names(self._features[name], value) for name, value in row.items()}
 
 
-def _undecoded(feature: Any) -> Any:
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    if isinstance(feature, datasets.List):
-        return datasets.List(_undecoded(feature.feature))
-    return feature
+def _with_names(feature: Any, value: Any) -> Any:
+    """A value of the feature with the names of classes in the place of their numbers; -1 is no class."""
+    if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):
+        return feature.int2str(value) if 0 <= value < feature.num_classes else None
+    if isinstance(feature, datasets.List | datasets.LargeList) and isinstance(value, list):
+        return [_with_names(feature.feature, entry) for entry in value]
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {name: _with_names(feature[name], entry) for name, entry in value.items()}
+    return value

@@ -3,8 +3,12 @@
 from typing import Any
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.index import FileIndex, line_number
+from navil_jax.data.formats.index import FileIndex
 from navil_jax.data.formats.records import RecordSource, parse_json
+from navil_jax.data.formats.scan_json import line_number, scan_array, scan_lines
+from navil_jax.errors import UserError
+
+_TABLES = (".csv", ".tsv", ".xlsx", ".parquet", ".arrow", ".tar")  # of other kinds, or none
 
 
 class Llava(RecordSource):
@@ -18,8 +22,13 @@ class Llava(RecordSource):
 
     def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
         super().__init__(path, root, prompt)
-        self._array = path.endswith(".json")
-        self._index = FileIndex(path, "array" if self._array else "lines")
+        if path.lower().endswith(_TABLES):
+            raise UserError(f"{path}: is neither JSON lines nor a JSON array; write its rows as JSON lines")
+        self._array = path.lower().endswith(".json")
+        self._index = FileIndex(path, "array", scan_array) if self._array else FileIndex(path, "lines", scan_lines)
+
+    def versions(self) -> list[files.Version]:
+        return [self._index.version]
 
     def __len__(self) -> int:
         return len(self._index)
@@ -32,7 +41,7 @@ class Llava(RecordSource):
         return f"line {line_number(self.path, self._index[index][0])}: " if self._array else ""
 
     def record(self, index: int) -> Any:
-        content = files.read_range(self.path, *self._index[index]).strip()
+        content = self._index.read(index).strip()
         if self._array:
             content = content.removesuffix(b",")
         if not content:

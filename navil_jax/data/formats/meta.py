@@ -1,7 +1,7 @@
 """Meta files of InternVL and Mono-InternVL: one JSON file that names several sources with their settings."""
 
 import dataclasses
-import json
+import difflib
 import logging
 import os
 from collections.abc import Mapping
@@ -9,6 +9,8 @@ from typing import Any
 
 from navil_jax.config import SourceConfig
 from navil_jax.data.formats import files, open_format
+from navil_jax.data.formats.records import parse_json, reason
+from navil_jax.data.formats.scan_json import check_text
 from navil_jax.errors import UserError
 
 DATA_AUGMENT = ("jpeg",)  # transforms that data_augment means, as in InternVL
@@ -32,11 +34,13 @@ def read_meta(path: str) -> dict[str, dict[str, Any]]:
       UserError: not such a JSON file; names the source and the key.
     """
     try:
-        content = json.loads(files.read_file(path))
+        text = files.read_file(path)
+        check_text(path, text[:4])
+        content = parse_json(text)
     except OSError as error:
         raise UserError(f"{path}: no such meta file") from error
     except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+        raise UserError(f"{path}: {reason(error)}") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: must be an object of sources, {{name: {{root, annotation, ...}}}}")
     for name, settings in content.items():
@@ -56,7 +60,11 @@ def _check(path: str, name: str, settings: Any) -> None:
     for key in ("repeat_time", "length", "max_dynamic_patch"):
         if settings.get(key, 1) <= 0:
             raise UserError(f"{path}: {name}.{key}: {settings[key]} must be positive")
-    if ignored := sorted(set(settings) - set(_TYPES)):
+    ignored = sorted(set(settings) - set(_TYPES))
+    for key in ignored:
+        if nearest := difflib.get_close_matches(key, _TYPES, n=1, cutoff=0.8):
+            raise UserError(f"{path}: {name}.{key}: no such setting; nearest is {nearest[0]}")
+    if ignored:
         _log.warning("%s: %s: %s not used", path, name, ", ".join(ignored))
 
 
@@ -68,7 +76,7 @@ def meta_sources(entry: SourceConfig, max_patches: int, patch_size: int) -> tupl
     data_augment switches the transforms of `entry` on and off, or those of `DATA_AUGMENT` where it has none. What the
     file does not say is as in `entry`.
 
-    Example: {"a": {"annotation": "a.jsonl", "root": "img", "length": 30}, "b": {"annotation": "b.jsonl", "length": 10}}
+    Example: {"a": {"annotation": "a.jsonl", "root": "img", }, "b": {"annotation": "b.jsonl"}}, of 30 and 10 samples,
       with weight 2 -> a with weight 1.5 and b with weight 0.5
     """
     parts, sizes = [], []
@@ -76,7 +84,16 @@ def meta_sources(entry: SourceConfig, max_patches: int, patch_size: int) -> tupl
         path = _find(entry.path, settings["annotation"])
         root = _find(entry.path, settings["root"]) if settings.get("root") else entry.root
         repeat = float(settings.get("repeat_time", 1)) * entry.repeat
-        length = settings.get("length") or len(open_format("llava", path, root))
+        length = len(open_format("llava", path, root))
+        if settings.get("length", length) != length:
+            _log.warning(
+                "%s: %s.length: %d, but %s has %d samples, which count",
+                entry.path,
+                name,
+                settings["length"],
+                path,
+                length,
+            )
         tiles = settings.get("max_dynamic_patch")
         part = dataclasses.replace(
             entry,

@@ -1,32 +1,20 @@
 """Parquet files (pyarrow), read by row group."""
 
 import bisect
+import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.records import IMAGE_FIELDS, TEXT_FIELDS, RecordSource
+from navil_jax.data.formats.records import RecordSource, used_columns
 from navil_jax.errors import UserError
 
-_EXTRA_FIELDS = ("answer", "system", "kind", "key")
 _KEPT_GROUPS = 2  # row groups in memory
-
-
-def used_columns(path: str, names: list[str]) -> list[str]:
-    """The columns that make samples.
-
-    Raises:
-      UserError: there is no text, or images by address only.
-    """
-    if not set(TEXT_FIELDS) & set(names):
-        raise UserError(f"{path}: no column of {', '.join(TEXT_FIELDS)}; the columns are {', '.join(names)}")
-    if {"url", "image_url"} & set(names) and not set(IMAGE_FIELDS) & set(names):
-        raise UserError(f"{path}: has addresses of images only; download them (img2dataset writes parquet with them)")
-    return [name for name in names if name in (*IMAGE_FIELDS, *TEXT_FIELDS, *_EXTRA_FIELDS)]
 
 
 class Parquet(RecordSource):
@@ -39,28 +27,36 @@ class Parquet(RecordSource):
 
     def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
         super().__init__(path, root, prompt)
-        self._open()
+        self._version = self._open()
         self._starts = [0]
         for group in range(self._file.metadata.num_row_groups):
             self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
         if not len(self):
             raise UserError(f"{path}: has no rows")
 
-    def _open(self) -> None:
+    def versions(self) -> list[files.Version]:
+        return [self._version]
+
+    def _open(self) -> files.Version:
         try:
+            version = files.version(self.path)
             self._file = pyarrow.parquet.ParquetFile(files.open_binary(self.path))
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{self.path}: cannot be read as parquet: {error}") from error
-        self._columns = used_columns(self.path, self._file.schema_arrow.names)
+        schema = self._file.schema_arrow
+        self._columns = used_columns(self.path, schema.names)
+        self._features = _features(schema.metadata or {})
         self._groups: OrderedDict[int, pyarrow.Table] = OrderedDict()
         self._lock = threading.Lock()
+        return version
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_file", "_groups", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()
+        if self._open() != self._version:
+            raise UserError(f"{self.path} has changed since it was opened; start again")
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -72,9 +68,10 @@ class Parquet(RecordSource):
     def record(self, index: int) -> dict[str, Any]:
         group = bisect.bisect_right(self._starts, index) - 1
         try:
-            return self._group(group).slice(index - self._starts[group], 1).to_pylist()[0]
+            row = self._group(group).slice(index - self._starts[group], 1).to_pylist()[0]
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"row group {group} is broken: {error}") from error
+        return {name: _with_names(self._features.get(name), value) for name, value in row.items()}
 
     def _group(self, group: int) -> pyarrow.Table:
         with self._lock:
@@ -84,3 +81,27 @@ class Parquet(RecordSource):
                     self._groups.popitem(last=False)
             self._groups.move_to_end(group)
             return self._groups[group]
+
+
+def _features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """What the Hugging Face `datasets` package wrote of the columns, if it wrote the file."""
+    try:
+        return json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _with_names(feature: Any, value: Any) -> Any:
+    """A value of such a feature with the names of classes in the place of their numbers; -1 is no class."""
+    if isinstance(feature, list) and len(feature) == 1:
+        feature = {"_type": "List", "feature": feature[0]}
+    if not isinstance(feature, Mapping):
+        return value
+    if feature.get("_type") == "ClassLabel" and isinstance(value, int):
+        names = feature.get("names", ())
+        return names[value] if 0 <= value < len(names) else None
+    if isinstance(value, list):
+        return [_with_names(feature.get("feature"), entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _with_names(feature.get(name), entry) for name, entry in value.items()}
+    return value

@@ -2,27 +2,33 @@
 
 import abc
 import errno
-import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from navil_jax.data.formats import files
+from navil_jax.data.formats.placeholders import placeholders
+from navil_jax.data.formats.record_images import (
+    IMAGE_FIELDS,
+    NAME_FIELDS,
+    check_all_seen,
+    image_values,
+    is_missing,
+    is_seen,
+    read_image,
+)
+from navil_jax.data.formats.record_text import TEXT_FIELDS, Conversation, conversation
 from navil_jax.data.prompt import PLACEHOLDER
-from navil_jax.data.sample import CAPTION_PROMPT, BadSample, Sample, Turn, check_index
+from navil_jax.data.sample import BadSample, Sample, check_index
 from navil_jax.errors import UserError
 
-IMAGE_FIELDS = ("images", "image", "jpg", "jpeg", "png", "webp")  # the first one that a record has counts
-CAPTION_FIELDS = ("caption", "text", "txt", "cls")
-TEXT_FIELDS = ("conversations", "messages", "texts", "turns", "question", *CAPTION_FIELDS)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FIELDS = (*IMAGE_FIELDS, *TEXT_FIELDS, "answer", "system", "kind", "key", "url")  # of a record that are used
 TEXTS_SAMPLES = 100_000  # most samples of a source whose text trains a tokenizer, evenly spread
+_LONGEST_WORD, _LONGEST_REASON, _LONGEST_NAME = 120, 500, 1000  # characters
+_LONG_WORD = re.compile(rf"(\S{{{_LONGEST_WORD}}})\S+")
 # What makes a sample bad if its record or image cannot be read; others, of disk or network, are no fault of a sample.
 _SAMPLE_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 class RecordSource(abc.ABC):
@@ -47,6 +53,14 @@ class RecordSource(abc.ABC):
     def record(self, index: int) -> Mapping[str, Any]:
         """The record. ValueError says what is wrong with it."""
 
+    def versions(self) -> list[files.Version]:
+        """Of the files that the records are in."""
+        return [files.version(self.path)]
+
+    def stamp(self) -> str:
+        """What these files are known by: another text when one of them has changed."""
+        return files.stamp(self.versions())
+
     def place(self, index: int) -> str:
         """Where a bad record is found, for messages, if the key does not tell."""
         return ""
@@ -56,7 +70,7 @@ class RecordSource(abc.ABC):
         check_index(index, len(self))
         try:
             return to_sample(self.record(index), self.key(index), self.root, self.prompt)
-        except (ValueError, UserError, OSError) as error:
+        except (ValueError, UserError, OSError, RecursionError) as error:
             if isinstance(error, OSError) and not is_of_sample(error):
                 raise
             raise BadSample(self.path, self.key(index), self.place(index) + reason(error)) from error
@@ -65,10 +79,10 @@ class RecordSource(abc.ABC):
         """Questions and answers of so many samples at most, evenly spread; bad ones are left out."""
         for index in range(0, len(self), -(-len(self) // samples)):
             try:
-                _, turns = conversation(self.record(index), self.prompt)
-            except ValueError:
+                said = conversation(self.record(index), self.prompt)
+            except (ValueError, RecursionError):
                 continue
-            for turn in turns:
+            for turn in said.turns:
                 yield from turn
 
 
@@ -78,22 +92,47 @@ def is_of_sample(error: OSError) -> bool:
 
 
 def parse_json(content: bytes) -> Any:
-    """The value of JSON text. ValueError says where it is broken."""
+    """The value of JSON text in UTF-8. ValueError says where it is broken, or which key stands twice in an object."""
     try:
-        return json.loads(content)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise ValueError("not usable JSON: nested too deeply") from error
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:_LONGEST_WORD]!r} stands twice in one object")
+    return found
+
+
 def reason(error: Exception) -> str:
-    """One line on what is wrong."""
+    """One line on what is wrong; long words such as an image's base64 are cut."""
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}"
-    if isinstance(error, FileNotFoundError):
-        return f"no such file: {error.filename or error}"
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    text = f"no such file: {error.filename or error}" if isinstance(error, FileNotFoundError) else str(error)
+    text = " ".join(_LONG_WORD.sub(r"\1...", text).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+
+
+def used_columns(path: str, names: Sequence[str]) -> list[str]:
+    """The columns that make samples: those of `FIELDS`, and what may have to be seen beside them.
+
+    Raises:
+      UserError: there is no text, or images by address only.
+    """
+    if not set(TEXT_FIELDS) & set(names):
+        raise UserError(f"{path}: no column of {', '.join(TEXT_FIELDS)}; the columns are {', '.join(names)}")
+    images = {*IMAGE_FIELDS, *NAME_FIELDS} & set(names)
+    if {"url", "image_url"} & set(names) and not images:
+        raise UserError(f"{path}: has addresses of images only; download them (img2dataset writes parquet with them)")
+    return [name for name in names if not images or name in (*FIELDS, *NAME_FIELDS) or is_seen(name)]
 
 
 def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample:
@@ -102,140 +141,51 @@ def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample
     Images stand where the questions say `<image>`, in order, or in front of the first question if none does.
 
     Args:
-      record: images under one of `IMAGE_FIELDS` (a path, bytes, {"bytes", "path"}, or a list of those); text as
+      record: images under one of `IMAGE_FIELDS` or in the questions (see `record_images.read_image`); text as
         `conversation` reads it; "key" and "kind" where there are.
 
     Raises:
-      ValueError, OSError: the record cannot be used; the message says why.
+      ValueError, OSError: the record cannot be used, or holds something to be seen that is not; the message says why.
     """
-    system, turns = conversation(record, prompt)
-    values = image_values(record)
-    placeholders = sum(question.count(PLACEHOLDER) for question, _ in turns)
-    if placeholders and placeholders != len(values):
-        raise ValueError(f"{len(values)} images but {PLACEHOLDER} stands {placeholders} times in the questions")
-    images = tuple(_image(value, root) for value in values)
-    name, kind = (_text(record.get(field) or "", field) for field in ("key", "kind"))
-    return Sample(name or key, images, tuple(turns), kind, system)
+    said = conversation(record, prompt)
+    values = _all_images(record, said)
+    check_all_seen(record, FIELDS, values)
+    _check_placeholders(said, len(values))
+    images = tuple(read_image(value, root) for value in values)
+    name, kind = (_name(record.get(field), field) for field in ("key", "kind"))
+    return Sample(name or key, images, tuple(said.turns), kind, said.system)
 
 
-def image_values(record: Mapping[str, Any]) -> list[Any]:
-    """The record's images as they stand in it. Raises ValueError if there is only an address of one."""
-    value = next((record[field] for field in IMAGE_FIELDS if record.get(field) is not None), None)
-    if value is None and record.get("url"):
-        raise ValueError("has a url and no image; download the images first (img2dataset writes tars of them)")
-    if value is None or (isinstance(value, str | bytes) and not value):
-        return []
-    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    return list(value) if several or (isinstance(value, np.ndarray) and value.dtype == object) else [value]
+def _all_images(record: Mapping[str, Any], said: Conversation) -> list[Any]:
+    """The images of fields, or those that stand in the questions themselves."""
+    values, own = image_values(record), [image for image in said.images if image is not None]
+    if not own or (values and values == own):
+        return values
+    if values or len(own) < len(said.images):
+        raise ValueError(f"{len(own)} images stand in the questions and {len(values)} beside them; give all in one way")
+    return own
 
 
-def _image(value: Any, root: str) -> Image.Image | bytes:
-    """One image: encoded bytes, or decoded where the record holds it so."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str):
-        if value.startswith(("http://", "https://")):
-            raise ValueError(f"the image is an address ({value}); download it first")
-        return files.read_file(files.join(root, value))
-    if isinstance(value, np.ndarray):
-        return Image.fromarray(value.squeeze(-1) if value.shape[-1:] == (1,) else value)
-    if not isinstance(value, bytes | Image.Image):
-        raise ValueError(f"an image must be a path or encoded bytes, not {type(value).__name__}")
-    return value
+def _check_placeholders(said: Conversation, images: int) -> None:
+    """Raises ValueError if the text says that there are other images than there are."""
+    questions = [question for question, _ in said.turns]
+    answers = [answer for _, answer in said.turns]
+    found = sum(question.count(PLACEHOLDER) for question in questions)
+    if found and found != images:
+        raise ValueError(f"{images} images but {PLACEHOLDER} stands {found} times in the questions")
+    others = placeholders((said.system or "", *questions, *answers))
+    if not images:
+        others += [PLACEHOLDER for text in (said.system or "", *answers) if PLACEHOLDER in text]
+    if others and not images:
+        raise ValueError(f"its text has {others[0]} and it has no image")
+    if clip := next((mark for mark in others if "video" in mark.lower()), None):
+        raise ValueError(f"its text has {clip}; videos are not read")
 
 
-def encoded(image: Image.Image | bytes | Any) -> bytes:
-    """A sample's image as bytes of a file: as they are, or as PNG if it is decoded."""
-    if isinstance(image, bytes):
-        return image
-    if not isinstance(image, Image.Image):
-        return files.read_file(str(image))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def conversation(record: Mapping[str, Any], prompt: str = "") -> tuple[str | None, list[Turn]]:
-    """The system message (None: the record has none) and the turns of a record.
-
-    The first of these fields counts: "conversations" [{"from": human or gpt, "value"}], "messages" [{"role",
-    "content"}], "texts" [{"user", "assistant"}], "turns" [[question, answer]], "question" with "answer", and
-    "caption", "text", "txt" or "cls", the answer to `prompt`.
-
-    Raises:
-      ValueError: none of them, roles out of turn, an empty answer, or text that is not UTF-8.
-
-    Example: {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt",
-      "value": "A cat."}]} -> (None, [("<image>\\nWhat?", "A cat.")])
-    """
-    if not isinstance(record, Mapping):
-        raise ValueError(f"a record must be an object, not {type(record).__name__}")
-    field = next((field for field in TEXT_FIELDS if record.get(field) is not None), None)
-    system = None if record.get("system") is None else _text(record["system"], "system")
-    if field is None:
-        raise ValueError(f"has none of {', '.join(TEXT_FIELDS)}; its fields are {', '.join(map(str, record))}")
-    value = record[field]
-    if field in CAPTION_FIELDS:
-        question = prompt or (CAPTION_PROMPT if image_values(record) else "")
-        turns = [(question, _text(value, field))]
-    elif field == "question":
-        turns = [(_text(value, field), _text(record.get("answer"), "answer"))]
-    else:
-        if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-            raise ValueError(f"{field}: must be a list with at least one entry")
-        if field in ("conversations", "messages"):
-            own, turns = _dialogue(value, field)
-            system = own if own is not None else system
-        else:
-            turns = [_pair(entry, f"{field} {number}") for number, entry in enumerate(value, 1)]
-    for number, (_, answer) in enumerate(turns, 1):
-        if not answer.strip():
-            raise ValueError(f"{field}: answer {number} is empty")
-    return system, turns
-
-
-def _dialogue(entries: Sequence[Any], field: str) -> tuple[str | None, list[Turn]]:
-    names = ("from", "value") if field == "conversations" else ("role", "content")
-    said: list[tuple[str, str]] = []
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, Mapping) or any(name not in entry for name in names):
-            raise ValueError(f"{field} {number}: must be an object with {names[0]} and {names[1]}")
-        if str(entry[names[0]]) not in _ROLES:
-            raise ValueError(f"{field} {number}: unknown role {entry[names[0]]!r}, known are {', '.join(_ROLES)}")
-        said.append((_ROLES[entry[names[0]]], _text(entry[names[1]], f"{field} {number}")))
-    system = said.pop(0)[1] if said[0][0] == "system" else None
-    expected = ("user", "assistant") * -(-len(said) // 2)
-    for number, ((role, _), wanted) in enumerate(zip(said, expected, strict=False), 1 + (system is not None)):
-        if role != wanted:
-            raise ValueError(f"{field} {number}: is of {role} where {wanted} is due")
-    if len(said) % 2 or not said:
-        raise ValueError(f"{field}: the last question has no answer")
-    return system, [(said[i][1], said[i + 1][1]) for i in range(0, len(said), 2)]
-
-
-def _pair(entry: Any, where: str) -> Turn:
-    if isinstance(entry, Mapping):
-        entry = [entry.get("question", entry.get("user")), entry.get("answer", entry.get("assistant"))]
-    if not isinstance(entry, Sequence) or len(entry) != 2:
-        raise ValueError(f"{where}: must be a question and an answer")
-    return _text(entry[0], where), _text(entry[1], where)
-
-
-def _text(value: Any, where: str) -> str:
-    """Text of a field: a string, its bytes, a number, or a list of parts of text and images."""
-    if isinstance(value, bytes):
-        value = value.decode()
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        parts = [part if isinstance(part, Mapping) else {} for part in value]
-        value = "".join(
-            PLACEHOLDER if part.get("type") == "image" else _text(part.get("text"), where) for part in parts
-        )
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: must be text, not {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: has half a surrogate pair, which is no text") from error
-    return value
+def _name(value: Any, field: str) -> str:
+    """The text of "key" or "kind"; empty: the record has none."""
+    if is_missing(value) or value in ("", b""):
+        return ""
+    text = value.decode() if isinstance(value, bytes) else str(value)
+    text.encode()  # half a surrogate pair is a ValueError
+    return text[:_LONGEST_NAME]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from navil_jax.data.formats.parquet import used_columns
-from navil_jax.data.formats.records import RecordSource, encoded
+from navil_jax.data.formats import files
+from navil_jax.data.formats.record_images import encoded
+from navil_jax.data.formats.records import RecordSource, used_columns
 from navil_jax.data.sample import Source
 from navil_jax.errors import UserError
 
@@ -33,7 +34,7 @@ class Tfds(RecordSource):
         super().__init__(path, root or folder, prompt)
         try:
             builder = tfds.builder_from_directory(folder)
-            features = builder.info.features
+            features = self._features = builder.info.features
             raw = {name: _Encoded() for name, feature in features.items() if _is_image(feature)}
             self._data = builder.as_data_source(split or "train", decoders=raw)
         except ModuleNotFoundError:
@@ -46,6 +47,10 @@ class Tfds(RecordSource):
         if not len(self):
             raise UserError(f"{path}: has no samples")
 
+    def versions(self) -> list[files.Version]:
+        folder = self.path.partition("#")[0]
+        return [files.version(file) for file in files.expand(folder, ("",))]
+
     def __len__(self) -> int:
         return len(self._data)
 
@@ -55,7 +60,7 @@ class Tfds(RecordSource):
         return f"{'/'.join(folder.split('/')[-2:])}#{index + 1}"
 
     def record(self, index: int) -> dict[str, Any]:
-        record = {name: _plain(value) for name, value in self._data[index].items()}
+        record = _plain(self._features, self._data[index])
         if isinstance(system := record.get("system"), list):
             record["system"] = system[0] if system else None
         return record
@@ -67,12 +72,20 @@ def _is_image(feature: Any) -> bool:
     )
 
 
-def _plain(value: Any) -> Any:
-    """Sequences of dicts, which TFDS keeps as a dict of sequences, as lists of dicts."""
-    if isinstance(value, dict):
-        columns = {name: list(column) for name, column in value.items()}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return list(value) if isinstance(value, np.ndarray) and value.dtype == object else value
+def _plain(feature: Any, value: Any) -> Any:
+    """Classes as their names; sequences of dicts, which TFDS keeps as a dict of sequences, as lists of dicts."""
+    if isinstance(feature, tfds.features.ClassLabel):
+        return feature.int2str(int(value)) if 0 <= int(value) < feature.num_classes else None
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return {name: _plain(feature[name], entry) for name, entry in value.items()}
+    if isinstance(feature, tfds.features.Sequence):
+        inner = feature.feature
+        if isinstance(value, dict):
+            rows = zip(*value.values(), strict=True)
+            return [_plain(inner, dict(zip(value, row, strict=True))) for row in rows]
+        if isinstance(inner, tfds.features.ClassLabel) or (isinstance(value, np.ndarray) and value.dtype == object):
+            return [_plain(inner, entry) for entry in value]
+    return value
 
 
 def prepare(source: Source, folder: str, name: str, split: str = "train") -> str:

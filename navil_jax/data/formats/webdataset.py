@@ -2,26 +2,36 @@
 
 import io
 import tarfile
+from collections.abc import Mapping
 from typing import Any
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.index import FileIndex, tar_key
-from navil_jax.data.formats.records import IMAGE_SUFFIXES, RecordSource, parse_json, reason
+from navil_jax.data.formats.index import FileIndex
+from navil_jax.data.formats.record_images import IMAGE_FIELDS, IMAGE_SUFFIXES, NAME_FIELDS, image_values, is_seen
+from navil_jax.data.formats.record_text import CAPTION_FIELDS
+from navil_jax.data.formats.records import FIELDS, RecordSource, parse_json, reason
+from navil_jax.data.formats.scan_tar import scan_tar, tar_key
+
+_TEXTS = ("json", *CAPTION_FIELDS)
 
 
 class WebDataset(RecordSource):
     """One tar. Members of a sample stand side by side.
 
-    A sample has images (by their extensions, several as KEY.0.jpg, KEY.1.jpg in the order of the tar) and its text as
-    KEY.json (a record such as those of JSON lines), KEY.txt (a caption) or KEY.cls (a class, taken for a caption).
-    The text of a .json counts before that of a .txt.
+    A sample has an image (KEY.jpg, or another ending of an image) or several (KEY.0.jpg, KEY.1.jpg in the order of
+    their numbers) and its text as KEY.json (a record such as those of JSON lines), KEY.txt (a caption) or KEY.cls (a
+    class, taken for a caption). The text of a .json counts before that of a .txt. Other members beside an image, such
+    as KEY.seg.png, are not used, as in the webdataset package.
     """
 
     suffixes = (".tar",)
 
     def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
         super().__init__(path, root, prompt)
-        self._index = FileIndex(path, "tar")
+        self._index = FileIndex(path, "tar", scan_tar)
+
+    def versions(self) -> list[files.Version]:
+        return [self._index.version]
 
     def __len__(self) -> int:
         return len(self._index)
@@ -31,36 +41,77 @@ class WebDataset(RecordSource):
         return f"{files.name_of(self.path)}#{index + 1}"
 
     def record(self, index: int) -> dict[str, Any]:
-        begin, end = self._index[index]
-        if end == self._index.size:
+        if self._index[index][1] == self._index.size:
             raise ValueError("the tar is cut off here: nothing marks its end")
-        content = files.read_range(self.path, begin, end)
-        images, found, key = [], {}, ""
-        try:
-            with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-                for member in archive:
-                    if member.isfile():
-                        key, extension = tar_key(member.name)
-                        opened = archive.extractfile(member)
-                        assert opened is not None  # it is a file
-                        data = opened.read()
-                        if f".{extension}".endswith(IMAGE_SUFFIXES):
-                            images.append(data)
-                        elif extension in ("json", "txt", "cls"):
-                            found[extension] = data
-                if archive.offset != len(content):
-                    raise ValueError("a broken member follows this sample; nothing behind it in the tar can be read")
-        except tarfile.TarError as error:
-            raise ValueError(f"the tar is broken here: {error}") from error
-        return _record(images, found, f"{files.name_of(self.path)}/{key}")
+        key, members = _members(self._index.read(index))
+        if self._index.is_marked(index):
+            raise ValueError(f"members of {key} stand apart; pack the tar again, sorted by name")
+        images = _images(key, members)
+        return _record(images, members, f"{files.name_of(self.path)}/{key}")
 
 
-def _record(images: list[bytes], found: dict[str, bytes], key: str) -> dict[str, Any]:
+def _members(content: bytes) -> tuple[str, dict[str, bytes]]:
+    """The key of a run of members, and their contents by extension."""
+    found: dict[str, bytes] = {}
+    key = ""
     try:
-        record = parse_json(found.pop("json", b"{}"))
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for member in archive:
+                if member.isdir() or not (named := tar_key(member.name)):
+                    continue
+                key, extension = (
+                    named[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+                    named[1],
+                )
+                opened = archive.extractfile(member) if member.isfile() else None
+                if opened is None:
+                    raise ValueError(f"{member.name} is a link; pack the tar with --dereference --hard-dereference")
+                if extension in found:
+                    raise ValueError(f"{key}.{extension} stands twice")
+                found[extension] = opened.read()
+            if archive.offset != len(content):
+                raise ValueError("a broken member follows this sample; nothing behind it in the tar can be read")
+    except tarfile.TarError as error:
+        raise ValueError(f"the tar is broken here: {error}") from error
+    return key, found
+
+
+def _images(key: str, members: Mapping[str, bytes]) -> list[bytes]:
+    """The image KEY.jpg, or those with numbers in their order. ValueError if it is not clear which they are."""
+    alone = [extension for extension in members if f".{extension}" in IMAGE_SUFFIXES]
+    numbered: dict[int, str] = {}
+    for extension in members:
+        number, _, ending = extension.partition(".")
+        if number.isdecimal() and f".{ending}" in IMAGE_SUFFIXES:
+            if int(number) in numbered:
+                raise ValueError(
+                    f"two images of number {int(number)}: {key}.{numbered[int(number)]}, {key}.{extension}"
+                )
+            numbered[int(number)] = extension
+    several = [*alone, *(numbered[number] for number in sorted(numbered))]
+    if len(alone) > 1 or (alone and numbered):
+        raise ValueError(f"which are its images, and in which order? {', '.join(several)}; number them 0.jpg, 1.jpg")
+    if not several and (others := [extension for extension in members if extension not in _TEXTS]):
+        raise ValueError(
+            f"{key}.{others[0]} is not read; an image is called {key}.jpg, several {key}.0.jpg, {key}.1.jpg"
+        )
+    return [members[extension] for extension in several]
+
+
+def _record(images: list[bytes], members: Mapping[str, bytes], key: str) -> dict[str, Any]:
+    try:
+        record = parse_json(members.get("json", b"{}"))
     except ValueError as error:
         raise ValueError(f"{key}.json: {reason(error)}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{key}.json: a record must be an object, not {type(record).__name__}")
-    texts = {name: text.decode().strip() for name, text in found.items()}
-    return {**texts, **record, "key": key, **({"images": images} if images else {})}
+    texts = {name: members[name].decode("utf-8-sig").strip() for name in CAPTION_FIELDS if name in members}
+    others = {name: content for name, content in members.items() if name not in FIELDS and is_seen(name)}
+    if images:
+        named = len(image_values({**record, "url": None}))
+        if named not in (0, len(images)):
+            raise ValueError(f"{key}.json names {named} images, and {len(images)} stand beside it")
+        record = {name: value for name, value in record.items() if name not in (*IMAGE_FIELDS, *NAME_FIELDS)}
+        others = {name: content for name, content in others.items() if f".{name}" not in IMAGE_SUFFIXES}
+        record["images"] = images
+    return {**texts, **others, **record, "key": key}

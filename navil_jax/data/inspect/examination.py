@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import json
 import pickle
 import re
 from collections import deque
@@ -16,13 +17,14 @@ from navil_jax.config import Config
 from navil_jax.config.flags import differences, from_json, to_json
 from navil_jax.console import Progress
 from navil_jax.data.features import Skipped
-from navil_jax.data.inspect.checkup import NOTE, UNREAD, Checkup
+from navil_jax.data.inspect.checkup import BAD, NOTE, UNREAD, Checkup
 from navil_jax.data.pool import shared_object, start_pool
 from navil_jax.data.quarantine import FILE, Quarantine
+from navil_jax.data.sample import stamp
 from navil_jax.errors import UserError
 
 CHUNK = 32  # samples that a process reads at a time
-CONFIG_FILE, TABLES = "config.json", "notes"
+CONFIG_FILE, SOURCES_FILE, TABLES = "config.json", "sources.json", "notes"
 _MATTERS = re.compile(r"(images|model\.vision|data)(\..*)?")  # keys of a config that change what is noted
 _FREE = ("threads", "workers", "quarantine", "max_bad_share", "seed", "rows", "packing_lookahead", "balance_window")
 
@@ -33,7 +35,8 @@ def examine(config: Config, checkups: Sequence[Checkup], out: Path, workers: int
     """Notes of all samples; bad ones are appended to `OUT/quarantine.jsonl` as they are found.
 
     `OUT/notes/` holds a table per source, in which a sample's row is filled once it is read: that is the state from
-    which the same call goes on. 40 bytes per sample, mapped into memory.
+    which the same call goes on; bad samples are read again, for what they name may be there by now. 40 bytes per
+    sample, mapped into memory.
 
     Args:
       checkups: one per source.
@@ -47,8 +50,12 @@ def examine(config: Config, checkups: Sequence[Checkup], out: Path, workers: int
         one of them died.
     """
     _check_config(config, out)
+    _check_sources(checkups, out)
     tables = [_open_table(out / TABLES / f"{number:03}.npy", checkup) for number, checkup in enumerate(checkups)]
+    (out / FILE).unlink(missing_ok=True)  # of bad samples, all of which are read again
     quarantine = Quarantine(out)
+    for checkup in checkups:
+        quarantine.known(checkup.name, len(checkup.source), stamp(checkup.source))
     with _pool(checkups, workers) as pool:
         try:
             for number, (checkup, table) in enumerate(zip(checkups, tables, strict=True)):
@@ -79,7 +86,6 @@ def _check_config(config: Config, out: Path) -> None:
     path = out / CONFIG_FILE
     if not path.exists():
         (out / TABLES).mkdir(parents=True, exist_ok=True)
-        (out / FILE).unlink(missing_ok=True)  # of a report that somebody removed in part
         path.write_text(to_json(config))
         return
     changed = [
@@ -89,6 +95,19 @@ def _check_config(config: Config, out: Path) -> None:
     ]
     if changed:
         raise UserError(f"{out}: holds a report for another config ({changed[0]}); remove it or give another --out")
+
+
+def _check_sources(checkups: Sequence[Checkup], out: Path) -> None:
+    """Notes in the folder what the sources' files are known by; raises `UserError` if they have changed."""
+    path = out / SOURCES_FILE
+    now = {checkup.name: stamp(checkup.source) for checkup in checkups}
+    if not path.exists() and not any((out / TABLES).glob("*.npy")):
+        path.write_text(json.dumps(now, indent=2))
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if changed := [name for name in now if before.get(name) != now[name]]:
+        raise UserError(
+            f"source {changed[0]}: its files have changed since {out} was begun; remove it or give another --out"
+        )
 
 
 def _open_table(path: Path, checkup: Checkup) -> np.ndarray:
@@ -103,6 +122,7 @@ def _open_table(path: Path, checkup: Checkup) -> np.ndarray:
             f"source {checkup.name}: {samples:,} samples, {len(table):,} when {path.parent.parent} was begun; "
             "remove that folder or give another --out"
         )
+    table["status"][table["status"] == BAD] = UNREAD
     return table
 
 

@@ -41,7 +41,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         raise UserError("--image: no image given; --help shows how")
     images = {file: load_image(file) for file in options.image}
     counts = {file: image_tokens(*image.size, config) for file, image in images.items()}
-    turned = {file: image.getexif().get(ORIENTATION, 1) for file, image in images.items()}
+    turned = {file: image.getexif().get(ORIENTATION) for file, image in images.items()}
     if options.json:
         print(json.dumps([{"image": file, **_values(count, config)} for file, count in counts.items()], indent=2))
     else:
@@ -92,11 +92,11 @@ def _values(count: ImageTokens, config: Config) -> dict[str, Any]:
     }
 
 
-def _table(file: str, count: ImageTokens, config: Config, orientation: int) -> str:
+def _table(file: str, count: ImageTokens, config: Config, orientation: object) -> str:
     """The text for one image."""
     area = config.model.encoder.patch_size**2
     lines = [f"{file}: {count.width} x {count.height} pixels"]
-    if orientation != 1:
+    if orientation in range(2, 9):
         lines.append(f"  its EXIF orientation {orientation} is not applied: it is seen as its pixels are stored")
     rows = [
         (

@@ -64,7 +64,7 @@ def _picture(split: Split, image: int, view: int) -> Path | Image.Image:
     path = Path(_image_paths(split)[image])
     if VIEWS[view] is None:
         return path
-    with Image.open(path) as picture:
+    with Image.open(path, formats=("PNG",)) as picture:
         return picture.convert("RGB").transpose(VIEWS[view])
 
 
