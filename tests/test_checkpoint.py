@@ -2,18 +2,23 @@
 
 import dataclasses
 import shutil
+import tempfile
+from pathlib import Path
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import tiny_model
 
 from navil_jax.config import Config, ImageConfig, ModelConfig
 from navil_jax.config.continuing import check_continues, check_same_model, with_model_of
 from navil_jax.errors import UserError
 from navil_jax.train.checkpoint import Checkpoints, Record
+from navil_jax.train.checksums import check_all
 from navil_jax.train.optimizer import make_optimizer, split_trainable
 
 RECORD = Record(Config(steps=9), {"tokenizer.model": bytes(range(256))}, {"loss": 1.5}, {}, {"data.sources.0": "0a"})
@@ -100,15 +105,101 @@ def test_no_folder_and_empty_folder(tmp_path):
             checkpoints.restore_params(abstract(make_state()[0]))
 
 
-@pytest.mark.parametrize("missing", ["params", "optimizer", "iterator", "params/manifest.ocdbt", "params/d"])
+@pytest.mark.parametrize("missing", ["params", "optimizer", "iterator", "params/manifest.ocdbt", "params/_METADATA"])
 def test_half_written_checkpoint(tmp_path, missing):
-    params, state, _ = write(tmp_path)
-    path = tmp_path / "3" / missing
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="delete this folder to use") as error:
-        checkpoints.restore(abstract(params), abstract(state), {}, make_iterator())
-    assert str(tmp_path / "3") in str(error.value)
-    assert "\n" not in str(error.value)
+    params, state, _ = write(tmp_path, steps=(1, 2, 3), keep=3)
+    for step, advice in ((3, "delete this folder to use step 1, which is whole"), (1, "no older one that is whole")):
+        path = tmp_path / str(step) / missing
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(tmp_path / "2" / "record", ignore_errors=True)
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=advice) as error:
+            checkpoints.restore(abstract(params), abstract(state), {}, make_iterator())
+        assert str(error.value).startswith(f"{tmp_path}/{step}: ")
+        assert "\n" not in str(error.value)
+        shutil.rmtree(tmp_path / str(step))
+        shutil.rmtree(tmp_path / "2", ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with the steps 1 and 2, and what the latter holds."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, write(folder, steps=(1, 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), fault=st.sampled_from(["bit", "64 bytes", "truncated", "emptied", "deleted"]))
+def test_no_damage_is_read_unseen(whole, data, fault):
+    """Any file of the newest checkpoint: all comes back as it was saved, or one line says what is damaged."""
+    folder, (params, state, iterator) = whole
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = shutil.copytree(folder, Path(temporary) / "copy")
+        files = sorted(file for file in (copy / "2").rglob("*") if file.is_file() and file.stat().st_size)
+        damage(data.draw(st.sampled_from(files)), fault, data.draw(st.floats(0, 1, exclude_max=True)))
+        fresh, said = make_iterator(), ""
+        try:
+            with Checkpoints(copy) as checkpoints:
+                step, record = checkpoints.latest_step, checkpoints.record()
+                restored = checkpoints.restore(abstract(params), abstract(state), {}, fresh)
+        except UserError as error:
+            said = str(error)
+    if said:
+        assert said.startswith(f"{copy}/2: ")
+        assert "\n" not in said
+        assert "delete this folder to use step 1, which is whole" in said
+    elif step == 2:
+        assert record == RECORD
+        jax.tree.map(np.testing.assert_array_equal, restored, (params, state, {}))
+        assert fresh.get_state() == iterator.get_state()
+
+
+def test_a_file_of_the_record_or_the_iterator_has_a_checksum(tmp_path):
+    write(tmp_path)
+    for file, old, new in (
+        ("record/metadata", '"loss": 1.5', '"loss": 1.6'),
+        ("iterator/process_0-of-1.json", "1", "2"),
+    ):
+        path = tmp_path / "3" / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match="is not what was written"):
+            check_all(path.parents[1])
+        path.write_text(text)
+    check_all(path.parents[1])
+
+
+def damage(file, fault, place):
+    content = bytearray(file.read_bytes())
+    at = int(place * len(content))
+    if fault == "deleted":
+        file.unlink()
+        return
+    if fault == "bit":
+        content[at] ^= 1 << at % 8
+    elif fault == "64 bytes":
+        content[at : at + 64] = bytes(255 - byte for byte in content[at : at + 64])
+    file.write_bytes({"truncated": content[:at], "emptied": b""}.get(fault, content))
+
+
+@pytest.mark.parametrize("item", ["params", "optimizer", "ema"])
+def test_a_changed_bit_of_an_array_is_named_by_its_parameter(tmp_path, item):
+    params = {"decoder": {"kernel": jax.random.normal(jax.random.key(0), (40, 30))}, "bias": jnp.ones(3)}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (4, 7):
+            checkpoints.save(step, params, RECORD, params, make_iterator(), params)
+    value, changed = np.asarray(params["decoder"]["kernel"]).tobytes(), 0
+    for file in (tmp_path / "7" / item).rglob("d/*"):
+        content = bytearray(file.read_bytes())
+        if (at := content.find(value)) >= 0:
+            content[at + 5] ^= 64
+            file.write_bytes(content)
+            changed += 1
+    assert changed == 1
+    wanted = abstract(params)
+    message = rf"^{tmp_path}/7: cannot be read \({item}: decoder/kernel was changed on disk.*step 4, which is whole$"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
+        checkpoints.restore(wanted, wanted, wanted, make_iterator())
 
 
 def test_unfinished_write_is_not_a_checkpoint(tmp_path):

@@ -17,7 +17,8 @@ from navil_jax.convert.stored import TensorInfo
 from navil_jax.errors import UserError
 from navil_jax.model import lora
 from navil_jax.model.params import flatten, shapes, unflatten
-from navil_jax.train.checkpoint import Checkpoints, Record
+from navil_jax.train.checkpoint import Checkpoints, Record, reading
+from navil_jax.train.checksums import array_handler
 
 CHUNK_BYTES = 32 << 20  # what a reader of one shard has to read at least
 
@@ -118,7 +119,7 @@ class ParamsReader:
         folder, averages = step_folder.resolve() / "params", step_folder.resolve() / "ema"
         if ema and not averages.is_dir():
             raise UserError(f"{step_folder}: holds no running average (config.optimizer.ema_decay)")
-        self._checkpointer, self._scale = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()), lora_scale
+        self._checkpointer, self._scale = ocp.Checkpointer(array_handler()), lora_scale
         self.info = self._stored(folder)
         self._folder, self._averages = folder, averages
         self._averaged = frozenset(self._stored(averages)) if ema else frozenset()
@@ -127,7 +128,8 @@ class ParamsReader:
             del self.info[f"{module}/{lora.A}"], self.info[f"{module}/{lora.B}"]
 
     def _stored(self, folder: Path) -> dict[str, TensorInfo]:
-        leaves = jax.tree_util.tree_leaves_with_path(self._checkpointer.metadata(folder).item_metadata.tree)
+        with reading(epath.Path(folder.parent), folder.name):
+            leaves = jax.tree_util.tree_leaves_with_path(self._checkpointer.metadata(folder).item_metadata.tree)
         return {
             jax.tree_util.keystr(path, simple=True, separator="/"): TensorInfo(tuple(leaf.shape), np.dtype(leaf.dtype))
             for path, leaf in leaves
@@ -167,5 +169,6 @@ class ParamsReader:
         item = unflatten({name: 0})
         restore_args = unflatten({name: ocp.RestoreArgs(restore_type=np.ndarray)})
         args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-        (value,) = jax.tree.leaves(self._checkpointer.restore(folder, args=args))
+        with reading(epath.Path(folder.parent), folder.name):
+            (value,) = jax.tree.leaves(self._checkpointer.restore(folder, args=args))
         return value

@@ -22,6 +22,19 @@ from navil_jax.config.flags import from_json, to_json
 from navil_jax.errors import UserError
 from navil_jax.model.params import Params, flatten, unflatten
 from navil_jax.paths import absolute, path_of
+from navil_jax.train.checksums import (
+    ARRAYS,
+    IteratorHandler,
+    RestoreIterator,
+    SaveIterator,
+    array_handler,
+    check_all,
+    is_damage,
+    sealed,
+    tidy_loops,
+    told,
+    unsealed,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +67,8 @@ class Checkpoints:
             cleanup_tmp_directories=keep is not None,
         )
         self._handlers = {
-            "params": ocp.StandardCheckpointHandler(),
-            "optimizer": ocp.StandardCheckpointHandler(),
-            "ema": ocp.StandardCheckpointHandler(),
-            "iterator": grain.checkpoint.CheckpointHandler(),
+            **{item: array_handler() for item in ARRAYS},
+            "iterator": IteratorHandler(),
             "record": ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(absolute(self.folder), options=options, item_handlers=self._handlers)
@@ -101,15 +112,15 @@ class Checkpoints:
         tokenizer = {name: base64.b64encode(content).decode() for name, content in record.tokenizer.items()}
         said = {"config": to_json(record.config), "tokenizer": tokenizer}
         said |= {"metrics": record.metrics, "origin": record.origin, "fingerprints": record.fingerprints}
-        items = {"record": ocp.args.JsonSave(said)}
+        items = {"record": ocp.args.JsonSave(sealed(said))}
         if params is not None:
-            items["params"] = ocp.args.StandardSave(params)
+            items["params"] = ocp.args.PyTreeSave(params)
         if optimizer_state is not None:
-            items["optimizer"] = ocp.args.StandardSave(optimizer_state)
+            items["optimizer"] = ocp.args.PyTreeSave(optimizer_state)
         if ema:
-            items["ema"] = ocp.args.StandardSave(ema)
+            items["ema"] = ocp.args.PyTreeSave(ema)
         if iterator is not None:
-            items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
+            items["iterator"] = SaveIterator(iterator)
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def record(self) -> Record:
@@ -119,6 +130,8 @@ class Checkpoints:
           UserError: no checkpoint, an incomplete one, or one without a tokenizer.
         """
         said = self._restore(record=ocp.args.JsonRestore())["record"]
+        with self._reading("record"):
+            said = unsealed(said)
         try:
             config, tokenizer, metrics = said["config"], said["tokenizer"], said["metrics"]
         except KeyError as error:
@@ -154,8 +167,8 @@ class Checkpoints:
             self._check_shapes(item, wanted)
         self._check_processes()
         items = self._restore(
-            iterator=grain.checkpoint.CheckpointRestore(iterator),
-            **{item: ocp.args.StandardRestore(wanted) for item, wanted in arrays.items()},
+            iterator=RestoreIterator(iterator),
+            **{item: _restore_args(wanted) for item, wanted in arrays.items()},
         )
         return items["params"], items["optimizer"], items["ema"] if ema else {}
 
@@ -189,7 +202,7 @@ class Checkpoints:
         self._check_shapes("params", params)
         averages = self.averages if averaged else frozenset()
         if not averages:
-            return self._restore(params=ocp.args.StandardRestore(params))["params"]
+            return self._restore(params=_restore_args(params))["params"]
         wanted = flatten(params)
         rest = {name: leaf for name, leaf in wanted.items() if name not in averages}
         found = self._restore_some("params", rest) if rest else {}
@@ -202,10 +215,8 @@ class Checkpoints:
 
     def _restore_some(self, item: str, wanted: dict[str, Any]) -> dict[str, jax.Array]:
         """Parameters by name of the newest checkpoint's `item`, which may hold others."""
-        with self._reading(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = unflatten(wanted)
-            restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
-            args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
+        with self._reading(item), ocp.Checkpointer(array_handler()) as reader:
+            args = _restore_args(unflatten(wanted), partial_restore=True)
             return flatten(reader.restore(absolute(self._newest() / item), args=args))
 
     def _newest(self) -> epath.Path:
@@ -220,18 +231,8 @@ class Checkpoints:
     @contextlib.contextmanager
     def _reading(self, *items: str) -> Iterator[None]:
         """Missing items of the newest checkpoint, and failures to read them, as a `UserError`."""
-        folder = self._newest()
-        for name in items:
-            if not (folder / name).exists():
-                raise UserError(
-                    f"{folder}: {name} is missing; if half copied, delete this folder to use an older checkpoint; "
-                    "if it holds parameters only, start from it with config.init_from"
-                )
-        try:
+        with reading(self._newest(), *items):
             yield
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            first = str(error).strip().split("\n")[0].split(" [tensorstore_spec")[0]
-            raise UserError(f"{folder}: cannot be read ({first}); delete this folder to use an older one") from error
 
     def _check_processes(self) -> None:
         with self._reading("iterator"):
@@ -258,6 +259,44 @@ class Checkpoints:
             raise UserError(
                 f"{self._newest()}: its {item} are those of another model or recipe: {'; '.join(wrong[:3])}{more}"
             )
+
+
+@contextlib.contextmanager
+def reading(step: epath.Path, *items: str) -> Iterator[None]:
+    """Turns missing items of a checkpoint, and failures to read them, into a `UserError` that says what can be used."""
+    for name in items:
+        if not (step / name / ("_METADATA" if name in ARRAYS else "")).exists():
+            alone = (
+                ""
+                if name in ("params", "record")
+                else "if it holds parameters only, start from it with config.init_from; "
+            )
+            raise UserError(f"{step}: {name} is missing; {alone}if half copied, {_older(step)}")
+    try:
+        with tidy_loops():
+            yield
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        raise UserError(f"{step}: cannot be read ({told(error)}); {_older(step)}") from error
+
+
+def _older(step: epath.Path) -> str:
+    """What to do about a damaged checkpoint: every older one is read until one is whole."""
+    steps = (int(entry.name) for entry in step.parent.iterdir() if entry.name.isdecimal())
+    for older in sorted((number for number in steps if number < int(step.name)), reverse=True):
+        try:
+            check_all(step.parent / str(older))
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            continue
+        return f"delete this folder to use step {older}, which is whole"
+    return "copy it again or start anew, as there is no older one that is whole"
+
+
+def _restore_args(wanted: Any, **more: Any) -> ocp.args.PyTreeRestore:
+    return ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), **more)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,161 @@
+"""Checksums of checkpoints: no changed byte of the parameters, of the place in the data or of the record goes unseen.
+
+Arrays are Zarr 3 chunks that each end with a CRC-32C, which TensorStore compares whenever it reads one. It costs less
+than the compression that Orbax would use in its place, and trained weights shrink by little.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+from orbax.checkpoint._src.serialization import tensorstore_utils
+
+from navil_jax.paths import absolute
+
+ARRAYS = ("params", "optimizer", "ema")  # items of a checkpoint
+CODECS = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"})
+DIGEST = "sha256"
+
+
+def _zarr3_metadata(global_shape: tuple[int, ...], chunk_shape: tuple[int, ...], use_compression: bool) -> dict:
+    """In the place of Orbax's own, which has no checksums of values and no setting for them."""
+    del use_compression
+    grid = {"name": "regular", "configuration": {"chunk_shape": chunk_shape}}
+    return {"shape": global_shape, "chunk_grid": grid, "codecs": [*CODECS]}
+
+
+tensorstore_utils._build_zarr3_metadata = _zarr3_metadata
+
+
+def array_handler() -> ocp.PyTreeCheckpointHandler:
+    """Writes trees of arrays with checksums; reads older ones without them as well."""
+    return ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=False)
+
+
+class IteratorHandler(grain.checkpoint.CheckpointHandler):
+    """Each process's place in the data, with a CRC-32 beside it."""
+
+    def save(self, directory: epath.Path, item: Any = None, args: Any = None) -> None:
+        super().save(directory, item, args)
+        state = directory / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+        state.with_suffix(".crc32").write_text(str(zlib.crc32(state.read_bytes())))
+
+    def restore(self, directory: epath.Path, item: Any = None, args: Any = None) -> Any:
+        check_states(directory)
+        return super().restore(directory, item, args)
+
+
+@ocp.args.register_with_handler(IteratorHandler, for_save=True)
+@dataclasses.dataclass
+class SaveIterator(ocp.args.CheckpointArgs):
+    item: grain.DatasetIterator
+
+
+@ocp.args.register_with_handler(IteratorHandler, for_restore=True)
+@dataclasses.dataclass
+class RestoreIterator(ocp.args.CheckpointArgs):
+    item: grain.DatasetIterator
+
+
+def check_states(iterator: epath.Path) -> None:
+    """Raises `ValueError` if a process's place in the data is not what was written."""
+    for said in iterator.glob("*.crc32"):
+        state = said.with_suffix(".json")
+        if said.read_text() != str(zlib.crc32(state.read_bytes())):
+            raise ValueError(f"{state.name} is not what was written")
+
+
+def sealed(said: dict[str, Any]) -> dict[str, Any]:
+    """A record with its SHA-256."""
+    return {**said, DIGEST: _digest(said)}
+
+
+def unsealed(said: dict[str, Any]) -> dict[str, Any]:
+    """The record without its SHA-256. Raises `ValueError` if it is not what was written."""
+    rest = {key: value for key, value in said.items() if key != DIGEST}
+    if said.get(DIGEST, _digest(rest)) != _digest(rest):
+        raise ValueError("the record is not what was written")
+    return rest
+
+
+def _digest(said: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+class _TidyLoop(asyncio.SelectorEventLoop):
+    """Ends what still runs before it closes: when one read of Orbax fails, the others would print tracebacks."""
+
+    def close(self) -> None:
+        if not (self.is_closed() or self.is_running()):
+            tasks = asyncio.all_tasks(self)
+            for task in tasks:
+                task.cancel()
+            self.run_until_complete(asyncio.wait(tasks) if tasks else asyncio.sleep(0))
+        super().close()
+
+
+@contextlib.contextmanager
+def tidy_loops() -> Iterator[None]:
+    """Orbax reads quietly in here, also where a read fails."""
+    with mock.patch.object(asyncio, "new_event_loop", _TidyLoop):
+        yield
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether the libraries raise this for a damaged file."""
+    return isinstance(error, OSError | ValueError | KeyError | TypeError) or type(error) is Exception
+
+
+def told(error: BaseException) -> str:
+    """One line for what a library says of a file that it cannot read; a damaged array by its parameter."""
+    while error.__cause__:
+        error = error.__cause__
+    text = str(error) or type(error).__name__
+    if found := re.search(r'"([^"/]+)/[^"/]+(?:/[\d/]*)?" in OCDBT database at [^"]*"(?:[^"]*/)?([^"/]+)/+"', text):
+        why = "was changed on disk, its checksum is another" if "Digest mismatch" in text else "cannot be read"
+        return f"{found[2]}: {found[1].replace('.', '/')} {why}"
+    return text.strip().split("\n")[0].split(" [tensorstore_spec")[0]
+
+
+def check_all(step: epath.Path) -> None:
+    """Reads every file that a run needs of a checkpoint. Raises what the libraries raise, see `told`."""
+    unsealed(json.loads((step / "record" / "metadata").read_text()))
+    check_states(step / "iterator")
+    for item in ARRAYS:
+        if (step / item).exists():
+            for array in _arrays(step / item):
+                _read(array)
+
+
+def _arrays(folder: epath.Path) -> Iterator[ts.TensorStore]:
+    base = str(absolute(folder))
+    store = {"driver": "ocdbt", "base": (base if "://" in base else f"file://{base}") + "/"}
+    said = json.loads((folder / "_METADATA").read_text())
+    driver = "zarr3" if said.get("use_zarr3") else "zarr"
+    for leaf in said["tree_metadata"].values():
+        if leaf["value_metadata"]["skip_deserialize"]:  # an empty node of the tree
+            continue
+        name = ".".join(part["key"] for part in leaf["key_metadata"])
+        spec = {"driver": driver, "kvstore": {**store, "path": f"{name}/"}, "fill_missing_data_reads": False}
+        yield ts.open(spec, open=True, read=True).result()
+
+
+def _read(array: ts.TensorStore) -> None:
+    """Reads the chunks of an array one after the other, and forgets them."""
+    chunk = [int(size or 1) for size in array.chunk_layout.read_chunk.shape or array.shape]
+    steps = (range(0, size, step) for size, step in zip(array.shape, chunk, strict=True))
+    for start in itertools.product(*steps):
+        array[tuple(slice(first, first + step) for first, step in zip(start, chunk, strict=True))].read().result()
