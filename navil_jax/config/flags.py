@@ -113,7 +113,7 @@ def load_config(path: str | Path) -> Config:
         raise UserError(f"{path}: get_config() returned {type(config).__name__}, not navil_jax.config.Config")
     try:
         config = _typed(_plain(config), Config, "")
-        validate(config)
+        _check(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return config
@@ -165,8 +165,30 @@ def apply_overrides(config: Config, overrides: Mapping[str, str]) -> Config:
     """
     for key, text in overrides.items():
         config = _set(config, Config, key.split("."), text, key, config)
-    validate(config)
+    _check(config)
     return config
+
+
+def _check(config: Config) -> None:
+    validate(config)
+    resumed_keys(config)
+
+
+def resumed_keys(config: Config) -> tuple[str, ...]:
+    """The keys of `config.resume_with`: of fields, of groups of them, or of the fingerprint of a source's data.
+
+    Raises:
+      UserError: there is no such key; names the nearest one.
+    """
+    names = tuple(name.strip() for name in config.resume_with.split(",") if name.strip())
+    known = {f"{prefix}.{field.name}" for prefix, group in _groups(Config, "") for field in dataclasses.fields(group)}
+    known = {key.removeprefix(".") for key in known} | {prefix for prefix, _ in _groups(Config, "") if prefix}
+    known.add("data.sources.N.fingerprint")
+    for name in names:
+        if re.sub(r"\.\d+(?=\.|$)", ".N", name) not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+            raise UserError(f"config.resume_with: no key {name!r}, the nearest one is {near!r}")
+    return names
 
 
 def _set(node: Any, hint: Any, path: list[str], text: str, key: str, root: Config) -> Any:
