@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from absl import logging
-
 from navil_jax.config import MeshConfig
-from navil_jax.errors import UserError, report_user_errors
+from navil_jax.config.ranges import Amount, Count, NotNegative, PositiveShare, Seed, read_as
+from navil_jax.errors import Parser, UserError, report_user_errors
+from navil_jax.paths import given_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from navil_jax.sharding import make_mesh
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
-    logging.set_verbosity(logging.ERROR)  # Orbax says at every reading that it only reads
     try:
         images = [load_image(file) for file in options.image]
         assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()))
@@ -73,22 +72,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m navil_jax.chat",
         description="Talks with a trained model about images.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="workdir of a training run, or its checkpoint folder")
-    add("--image", action="append", default=[], metavar="FILE", help="an image; may be given several times")
+    text = "workdir of a training run, or its checkpoint folder"
+    add("--checkpoint", required=True, type=given_path, metavar="DIR", help=text)
+    text = "an image; may be given several times"
+    add("--image", action="append", type=given_path, default=[], metavar="FILE", help=text)
     add("--prompt", metavar="TEXT", help="one question; without it, a conversation starts")
-    add("--temperature", type=float, default=0.0, help="0 (default): the likeliest token; higher: more varied answers")
-    add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens with this probability together")
-    add("--top-k", type=int, default=0, help="draw from this many likeliest tokens; 0 (default): from all")
-    add("--seed", type=int, default=0, help="of the random numbers if the temperature is not 0 (default: 0)")
-    add("--max-new-tokens", type=int, default=1024, help="an answer ends there at the latest (default: 1024)")
+    add(
+        "--temperature",
+        type=read_as(NotNegative),
+        default=0.0,
+        help="0 (default): the likeliest token; higher: more varied answers",
+    )
+    add(
+        "--top-p",
+        type=read_as(PositiveShare),
+        default=1.0,
+        help="draw from the likeliest tokens with this probability together",
+    )
+    add("--top-k", type=read_as(Amount), default=0, help="draw from this many likeliest tokens; 0 (default): from all")
+    add("--seed", type=read_as(Seed), default=0, help="of the random numbers if the temperature is not 0 (default: 0)")
+    add(
+        "--max-new-tokens", type=read_as(Count), default=1024, help="an answer ends there at the latest (default: 1024)"
+    )
     return parser
 
 

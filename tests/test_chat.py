@@ -189,7 +189,7 @@ class TestMistakes:
             self.check(capsys, said, "--checkpoint", folder)
 
     def test_numbers_and_placeholders(self, workdir: Path, capsys: pytest.CaptureFixture):
-        self.check(capsys, "temperature -1.0", "--checkpoint", workdir, "--temperature", "-1")
+        self.check(capsys, "--temperature: must be at least 0, not -1", "--checkpoint", workdir, "--temperature", "-1")
         assert run("--checkpoint", workdir, "--prompt", "<image>?") == 2
         assert "1 times for 0 new images" in capsys.readouterr().err
         assert chat.main(["--checkpoint", str(workdir), "--prompt", "x", "--max-new-tokens", "99999"]) == 2

@@ -101,8 +101,8 @@ def test_parse_takes_both_forms_and_the_commands_options(tmp_path):
     assert options.seed_file == "s"
     with pytest.raises(UserError, match=r"--config\.steps: no value given"):
         parse(["--config", str(recipe), "--config.steps", "--config.seed=1"], "Tests.")
-    with pytest.raises(SystemExit):
-        parse(["--config", str(recipe), "--unknown"], "Tests.")
+    with pytest.raises(UserError, match=r"unrecognized arguments: --confg; the nearest option is --config; .* --help"):
+        parse(["--config", str(recipe), "--confg"], "Tests.")
 
 
 @pytest.mark.parametrize(

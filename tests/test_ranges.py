@@ -21,7 +21,7 @@ from navil_jax.config import (
     validate,
 )
 from navil_jax.config.flags import apply_overrides
-from navil_jax.config.ranges import Count, PositiveShare, Range, number
+from navil_jax.config.ranges import Count, PositiveShare, Range, read_as
 from navil_jax.errors import UserError
 
 NAMED = Config(
@@ -155,7 +155,7 @@ def test_converted_data_are_complete(name):
 )
 def test_an_option_is_read_as_its_kind(kind, text, message):
     with pytest.raises(argparse.ArgumentTypeError) as error:
-        number(kind)(text)
+        read_as(kind)(text)
     assert str(error.value).startswith(message)
-    assert number(Count)("7") == 7
-    assert number(PositiveShare)("1") == 1.0
+    assert read_as(Count)("7") == 7
+    assert read_as(PositiveShare)("1") == 1.0

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import json
 import math
+import os
 import re
 import runpy
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from navil_jax.config import Config, validate
-from navil_jax.errors import UserError
+from navil_jax.errors import Parser, UserError
 
 PREFIX = "--config."
 
@@ -52,16 +53,13 @@ def parse(
       parse(["--config", "tiny.py", "--config.model.decoder.depth=2"], "Trains.")
       -> (Config(model=ModelConfig(decoder=DecoderConfig(depth=2, ...))), Namespace(config="tiny.py"))
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m navil_jax.{command}",
         description=description,
         epilog=describe(Config),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", required=default is None, metavar="FILE", help="recipe: Python file with get_config()"
-    )
+    text = "recipe: Python file with get_config()"
+    parser.add_argument("--config", required=default is None, type=os.path.expanduser, metavar="FILE", help=text)
     if add_options:
         add_options(parser)
     overrides, rest = _split_overrides(argv)
@@ -112,7 +110,7 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(config, Config):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}, not navil_jax.config.Config")
     try:
-        config = _typed(_plain(config), Config, "")
+        config = _at_home(_typed(_plain(config), Config, ""))
         _check(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -165,8 +163,21 @@ def apply_overrides(config: Config, overrides: Mapping[str, str]) -> Config:
     """
     for key, text in overrides.items():
         config = _set(config, Config, key.split("."), text, key, config)
+    config = _at_home(config)
     _check(config)
     return config
+
+
+def _at_home(config: Config) -> Config:
+    """The config with the home folder in the place of a leading ~ of its paths."""
+
+    def expanded(node: Any, *names: str) -> Any:
+        return dataclasses.replace(node, **{name: os.path.expanduser(getattr(node, name)) for name in names})
+
+    data = expanded(config.data, "tokenizer", "quarantine")
+    sources = tuple(expanded(source, "path", "held_out", "root") for source in data.sources)
+    config = dataclasses.replace(config, data=dataclasses.replace(data, sources=sources))
+    return expanded(config, "workdir", "init_from")
 
 
 def _check(config: Config) -> None:

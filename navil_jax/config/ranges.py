@@ -1,6 +1,6 @@
 """Ranges: what a number of a config or of a command may be, stated in its type and checked by name.
 
-A field says it where it stands, `depth: Count = 24`; so does an option of a command, `type=number(Count)`.
+A field says it where it stands, `depth: Count = 24`; so does an option of a command, `type=read_as(Count)`.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def _range(hint: Any) -> Range | None:
     return next((mark for mark in marks if isinstance(mark, Range)), None)
 
 
-def number(kind: Any) -> Callable[[str], Any]:
+def read_as(kind: Any) -> Callable[[str], Any]:
     """What reads an option's text as one of the kinds above, such as `Count`; `argparse` names the option."""
     base, limits = typing.get_args(kind)[0], _range(kind)
 

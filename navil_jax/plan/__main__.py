@@ -5,14 +5,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from navil_jax.config import Config, MeshConfig, validate
 from navil_jax.config.flags import parse
-from navil_jax.config.ranges import Amount, Axis, Count, PositiveShare, number
+from navil_jax.config.ranges import Amount, Axis, Count, PositiveShare, read_as
 from navil_jax.console import markdown_table
 from navil_jax.errors import UserError, report_user_errors
+from navil_jax.paths import new_file
 from navil_jax.plan.mixtures import MIXTURES
 from navil_jax.plan.topology import Slice, parse_topology
 
@@ -86,7 +86,7 @@ def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], 
     if options.png and plans:
         report.draw(options.png, plans)
     if options.json:
-        Path(options.json).write_text(json.dumps([as_json(plan) for plan in plans], indent=2) + "\n")
+        options.json.write_text(json.dumps([as_json(plan) for plan in plans], indent=2) + "\n")
     return 0 if len(plans) == len(lines) and all(plan.fits for plan in plans) else 1
 
 
@@ -102,7 +102,7 @@ def _plan(config: Config, place: Slice, options: argparse.Namespace) -> "Plan":
         efficiency=options.kernel_efficiency,
         effort=options.effort,
         search=not options.no_search,
-        hlo=options.hlo,
+        hlo=str(options.hlo or ""),
     )
 
 
@@ -117,7 +117,7 @@ def parse_mesh(text: str, mesh: MeshConfig) -> MeshConfig:
     for part in text.split(","):
         name, _, size = part.partition("=")
         try:
-            sizes[axes[axes.index(name)]] = number(Axis)(size)
+            sizes[axes[axes.index(name)]] = read_as(Axis)(size)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UserError(f"--mesh: {part!r} is no AXIS=SIZE; axes are {', '.join(axes)}") from error
     return dataclasses.replace(mesh, **sizes)
@@ -126,7 +126,7 @@ def parse_mesh(text: str, mesh: MeshConfig) -> MeshConfig:
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--topology", metavar="NAME", help="slice as Google Cloud names it, such as v5p-128; 2xv5e-256 for two slices")
-    add("--slices", type=number(Count), default=1, help="number of such slices (default: 1)")
+    add("--slices", type=read_as(Count), default=1, help="number of such slices (default: 1)")
     add("--sweep", metavar="NAMES", help="several slices, separated by commas: prints a table")
     add(
         "--mesh",
@@ -137,7 +137,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--batch",
-        type=number(Amount),
+        type=read_as(Amount),
         metavar="ROWS",
         help="rows of the global batch; 0: the most that fit (default: data.rows)",
     )
@@ -146,15 +146,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--no-search", action="store_true", help="does not look for the largest batch that fits")
     add(
         "--kernel-efficiency",
-        type=number(PositiveShare),
+        type=read_as(PositiveShare),
         metavar="SHARE",
         help="of the peak, that attention kernels are taken to reach",
     )
     add("--shardings", action="store_true", help="prints how every parameter lies on the slice, and compiles nothing")
     add("--inference", action="store_true", help="also compiles prefill and decoding (navil_jax/generate/engine.py)")
-    add("--json", metavar="FILE", help="writes all figures")
-    add("--png", metavar="FILE", help="draws where the time of each step goes")
-    add("--hlo", default="", metavar="FILE", help="keeps the compiled program's text")
+    add("--json", type=new_file, metavar="FILE", help="writes all figures")
+    add("--png", type=new_file, metavar="FILE", help="draws where the time of each step goes")
+    add("--hlo", type=new_file, metavar="FILE", help="keeps the compiled program's text")
 
 
 if __name__ == "__main__":

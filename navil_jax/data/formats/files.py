@@ -12,7 +12,7 @@ from typing import BinaryIO
 import fsspec
 
 from navil_jax.errors import UserError
-from navil_jax.paths import is_remote
+from navil_jax.paths import at_home, is_remote
 
 CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
 
@@ -40,6 +40,7 @@ def join(root: str, name: str) -> str:
 
     Example: "gs://b/images", "a/1.jpg" -> "gs://b/images/a/1.jpg";  "x", "/y.jpg" -> "/y.jpg"
     """
+    name, root = at_home(name), at_home(root)
     return name if is_remote(name) or os.path.isabs(name) or not root else f"{root.rstrip('/')}/{name}"
 
 
@@ -61,7 +62,7 @@ def expand(path: str, suffixes: Sequence[str]) -> list[str]:
 
     Example: "shards/{08..10}.tar" -> ["shards/08.tar", "shards/09.tar", "shards/10.tar"]
     """
-    path = os.path.expanduser(path)
+    path = at_home(path)
     if numbers := re.search(r"\{(\d+)\.\.(\d+)\}", path):
         first, last = numbers.groups()
         names = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
@@ -120,7 +121,7 @@ def read_file(path: str) -> bytes:
 
 def cache_folder() -> Path:
     """Where indices and copies go that cannot lie beside the data."""
-    folder = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "navil_jax")
+    folder = Path(at_home(os.environ.get(CACHE_VARIABLE, "")) or Path.home() / ".cache" / "navil_jax")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
