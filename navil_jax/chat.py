@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from navil_jax.config import MeshConfig
 from navil_jax.config.ranges import Amount, Count, NotNegative, PositiveShare, Seed, read_as
-from navil_jax.errors import Parser, UserError, report_user_errors
-from navil_jax.paths import given_path
+from navil_jax.errors import Parser, UserError, explain, report_user_errors
+from navil_jax.paths import at_home, given_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,8 +43,8 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.
 """
 HELP = """/image FILE   adds an image to the next question; <image> in the question says where (else in front of it)
 /reset        forgets the conversation and its images
-/help         shows this
-/quit         leaves, as Ctrl-D does"""
+/help         shows this; Ctrl-C ends an answer
+/quit         leaves, as Ctrl-D does, and Ctrl-C where a question is due"""
 
 
 @report_user_errors
@@ -53,21 +56,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from navil_jax.sharding import make_mesh
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
-    try:
-        images = [load_image(file) for file in options.image]
-        assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()))
-        if assistant.averaged:
-            print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
-        conversation = Conversation(assistant, sampler, options.max_new_tokens)
-        for image in images:
-            conversation.add_image(image)
-        if options.prompt is None:
-            _talk(conversation)
-        else:
-            conversation.ask(options.prompt)
-    except KeyboardInterrupt:
-        print()
-        return 130
+    if options.prompt is not None:
+        _check_text("--prompt", options.prompt)
+        if not options.prompt.strip() and not options.image:
+            raise UserError("--prompt: is empty; give a question or an image")
+    images = [load_image(file) for file in options.image]
+    assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()))
+    if assistant.averaged:
+        print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
+    conversation = Conversation(assistant, sampler, options.max_new_tokens)
+    for image in images:
+        conversation.add_image(image)
+    if options.prompt is None:
+        _talk(conversation)
+    else:
+        conversation.ask(options.prompt)
     return 0
 
 
@@ -146,9 +149,14 @@ class Conversation:
 
 
 def _talk(conversation: Conversation) -> None:
-    """Reads questions and commands until /quit or the end of the input; a mistake is said, and the talk goes on."""
+    """Reads questions and commands until /quit, the end of the input, or Ctrl-C where it waits for one.
+
+    A mistake is said in a line, Ctrl-C ends an answer, and the talk goes on.
+    """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (arrow keys and history for input())
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 are a mistake of their line alone
     print("/help lists the commands")
     while True:
         try:
@@ -156,23 +164,52 @@ def _talk(conversation: Conversation) -> None:
         except EOFError:
             print()
             return
-        command, _, argument = line.partition(" ")
+        if line == "/quit":
+            return
         try:
-            if command == "/quit":
-                return
-            if command == "/help":
-                print(HELP)
-            elif command == "/reset":
-                conversation.reset()
-            elif command == "/image":
-                conversation.add_image(argument.strip())
-                print("goes with the next question")
-            elif command.startswith("/"):
-                raise UserError(f"no command {command}; /help lists them")
-            elif line:
-                conversation.ask(line)
-        except UserError as error:
-            print(f"error: {error}")
+            _obey(line, conversation)
+        except KeyboardInterrupt:
+            print("\nstopped; this question is forgotten")
+        except Exception as error:
+            if (said := explain(error)) is None:
+                raise
+            print(f"error: {said}")
+
+
+def _obey(line: str, conversation: Conversation) -> None:
+    """Does what a line of a talk asks for. Raises `UserError` for a mistake."""
+    command, _, argument = line.partition(" ")
+    if command == "/help":
+        print(HELP)
+    elif command == "/reset":
+        conversation.reset()
+    elif command == "/image":
+        conversation.add_image(_file_name(argument.strip()))
+        print("goes with the next question")
+    elif command.startswith("/"):
+        raise UserError(f"no command {command}; /help lists them")
+    elif line:
+        _check_text("the question", line)
+        conversation.ask(line)
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what}: is no UTF-8 at character {error.start + 1}; write it again") from error
+
+
+def _file_name(text: str) -> str:
+    """A file's name as it is, or as a terminal writes one that is dropped on it: in quotes, or with backslashes."""
+    if not text:
+        raise UserError("/image: name a file")
+    name = at_home(text)
+    if not os.path.exists(name):
+        with contextlib.suppress(ValueError):  # a quote without its end
+            words = shlex.split(text)
+            name = at_home(words[0]) if len(words) == 1 else name
+    return name
 
 
 if __name__ == "__main__":

@@ -5,16 +5,17 @@ means a fault of this program.
 """
 
 import argparse
+import contextlib
 import difflib
 import errno
 import functools
 import io
 import json
 import logging
+import multiprocessing
 import os
 import re
 import select
-import signal
 import socket
 import sys
 import traceback
@@ -94,7 +95,10 @@ def report_user_errors(main: Callable[..., int | None], stopped: str = "stopped"
         except SystemExit:
             raise
         except BaseException as error:
-            return _report(error, stopped)
+            status = _report(error, stopped)
+            if _is_command():
+                _leave(status)
+            return status
 
     return wrapped
 
@@ -121,8 +125,6 @@ def explain(error: BaseException) -> str | None:
 def _report(error: BaseException, stopped: str) -> int:
     chain = list(_chain(error))
     if any(isinstance(found, KeyboardInterrupt) for found in chain):
-        if _is_command():
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends what libraries still wait for
         print(one_line(stopped), file=sys.stderr)
         return INTERRUPTED
     if any(isinstance(found, BrokenPipeError) for found in chain) and _nobody_reads():
@@ -135,6 +137,20 @@ def _report(error: BaseException, stopped: str) -> int:
     traceback.print_exception(error)
     print("this is a fault of navil_jax: please report it with the command and all lines above", file=sys.stderr)
     return 1
+
+
+def _leave(status: int) -> None:
+    """Ends the process at once, with the processes it has started: threads of a loader, or of Orbax whose write has
+    failed, can wait for each other for ever where Python ends. Processes of a pod leave together, in the long way.
+    """
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        return
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
