@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import inspect
 import json
 import math
@@ -115,6 +116,31 @@ def load_config(path: str | Path) -> Config:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return config
+
+
+def named_object(name: str, known: Mapping[str, str], where: str) -> Any:
+    """What a config names: by a key of `known`, whose values are "module:attribute", or so itself.
+
+    Args:
+      where: begins the message of an error, such as "config.evaluators".
+
+    Raises:
+      UserError: no such name (with the nearest one), module or attribute; or the module fails when it is imported.
+    """
+    module, colon, attribute = known.get(name, name).partition(":")
+    if not (module and colon and attribute):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        names = ", ".join(sorted(known))
+        raise UserError(f"{where}: no {name!r}; the nearest is {near!r}, all are {names}; or module:name of your own")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except UserError:
+        raise
+    except Exception as error:  # the user's own module may raise anything
+        raise UserError(f"{where}: {name}: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise UserError(f"{where}: {name}: is no function or class")
+    return found
 
 
 def found_recipe(path: Path, kind: str = "config") -> Path:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig
+from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
 from navil_jax.config.ranges import Amount, read_as
 from navil_jax.errors import Parser, UserError, report_user_errors
@@ -151,6 +151,9 @@ def _convert_options(options: argparse.Namespace) -> int:
     parts = expand_meta(entry)
     for part in parts:
         _report(part, options.out if parts == (entry,) else files.join(options.out, part.name), options, "train")
+    if any(part.max_patches for part in parts):
+        side = VisionConfig.patch_size
+        print(f"max_patches counts patches of {side} x {side} pixels; of P x P: times ({side} / P)^2")
     return 0
 
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from navil_jax.config import Config, SourceConfig
 from navil_jax.config.flags import to_json
+from navil_jax.console import is_terminal
 from navil_jax.errors import UserError
 from navil_jax.paths import at_home
 from navil_jax.plan.hlo import Collective, Kernel, Loop, Program
@@ -167,7 +168,7 @@ def _environment(effort: Effort) -> dict[str, str]:
 def _progress(what: str) -> Iterator[None]:
     """Says on stderr what is going on and for how long."""
     began, done = time.monotonic(), threading.Event()
-    shown = sys.stderr.isatty()
+    shown = is_terminal(sys.stderr)
 
     def tell() -> None:
         while not done.wait(1.0):
