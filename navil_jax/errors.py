@@ -18,10 +18,10 @@ import re
 import select
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # exit statuses
@@ -72,6 +72,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(
             f"{message.removeprefix('argument ')}{more}; {self.prog.removeprefix('python -m ')} --help shows all"
         )
+
+    def print_help(self, file: Any = None) -> None:
+        """As argparse, which passes over a full disk or a closed pipe."""
+        print(self.format_help(), end="", file=file)
 
 
 def report_user_errors(main: Callable[..., int | None], stopped: str = "stopped") -> Callable[..., int]:
@@ -207,13 +211,17 @@ def _where(error: BaseException) -> str:
     named = getattr(error, "filename", None)
     if isinstance(named, str | bytes):
         return one_line(os.fsdecode(named))
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    if last and (last[0].line or "").startswith("print("):
+        return "stdout"
     frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
     for values in reversed(frames):
         for value in list(values.values()):
             name = getattr(value, "name", None) if isinstance(value, io.IOBase) else None
             if isinstance(name, str) and not name.startswith("<"):
                 return one_line(name)
-        if found := [value for value in values.values() if isinstance(value, os.PathLike)]:
+        named = [values[name] for name in ("path", "file") if isinstance(values.get(name), str | os.PathLike)]
+        if found := named or [value for value in values.values() if isinstance(value, os.PathLike)][::-1]:
             return one_line(os.fspath(found[0]))
     return ""
 
@@ -269,13 +277,21 @@ def _is_command() -> bool:
     return program.name.startswith("navil-") or program.is_relative_to(Path(__file__).parent)
 
 
-def _stop_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Ctrl-C while a command's modules are imported, before its main is called, is one line, too."""
-    if any(isinstance(found, KeyboardInterrupt) for found in _chain(error)):
-        print("stopped", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)
-    sys.__excepthook__(kind, error, trace)
+def _end_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """A thread that the world stops, such as TensorBoard's writer, ends the command: others wait for it."""
+    said = explain(failed.exc_value) if failed.exc_value else None
+    if said is None:
+        threading.__excepthook__(failed)
+        return
+    print(f"error: {said}", file=sys.stderr, flush=True)
+    _leave(BAD_INPUT)
+
+
+def _unraisable(failed: "sys.UnraisableHookArgs") -> None:
+    """TensorStore tells a loop of Orbax that is closed after a failed write, and no one else, of every array."""
+    if str(failed.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(failed)
 
 
 if _is_command():
-    sys.excepthook = _stop_quietly
+    threading.excepthook, sys.unraisablehook = _end_of_thread, _unraisable
