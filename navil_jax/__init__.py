@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import typing
 
 if typing.TYPE_CHECKING:
+    import types
     from pathlib import Path
 
     from jax.sharding import Mesh
@@ -32,3 +36,17 @@ def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str =
     from navil_jax.convert import loading  # JAX starts when a model is loaded, not when the package is imported
 
     return loading.load_pretrained(path, mesh, tokenizer)
+
+
+def _interrupt(number: int, frame: types.FrameType | None) -> None:
+    """Ctrl-C: libraries that are just being imported cannot bear an exception, so that the process ends at once."""
+    while frame is not None:
+        if "importlib._bootstrap" in frame.f_code.co_filename:
+            print("stopped", file=sys.stderr, flush=True)
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]).startswith("navil-"):  # a command of this package starts
+    signal.signal(signal.SIGINT, _interrupt)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from absl import logging
-
 from navil_jax.config import MeshConfig
-from navil_jax.errors import UserError, report_user_errors
+from navil_jax.config.ranges import Amount, Count, NotNegative, PositiveShare, Seed, read_as
+from navil_jax.errors import Parser, UserError, explain, report_user_errors
+from navil_jax.paths import at_home, given_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,8 +43,8 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.
 """
 HELP = """/image FILE   adds an image to the next question; <image> in the question says where (else in front of it)
 /reset        forgets the conversation and its images
-/help         shows this
-/quit         leaves, as Ctrl-D does"""
+/help         shows this; Ctrl-C ends an answer
+/quit         leaves, as Ctrl-D does, and Ctrl-C where a question is due"""
 
 
 @report_user_errors
@@ -53,42 +56,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     from navil_jax.sharding import make_mesh
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
-    logging.set_verbosity(logging.ERROR)  # Orbax says at every reading that it only reads
-    try:
-        images = [load_image(file) for file in options.image]
-        assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()))
-        if assistant.averaged:
-            print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
-        conversation = Conversation(assistant, sampler, options.max_new_tokens)
-        for image in images:
-            conversation.add_image(image)
-        if options.prompt is None:
-            _talk(conversation)
-        else:
-            conversation.ask(options.prompt)
-    except KeyboardInterrupt:
-        print()
-        return 130
+    if options.prompt is not None:
+        _check_text("--prompt", options.prompt)
+        if not options.prompt.strip() and not options.image:
+            raise UserError("--prompt: is empty; give a question or an image")
+    images = [load_image(file) for file in options.image]
+    assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()))
+    if assistant.averaged:
+        print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
+    conversation = Conversation(assistant, sampler, options.max_new_tokens)
+    for image in images:
+        conversation.add_image(image)
+    if options.prompt is None:
+        _talk(conversation)
+    else:
+        conversation.ask(options.prompt)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m navil_jax.chat",
         description="Talks with a trained model about images.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="workdir of a training run, or its checkpoint folder")
-    add("--image", action="append", default=[], metavar="FILE", help="an image; may be given several times")
+    text = "workdir of a training run, or its checkpoint folder"
+    add("--checkpoint", required=True, type=given_path, metavar="DIR", help=text)
+    text = "an image; may be given several times"
+    add("--image", action="append", type=given_path, default=[], metavar="FILE", help=text)
     add("--prompt", metavar="TEXT", help="one question; without it, a conversation starts")
-    add("--temperature", type=float, default=0.0, help="0 (default): the likeliest token; higher: more varied answers")
-    add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens with this probability together")
-    add("--top-k", type=int, default=0, help="draw from this many likeliest tokens; 0 (default): from all")
-    add("--seed", type=int, default=0, help="of the random numbers if the temperature is not 0 (default: 0)")
-    add("--max-new-tokens", type=int, default=1024, help="an answer ends there at the latest (default: 1024)")
+    add(
+        "--temperature",
+        type=read_as(NotNegative),
+        default=0.0,
+        help="0 (default): the likeliest token; higher: more varied answers",
+    )
+    add(
+        "--top-p",
+        type=read_as(PositiveShare),
+        default=1.0,
+        help="draw from the likeliest tokens with this probability together",
+    )
+    add("--top-k", type=read_as(Amount), default=0, help="draw from this many likeliest tokens; 0 (default): from all")
+    add("--seed", type=read_as(Seed), default=0, help="of the random numbers if the temperature is not 0 (default: 0)")
+    add(
+        "--max-new-tokens", type=read_as(Count), default=1024, help="an answer ends there at the latest (default: 1024)"
+    )
     return parser
 
 
@@ -135,9 +149,14 @@ class Conversation:
 
 
 def _talk(conversation: Conversation) -> None:
-    """Reads questions and commands until /quit or the end of the input; a mistake is said, and the talk goes on."""
+    """Reads questions and commands until /quit, the end of the input, or Ctrl-C where it waits for one.
+
+    A mistake is said in a line, Ctrl-C ends an answer, and the talk goes on.
+    """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (arrow keys and history for input())
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 are a mistake of their line alone
     print("/help lists the commands")
     while True:
         try:
@@ -145,23 +164,52 @@ def _talk(conversation: Conversation) -> None:
         except EOFError:
             print()
             return
-        command, _, argument = line.partition(" ")
+        if line == "/quit":
+            return
         try:
-            if command == "/quit":
-                return
-            if command == "/help":
-                print(HELP)
-            elif command == "/reset":
-                conversation.reset()
-            elif command == "/image":
-                conversation.add_image(argument.strip())
-                print("goes with the next question")
-            elif command.startswith("/"):
-                raise UserError(f"no command {command}; /help lists them")
-            elif line:
-                conversation.ask(line)
-        except UserError as error:
-            print(f"error: {error}")
+            _obey(line, conversation)
+        except KeyboardInterrupt:
+            print("\nstopped; this question is forgotten")
+        except Exception as error:
+            if (said := explain(error)) is None:
+                raise
+            print(f"error: {said}")
+
+
+def _obey(line: str, conversation: Conversation) -> None:
+    """Does what a line of a talk asks for. Raises `UserError` for a mistake."""
+    command, _, argument = line.partition(" ")
+    if command == "/help":
+        print(HELP)
+    elif command == "/reset":
+        conversation.reset()
+    elif command == "/image":
+        conversation.add_image(_file_name(argument.strip()))
+        print("goes with the next question")
+    elif command.startswith("/"):
+        raise UserError(f"no command {command}; /help lists them")
+    elif line:
+        _check_text("the question", line)
+        conversation.ask(line)
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what}: is no UTF-8 at character {error.start + 1}; write it again") from error
+
+
+def _file_name(text: str) -> str:
+    """A file's name as it is, or as a terminal writes one that is dropped on it: in quotes, or with backslashes."""
+    if not text:
+        raise UserError("/image: name a file")
+    name = at_home(text)
+    if not os.path.exists(name):
+        with contextlib.suppress(ValueError):  # a quote without its end
+            words = shlex.split(text)
+            name = at_home(words[0]) if len(words) == 1 else name
+    return name
 
 
 if __name__ == "__main__":

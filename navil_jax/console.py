@@ -1,5 +1,6 @@
 """Terminal output: tables and frames by rich, as wide as the terminal, and the progress of long jobs by tqdm."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
@@ -68,6 +69,11 @@ def frame(title: str, lines: Sequence[str]) -> str:
     return render(Panel.fit(content, box=box.SQUARE, title=Text(title), title_align="left"), width)
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Whether lines on the stream can be written anew; TERM=dumb says that they cannot."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 class _Lines:
     """A stream on which every state of a progress is a line of its own."""
 
@@ -96,7 +102,7 @@ class Progress(tqdm):
         """Args: done: what was there before, of no weight for the rate."""
         stream = stream or sys.stderr
         shown: dict[str, Any] = {"file": stream, "mininterval": SECONDS, "dynamic_ncols": True}
-        if not stream.isatty():
+        if not is_terminal(stream):
             shown = {"file": _Lines(stream), "mininterval": LOG_SECONDS, "bar_format": LOG_LINE}
         super().__init__(
             desc=label,

@@ -5,6 +5,7 @@ libraries write that know local files alone, goes through `RunFiles`. Data have 
 copies): see `data/formats/files.py`, which reaches buckets with the same package.
 """
 
+import argparse
 import importlib.util
 import os
 import tempfile
@@ -23,6 +24,38 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
+def at_home(name: str | os.PathLike[str]) -> str:
+    """A path with the home folder in the place of a leading ~, as shells have it; addresses stay as they are."""
+    return os.path.expanduser(os.fspath(name))
+
+
+def given_path(text: str) -> str:
+    """An option's path or address, for `argparse`; one that is empty is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, name a file or folder")
+    return at_home(text)
+
+
+def new_folder(text: str) -> Path:
+    """An option's local folder that will be written to, for `argparse`: refused now where that cannot be."""
+    path = local_path(given_path(text))
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there}: is a file, a folder belongs there")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{there}: cannot be written to, give another folder")
+    return path
+
+
+def new_file(text: str) -> Path:
+    """An option's local file that will be written, for `argparse`; its folder is made, or refused, now."""
+    path = local_path(given_path(text))
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: is a folder, name a file")
+    new_folder(os.fspath(path.parent)).mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def path_of(name: str | os.PathLike[str]) -> epath.Path:
     """A local name or an address as a path.
 
@@ -30,7 +63,7 @@ def path_of(name: str | os.PathLike[str]) -> epath.Path:
       UserError: an address of a kind that runs cannot be kept at, or whose package is not installed.
     """
     if not is_remote(name):
-        return epath.Path(name)
+        return epath.Path(at_home(name))
     kind = os.fspath(name).partition("://")[0]
     if kind not in PACKAGES:
         raise UserError(f"{name}: runs are kept in local folders or at {', '.join(f'{k}://' for k in PACKAGES)}")
@@ -47,10 +80,10 @@ def absolute(path: epath.Path) -> epath.Path:
 
 
 def local_path(name: str | os.PathLike[str]) -> Path:
-    """A local path as it is. Raises a `UserError` for an address."""
+    """A local path. Raises a `UserError` for an address."""
     if is_remote(name):
         raise UserError(f"{name}: only local folders will do here; copy with: gcloud storage cp -r")
-    return Path(name)
+    return Path(at_home(name))
 
 
 class RunFiles:
@@ -71,7 +104,7 @@ class RunFiles:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = path_of(folder)
         self._temporary = tempfile.TemporaryDirectory(prefix="navil-") if is_remote(folder) else None
-        self.local = Path(self._temporary.name if self._temporary else folder)
+        self.local = Path(self._temporary.name if self._temporary else at_home(folder))
         self.local.mkdir(parents=True, exist_ok=True)
         self._sent: dict[str, tuple[int, int]] = {}  # name -> size and time of change
         if self._temporary:

@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -123,7 +124,58 @@ class TestCommand:
         assert run("--checkpoint", "any") == 130
         monkeypatch.setattr(Assistant, "answer", interrupt)
         assert run("--checkpoint", "any", "--prompt", "x") == 130
-        assert not capsys.readouterr().err
+        assert capsys.readouterr().err == "stopped\nstopped\n"
+
+    def test_ctrl_c_ends_an_answer_and_not_the_talk(self, capsys: pytest.CaptureFixture, monkeypatch):
+        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
+        histories = []
+
+        def answer(_: Assistant, history: list, question: str, *__: object) -> Iterator[str]:
+            histories.append(list(history))
+            yield "half an "
+            if question == "long":
+                raise KeyboardInterrupt
+            yield "answer"
+
+        monkeypatch.setattr(Assistant, "answer", answer)
+        monkeypatch.setattr("sys.stdin", io.StringIO("long\nshort\n\nagain\n"))
+        assert run("--checkpoint", "any") == 0
+        assert "half an \nstopped; this question is forgotten\n" in capsys.readouterr().out
+        assert histories == [[], [], [("short", "half an answer")]]
+
+    @pytest.mark.parametrize(
+        "typed",
+        ["{}", "'{}'", '"{}"', "~/red image.png", "red image.png"],
+    )
+    def test_files_are_named_as_terminals_do(self, typed: str, image: Path, tmp_path: Path, capsys, monkeypatch):
+        (tmp_path / "red image.png").write_bytes(image.read_bytes())
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
+        escaped = str(tmp_path / "red image.png").replace(" ", r"\ ")
+        lines = f"/image {typed.format(tmp_path / 'red image.png')}\n/image {escaped}\n"
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        assert run("--checkpoint", "any") == 0
+        assert capsys.readouterr().out.count("goes with the next question") == 2
+
+    def test_what_cannot_be_used_is_a_line_and_the_talk_goes_on(self, tmp_path: Path, capsys, monkeypatch):
+        (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+        asked = [
+            b"caf\xe9?",
+            b"/image",
+            b"/image %s/broken.png",
+            b"/image %s",
+            b"/image %s/caf\xe9.png",
+            b"/image a\0b",
+        ]
+        content = b"\n".join(line.replace(b"%s", str(tmp_path).encode()) for line in asked)
+        stdin = io.TextIOWrapper(io.BytesIO(content + b"\nWhat is it?\n"), encoding="utf-8")
+        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert run("--checkpoint", "any", "--max-new-tokens", "1") == 0
+        out = capsys.readouterr().out
+        assert [line.count("error: ") for line in out.split("> ")] == [0, *(1 for _ in asked), 0, 0]
+        assert "error: the question: is no UTF-8 at character 4; write it again" in out
 
     def test_help_shows_examples(self, capsys: pytest.CaptureFixture):
         with pytest.raises(SystemExit) as exit_status:
@@ -189,7 +241,12 @@ class TestMistakes:
             self.check(capsys, said, "--checkpoint", folder)
 
     def test_numbers_and_placeholders(self, workdir: Path, capsys: pytest.CaptureFixture):
-        self.check(capsys, "temperature -1.0", "--checkpoint", workdir, "--temperature", "-1")
+        self.check(capsys, "--max-new-tokens: must be at least 1, not 0", "--checkpoint", "a", "--max-new-tokens", "0")
+        self.check(capsys, "--top-p: must be above 0 and at most 1, not nan", "--checkpoint", "a", "--top-p", "nan")
+        for prompt, said in (("caf\udce9?", "--prompt: is no UTF-8 at character 4"), (" ", "--prompt: is empty")):
+            assert chat.main(["--checkpoint", "any", "--prompt", prompt]) == 2
+            assert said in capsys.readouterr().err
+        self.check(capsys, "--temperature: must be at least 0, not -1", "--checkpoint", workdir, "--temperature", "-1")
         assert run("--checkpoint", workdir, "--prompt", "<image>?") == 2
         assert "1 times for 0 new images" in capsys.readouterr().err
         assert chat.main(["--checkpoint", str(workdir), "--prompt", "x", "--max-new-tokens", "99999"]) == 2

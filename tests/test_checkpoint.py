@@ -16,6 +16,7 @@ from tiny import tiny_model
 
 from navil_jax.config import Config, ImageConfig, ModelConfig
 from navil_jax.config.continuing import check_continues, check_same_model, with_model_of
+from navil_jax.config.flags import apply_overrides
 from navil_jax.errors import UserError
 from navil_jax.train.checkpoint import Checkpoints, Record
 from navil_jax.train.checksums import check_all
@@ -286,6 +287,25 @@ def test_schedules_change_when_asked_alone():
         check_continues(saved, longer, "folder")
     assert check_continues(saved, dataclasses.replace(longer, resume_with="steps"), "folder") == {"steps": (1000, 2000)}
     assert check_continues(saved, with_optimizer(saved, not_finite="skip", microbatches=2), "folder") == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["o", "optimizer.peak", "optimizer.", "peak_learning_rate", "data.source", "optimiser"]
+)
+def test_resume_with_takes_whole_names_alone(name):
+    saved = Config()
+    asked = dataclasses.replace(with_optimizer(saved, peak_learning_rate=1.0), resume_with=name)
+    with pytest.raises(UserError, match=rf"^config\.resume_with: no key '{name}', the nearest one is '"):
+        check_continues(saved, asked, "folder")
+    with pytest.raises(UserError, match=r"^config\.resume_with: no key "):
+        apply_overrides(saved, {"resume_with": f"steps,{name}"})
+
+
+def test_resume_with_takes_groups():
+    asked = dataclasses.replace(
+        with_optimizer(Config(), peak_learning_rate=1.0), resume_with="optimizer,data.sources.3"
+    )
+    assert check_continues(Config(), asked, "folder") == {"optimizer.peak_learning_rate": (5e-5, 1.0)}
 
 
 @pytest.mark.parametrize("changed", [{"ema_decay": 0.5}, {"algorithm": "muon"}])

@@ -73,10 +73,10 @@ def test_override_is_read_by_the_fields_type(key, text, value):
         ("data.sources", "x", "is a group of fields"),
         ("data.sources.0", "x", "is a group of fields"),
         ("model.decoder.num_kv_heads", "5", "not a multiple"),
-        ("model.decoder.num_kv_heads", "0", "config.model.decoder.num_kv_heads: must be positive"),
+        ("model.decoder.num_kv_heads", "0", "config.model.decoder.num_kv_heads: must be at least 1, not 0"),
         ("optimizer.trainable", "", "config.optimizer.trainable: no pattern, so nothing would be trained"),
         ("optimizer.learning_rate_scales", "vision/**", "is a group of fields"),
-        ("log_every", "0", "config.log_every: must be positive"),
+        ("log_every", "0", "config.log_every: must be at least 1, not 0"),
     ],
 )
 def test_wrong_override_is_one_line_that_names_the_key(key, text, message):
@@ -101,8 +101,8 @@ def test_parse_takes_both_forms_and_the_commands_options(tmp_path):
     assert options.seed_file == "s"
     with pytest.raises(UserError, match=r"--config\.steps: no value given"):
         parse(["--config", str(recipe), "--config.steps", "--config.seed=1"], "Tests.")
-    with pytest.raises(SystemExit):
-        parse(["--config", str(recipe), "--unknown"], "Tests.")
+    with pytest.raises(UserError, match=r"unrecognized arguments: --confg; the nearest option is --config; .* --help"):
+        parse(["--config", str(recipe), "--confg"], "Tests.")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_parse_takes_both_forms_and_the_commands_options(tmp_path):
         ),
         (
             "from navil_jax.config import Config\ndef get_config():\n    return Config(steps=0)\n",
-            "recipe.py: config.steps: must be positive",
+            "recipe.py: config.steps: must be at least 1, not 0",
         ),
     ],
 )

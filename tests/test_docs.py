@@ -83,7 +83,7 @@ def test_every_block_has_a_known_language_and_marker():
 # Commands that are parsed.
 
 
-class Parsed(BaseException):
+class Parsed(SystemExit):
     """Raised by a parser in the place of returning, so that the command does not run."""
 
     def __init__(self, options: argparse.Namespace, rest: list[str]):
@@ -110,7 +110,7 @@ def only_parse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parsed(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Parsed:
-    """What the parser of a command makes of its arguments; raises SystemExit(2) if it takes them for wrong."""
+    """What the parser of a command makes of its arguments; AssertionError if it takes them for wrong."""
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     is_file = module.endswith(".py")
     with contextlib.suppress(ModuleNotFoundError):

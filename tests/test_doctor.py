@@ -177,7 +177,7 @@ def test_an_interrupted_report_goes_on(
 
     monkeypatch.setattr(Checkup, "__call__", interrupted)
     assert run(lines, tmp_path / "parted") == 130
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command goes on" in capsys.readouterr().err
     assert run(lines, tmp_path / "parted") == 1
     read.remove(21)
     assert read == list(range(28))
@@ -339,7 +339,9 @@ def test_mistakes(lines: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> 
         (["--source", "lava:x.jsonl"], "nearest is 'llava'"),
         (["--source", "llava"], "no path given"),
         (["--source", "llava:nothing.jsonl"], "nothing.jsonl"),
-        (["--source", f"llava:{lines}", "--workers", "-1"], "must not be negative"),
+        (["--source", f"llava:{lines}", "--workers", "-1"], "--workers: must be at least 0 and at most 1,024, not -1"),
+        (["--root", str(tmp_path)], "--root: has no effect without --source"),
+        (["--source", "scenes", "--root", "x"], "sources.0.root of 'scenes': has no effect"),
         (["--source", f"llava:{lines}", "--config.data.tokenizer=nowhere"], "nowhere: no such folder"),
         (["--config", "nothing.py"], "nothing.py: no such config file"),
     ):

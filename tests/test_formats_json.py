@@ -380,7 +380,7 @@ class TestMeta:
         write_lines(tmp_path / "a.jsonl", [TEXT_ONLY])
         (tmp_path / "m.json").write_text('{"a": {"annotation": "a.jsonl", "length": 1, "max_dynamic_patch": 1}}')
         config = dataclasses.replace(config_of(tmp_path / "m.json"), images=ImageConfig(min_patches=1024))
-        message = r"sources\.0\.max_patches: 784 is below images\.min_patches = 1024 \(sources .*: a, scenes\)"
+        message = r"sources\.0\.max_patches of 'a': 784 is below images\.min_patches = 1024 \(sources .*: a, scenes\)"
         with pytest.raises(UserError, match=message):
             expand_sources(config)
 

@@ -110,7 +110,7 @@ def test_flags_hold_for_the_checkpoint(folders: Path, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--evaluators", "nothing"], "no evaluator 'nothing'; use one of held_out, generated"),
+        (["--evaluators", "nothing"], "config.evaluators: no 'nothing'; the nearest is "),
         (["--evaluators", "json:Nothing"], "json:Nothing"),
         (["--samples", "-1"], "--samples: -1 is negative"),
         (["--config.model.decoder.depth=3"], "its params are those of another model"),

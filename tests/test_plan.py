@@ -11,7 +11,7 @@ import plan_golden
 import pytest
 from plan_recipe import get_config
 
-from navil_jax.config import Config
+from navil_jax.config import AxisRule, Config, MeshConfig
 from navil_jax.config.flags import parse
 from navil_jax.data.pipeline import batch_spec
 from navil_jax.errors import UserError
@@ -189,6 +189,14 @@ def test_meshes():
         batch_shards(Config().mesh, parse_topology("2xv5e-16"))
     with pytest.raises(UserError, match=r"--mesh: .*tensor=3.* does not make the 64 devices of v5p-128"):
         batch_shards(command.parse_mesh("tensor=3", Config().mesh), parse_topology("v5p-128"))
+
+
+def test_rules_of_the_mesh_say_who_has_rows_of_their_own():
+    place, rules = parse_topology("v5e-8"), (AxisRule("batch", ("data",)),)
+    assert batch_shards(MeshConfig(data=2, rules=rules), place) == 2
+    assert batch_shards(MeshConfig(data=2), place) == 8
+    with pytest.raises(UserError, match="no mesh axis dat;"):
+        batch_shards(MeshConfig(rules=(AxisRule("batch", ("dat",)),)), place)
 
 
 def test_a_sweep_makes_a_table_and_an_image(linear: list[int], tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -134,7 +134,7 @@ def test_mistakes(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture) ->
         (["--image", str(text)], f"{text}: not an image"),
         (["--image", str(image), "--config", "nothing.py"], "nothing.py: no such config file"),
         (["--image", str(image), "--config.images.max_patch=3"], "max_patch"),
-        (["--image", str(image), "--out", str(tmp_path / "no" / "a.png")], "cannot be written"),
+        (["--image", str(image), "--out", str(image / "a.png")], f"--out: {image}: is a file, a folder belongs there"),
     ):
         assert main(["tokens", *arguments]) == 2
         error = capsys.readouterr().err

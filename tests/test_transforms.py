@@ -97,10 +97,16 @@ def test_a_sample_that_a_transform_refuses_is_bad_and_other_errors_end_the_run()
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("jpg", r"no transform named 'jpg'; nearest is 'jpeg', all are \['jpeg', 'resolution'\]; one of your own is"),
-        (":jpeg", "no transform named ':jpeg'"),
-        ("no_such_module:flip", "transform no_such_module:flip: No module named 'no_such_module'"),
-        ("navil_jax.data.transforms:flip", "transform navil_jax.data.transforms:flip: module .* has no attribute"),
+        ("jpg", r"transforms: no 'jpg'; the nearest is 'jpeg', all are jpeg, resolution; or module:name of your own"),
+        (":jpeg", "transforms: no ':jpeg'; the nearest is 'jpeg'"),
+        (
+            "no_such_module:flip",
+            "transforms: no_such_module:flip: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        (
+            "navil_jax.data.transforms:flip",
+            "transforms: navil_jax.data.transforms:flip: AttributeError: module .* has no attribute",
+        ),
     ],
 )
 def test_unknown_transforms_stop_before_anything_is_read(name: str, message: str) -> None:

@@ -263,7 +263,7 @@ class TestTwo:
     def test_mistakes(self, tmp_path: Path, capsys: pytest.CaptureFixture):
         assert "give a second checkpoint, or a golden folder" in refused(capsys, TEXT)
         assert "give a second checkpoint, or a golden folder" in refused(capsys, TEXT, TEXT, "--golden", TEXT)
-        assert "--tolerance -1.0: must be at least 0" in refused(capsys, TEXT, TEXT, "--tolerance", "-1")
+        assert "--tolerance: must be at least 0" in refused(capsys, TEXT, TEXT, "--tolerance", "-1")
         assert "--weights-only compares two checkpoints" in refused(capsys, TEXT, "--golden", TEXT, "--weights-only")
         assert str(tmp_path / "no") in refused(capsys, TEXT, tmp_path / "no")
 

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from navil_jax.config import Config, validate
-from navil_jax.config.flags import differences
+from navil_jax.config.flags import differences, resumed_keys
 from navil_jax.errors import UserError
 
 # What may differ between a run and its continuation: nothing that changes which numbers come out, but for the length.
@@ -48,23 +48,28 @@ def check_continues(
         another config. Missing so far: the data were read before there were fingerprints.
 
     Raises:
-      UserError: `config` is otherwise not a continuation of the run that wrote the checkpoints in `folder`. Its length
-        may always change, but not if that moves the end of a cosine.
+      UserError: `config` is otherwise not a continuation of the run that wrote the checkpoints in `folder`, or
+        `config.resume_with` names no key. Its length may always change, but not if that moves the end of a cosine.
     """
     changed = {k: v for k, v in differences(saved, config).items() if not k.startswith(FREE_KEYS)}
     if config.optimizer.schedule == "cosine" and saved.steps != config.steps:
         changed["steps"] = saved.steps, config.steps
     before, now = fingerprints
     changed |= {k: (before.get(k), now.get(k)) for k in before | now if before.get(k) != now.get(k)}
-    asked = tuple(key.strip() for key in config.resume_with.split(",") if key.strip())
+    asked = resumed_keys(config)
     fixed = {k: v for k, v in changed.items() if k.startswith(FIXED_KEYS)}
-    refused = fixed or {k: v for k, v in changed.items() if not k.startswith(asked)}
+    refused = fixed or {k: v for k, v in changed.items() if not _is_within(k, asked)}
     if refused:
         way = "" if fixed else f", or change it in this run from here on with config.resume_with={','.join(refused)}"
         raise UserError(
             f"{folder}: holds a run with another config: {_listed(refused)}; set config.workdir to a new folder{way}"
         )
     return changed
+
+
+def _is_within(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a key, or a group that it belongs to, is among the names."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 def with_model_of(config: Config, saved: Config) -> Config:

@@ -9,9 +9,11 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import inspect
 import json
 import math
+import os
 import re
 import runpy
 import sys
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from navil_jax.config import Config, validate
-from navil_jax.errors import UserError
+from navil_jax.errors import Parser, UserError
 
 PREFIX = "--config."
 
@@ -52,16 +54,13 @@ def parse(
       parse(["--config", "tiny.py", "--config.model.decoder.depth=2"], "Trains.")
       -> (Config(model=ModelConfig(decoder=DecoderConfig(depth=2, ...))), Namespace(config="tiny.py"))
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m navil_jax.{command}",
         description=description,
         epilog=describe(Config),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", required=default is None, metavar="FILE", help="recipe: Python file with get_config()"
-    )
+    text = "recipe: Python file with get_config()"
+    parser.add_argument("--config", required=default is None, type=os.path.expanduser, metavar="FILE", help=text)
     if add_options:
         add_options(parser)
     overrides, rest = _split_overrides(argv)
@@ -112,11 +111,36 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(config, Config):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}, not navil_jax.config.Config")
     try:
-        config = _typed(_plain(config), Config, "")
-        validate(config)
+        config = _at_home(_typed(_plain(config), Config, ""))
+        _check(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return config
+
+
+def named_object(name: str, known: Mapping[str, str], where: str) -> Any:
+    """What a config names: by a key of `known`, whose values are "module:attribute", or so itself.
+
+    Args:
+      where: begins the message of an error, such as "config.evaluators".
+
+    Raises:
+      UserError: no such name (with the nearest one), module or attribute; or the module fails when it is imported.
+    """
+    module, colon, attribute = known.get(name, name).partition(":")
+    if not (module and colon and attribute):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        names = ", ".join(sorted(known))
+        raise UserError(f"{where}: no {name!r}; the nearest is {near!r}, all are {names}; or module:name of your own")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except UserError:
+        raise
+    except Exception as error:  # the user's own module may raise anything
+        raise UserError(f"{where}: {name}: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise UserError(f"{where}: {name}: is no function or class")
+    return found
 
 
 def found_recipe(path: Path, kind: str = "config") -> Path:
@@ -165,8 +189,43 @@ def apply_overrides(config: Config, overrides: Mapping[str, str]) -> Config:
     """
     for key, text in overrides.items():
         config = _set(config, Config, key.split("."), text, key, config)
-    validate(config)
+    config = _at_home(config)
+    _check(config)
     return config
+
+
+def _at_home(config: Config) -> Config:
+    """The config with the home folder in the place of a leading ~ of its paths."""
+
+    def expanded(node: Any, *names: str) -> Any:
+        return dataclasses.replace(node, **{name: os.path.expanduser(getattr(node, name)) for name in names})
+
+    data = expanded(config.data, "tokenizer", "quarantine")
+    sources = tuple(expanded(source, "path", "held_out", "root") for source in data.sources)
+    config = dataclasses.replace(config, data=dataclasses.replace(data, sources=sources))
+    return expanded(config, "workdir", "init_from")
+
+
+def _check(config: Config) -> None:
+    validate(config)
+    resumed_keys(config)
+
+
+def resumed_keys(config: Config) -> tuple[str, ...]:
+    """The keys of `config.resume_with`: of fields, of groups of them, or of the fingerprint of a source's data.
+
+    Raises:
+      UserError: there is no such key; names the nearest one.
+    """
+    names = tuple(name.strip() for name in config.resume_with.split(",") if name.strip())
+    known = {f"{prefix}.{field.name}" for prefix, group in _groups(Config, "") for field in dataclasses.fields(group)}
+    known = {key.removeprefix(".") for key in known} | {prefix for prefix, _ in _groups(Config, "") if prefix}
+    known.add("data.sources.N.fingerprint")
+    for name in names:
+        if re.sub(r"\.\d+(?=\.|$)", ".N", name) not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+            raise UserError(f"config.resume_with: no key {name!r}, the nearest one is {near!r}")
+    return names
 
 
 def _set(node: Any, hint: Any, path: list[str], text: str, key: str, root: Config) -> Any:

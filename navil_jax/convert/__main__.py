@@ -1,17 +1,17 @@
 """Weights both ways: `python -m navil_jax.convert {init,import,export,verify,inspect} ...`."""
 
 import argparse
+import functools
 import importlib
 import inspect
 import sys
 from collections.abc import Sequence
 
-from absl import logging
-
 from navil_jax.config.flags import parse
+from navil_jax.config.ranges import Bytes, read_as
 from navil_jax.convert.stored import PARAM_DTYPES, SHARD_BYTES
-from navil_jax.errors import report_user_errors
-from navil_jax.paths import local_path
+from navil_jax.errors import Parser, report_user_errors
+from navil_jax.paths import given_path, local_path, new_folder
 
 EMA = "running averages of the trained parameters in their place (default: where the run's evaluations use them)"
 EXAMPLES = """
@@ -31,36 +31,28 @@ line says what), 130 after Ctrl-C; the same command then goes on.
 """
 
 
-@report_user_errors
+@functools.partial(report_user_errors, stopped="stopped; the same command goes on from here")
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser(next((argument for argument in argv if not argument.startswith("-")), ""))
     options, rest = parser.parse_known_args(argv)
     options.overrides = rest
     if options.overrides and options.run != _init:
-        parser.error(f"unknown arguments: {' '.join(options.overrides)}")
-    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
-    try:
-        return options.run(options)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        parser.error(f"unrecognized arguments: {' '.join(options.overrides)}")
+    return options.run(options)
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
     """Options of all commands; only the chosen one's module is imported, as `--help` needs no JAX."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m navil_jax.convert",
         description="Weights both ways.",
         epilog=EXAMPLES,
-        formatter_class=layout,
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, text: str, description: str | None = None) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=description, formatter_class=layout, allow_abbrev=False)
+        return commands.add_parser(name, help=text, description=description)
 
     command = add("init", "a pre-trained InternLM2, Qwen2.5 or Qwen3 -> a NaViL ready for the first stage")
     if chosen == "init":
@@ -70,11 +62,15 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     command.add_argument(
         "language_model", type=local_path, help="folder of InternLM2, Qwen2.5 or Qwen3 in the Hugging Face layout"
     )
-    command.add_argument("target", type=local_path, help="new folder, for --config.init_from of the training run")
+    command.add_argument("target", type=new_folder, help="new folder, for --config.init_from of the training run")
     command.add_argument(
-        "--config", required=True, metavar="FILE", help="recipe whose model is built; --config.a.b=c changes it"
+        "--config",
+        required=True,
+        type=given_path,
+        metavar="FILE",
+        help="recipe whose model is built; --config.a.b=c changes it",
     )
-    command.add_argument("--tokenizer", default="", metavar="DIR", help="if the language model's folder has none")
+    command.add_argument("--tokenizer", type=given_path, metavar="DIR", help="if the language model's folder has none")
     command.set_defaults(run=_init)
 
     command = add(
@@ -84,8 +80,8 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         "Every tensor is accounted for.",
     )
     command.add_argument("source", type=local_path, help="folder in the Hugging Face layout")
-    command.add_argument("target", type=local_path, help="new folder")
-    command.add_argument("--tokenizer", default="", metavar="DIR", help="if the folder has none")
+    command.add_argument("target", type=new_folder, help="new folder")
+    command.add_argument("--tokenizer", type=given_path, metavar="DIR", help="if the folder has none")
     command.add_argument("--dtype", choices=PARAM_DTYPES, help="of the parameters (default: as stored)")
     command.set_defaults(run=_import)
 
@@ -96,10 +92,14 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         "card. An imported model that was not trained comes back byte for byte.",
     )
     command.add_argument("source", type=local_path, help="workdir of a run, or its newest checkpoint")
-    command.add_argument("target", type=local_path, help="new folder")
+    command.add_argument("target", type=new_folder, help="new folder")
     command.add_argument("--dtype", default="", choices=PARAM_DTYPES, help="of the tensors (default: as stored)")
     command.add_argument(
-        "--shard-bytes", type=int, default=SHARD_BYTES, metavar="N", help="most bytes per file (default: %(default)s)"
+        "--shard-bytes",
+        type=read_as(Bytes),
+        default=SHARD_BYTES,
+        metavar="N",
+        help="most bytes per file (default: %(default)s)",
     )
     command.add_argument("--ema", action=argparse.BooleanOptionalAction, help=EMA)
     command.set_defaults(run=_export)
@@ -121,7 +121,7 @@ def _init(options: argparse.Namespace) -> int:
     from navil_jax.convert.upcycling import initialise_from
 
     recipe, _ = parse(["--config", options.config, *options.overrides], __doc__)
-    initialise_from(options.language_model, recipe, options.target, options.tokenizer)
+    initialise_from(options.language_model, recipe, options.target, options.tokenizer or "")
     print(f"{options.target}: written; train from it with --config.init_from={options.target}")
     return 0
 
@@ -129,7 +129,7 @@ def _init(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from navil_jax.convert.importing import import_checkpoint
 
-    import_checkpoint(options.source, options.target, options.tokenizer, options.dtype)
+    import_checkpoint(options.source, options.target, options.tokenizer or "", options.dtype)
     print(f"{options.target}: written; train from it with --config.init_from={options.target}")
     return 0
 

@@ -12,6 +12,7 @@ from navil_jax.convert.groups import GROUPS, UNKNOWN, tensor_groups
 from navil_jax.convert.names import name_table
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
 from navil_jax.convert.stored import StoredTensor
+from navil_jax.paths import given_path
 
 EXAMPLES = """
 a released model, a language model to start from, and a run of this program:
@@ -32,14 +33,15 @@ Exit status: 0 whole, 1 something is missing, unexpected or of a wrong shape, 2 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.add_argument("folder", metavar="FOLDER", help="workdir of a run, or a folder in the Hugging Face layout")
+    text = "workdir of a run, or a folder in the Hugging Face layout"
+    parser.add_argument("folder", type=given_path, metavar="FOLDER", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--tokenizer", default="", metavar="DIR", help="folder of the tokenizer, if there is none")
+    parser.add_argument("--tokenizer", type=given_path, metavar="DIR", help="folder of the tokenizer, if there is none")
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints what the folder holds. Returns 0 if it is whole, else 1."""
-    with open_checkpoint(options.folder, options.tokenizer) as checkpoint:
+    with open_checkpoint(options.folder, options.tokenizer or "") as checkpoint:
         said = describe(checkpoint)
     if options.json:
         print(json.dumps(said))

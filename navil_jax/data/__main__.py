@@ -15,9 +15,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from navil_jax.config import Config, SourceConfig
+from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
-from navil_jax.errors import UserError, report_user_errors
+from navil_jax.config.ranges import Amount, read_as
+from navil_jax.errors import Parser, UserError, report_user_errors
+from navil_jax.paths import given_path
 
 if TYPE_CHECKING:
     from navil_jax.data.run import OpenRun
@@ -57,11 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
         raise UserError(f"no command {name!r}; nearest is {nearest!r}, all are {', '.join(COMMANDS)}")
     command, interrupted = COMMANDS[name]
-    try:
-        return command(rest)
-    except KeyboardInterrupt:
-        print(f"\nstopped{interrupted}")
-        return 130
+    return report_user_errors(command, f"stopped{interrupted}")(rest)
 
 
 def _doctor(argv: Sequence[str]) -> int:
@@ -108,27 +106,29 @@ def _parser() -> argparse.ArgumentParser:
     from navil_jax.data.sources import SOURCES
 
     about = "Converts data of any kind to sharded ArrayRecord, the format to train from."
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m navil_jax.data convert",
         description=about,
         epilog=EXAMPLES.format(built_in=", ".join(SOURCES)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--from", required=True, dest="kind", metavar="KIND", help="kind of the data, see below")
-    add("--path", default="", help="file, folder, pattern with * or {000..127}, or address such as gs://bucket/x.tar")
-    add("--out", required=True, metavar="FOLDER", help="where the shards go, local or at an address")
+    add(
+        "--path",
+        type=given_path,
+        help="file, folder, pattern with * or {000..127}, or address such as gs://bucket/x.tar",
+    )
+    add("--out", required=True, type=given_path, metavar="FOLDER", help="where the shards go, local or at an address")
     add(
         "--shards",
-        type=int,
+        type=read_as(Amount),
         default=0,
         metavar="N",
         help=f"number of files (default: one per {SHARD_SAMPLES:,} samples)",
     )
-    add("--root", default="", metavar="FOLDER", help="of the images that records name (default: that of the file)")
-    add("--prompt", default="", metavar="TEXT", help='question of samples that are a caption (default: "Describe ...")')
-    add("--split", choices=("train", "test"), default="train", help="of a built-in source (default: train)")
+    add("--root", type=given_path, metavar="FOLDER", help="of the images that records name (default: that of the file)")
+    add("--prompt", metavar="TEXT", help='question of samples that are a caption (default: "Describe ...")')
+    add("--split", choices=("train", "test"), help="of a built-in source (default: train)")
     return parser
 
 
@@ -137,20 +137,31 @@ def _convert_options(options: argparse.Namespace) -> int:
     from navil_jax.data.formats import files
     from navil_jax.data.sources import SOURCES, expand_meta
 
-    if options.shards < 0:
-        raise UserError(f"--shards: {options.shards} is no number of files")
-    if options.kind in SOURCES:
-        _report(SourceConfig(options.kind), options.out, options, options.split)
-        return 0
     formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
+    if options.kind in SOURCES:
+        _refuse(options, "path", "root", "prompt")
+        _report(SourceConfig(options.kind), options.out, options, options.split or "train")
+        return 0
+    _refuse(options, "split", *WITHOUT_EFFECT.get(options.kind, ()))
     if not options.path:
         raise UserError(f"--path: data of kind {options.kind} need a path")
     name = files.name_of(options.out) or options.kind
-    entry = SourceConfig(name, kind=options.kind, path=options.path, root=options.root, prompt=options.prompt)
+    root, prompt = options.root or "", options.prompt or ""
+    entry = SourceConfig(name, kind=options.kind, path=options.path, root=root, prompt=prompt)
     parts = expand_meta(entry)
     for part in parts:
         _report(part, options.out if parts == (entry,) else files.join(options.out, part.name), options, "train")
+    if any(part.max_patches for part in parts):
+        side = VisionConfig.patch_size
+        print(f"max_patches counts patches of {side} x {side} pixels; of P x P: times ({side} / P)^2")
     return 0
+
+
+def _refuse(options: argparse.Namespace, *names: str) -> None:
+    """Raises a `UserError` for options that have no effect on the kind of data."""
+    for name in names:
+        if getattr(options, name):
+            raise UserError(f"--{name}: has no effect on data of kind {options.kind}; leave it out")
 
 
 def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: "Split") -> None:

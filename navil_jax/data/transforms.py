@@ -9,9 +9,7 @@ and for any number of threads, worker processes and hosts.
 """
 
 import dataclasses
-import difflib
 import functools
-import importlib
 import io
 from collections.abc import Callable, Iterable
 from typing import cast
@@ -19,9 +17,9 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
+from navil_jax.config.flags import named_object
 from navil_jax.data.pillow_resampling import resize_image
 from navil_jax.data.sample import Sample
-from navil_jax.errors import UserError
 
 Seeds = tuple[int, ...]  # data.seed, source, sample, place in the source's endless stream
 Transform = Callable[[Sample, Seeds], Sample]  # the images of the sample are decoded, in RGB
@@ -84,17 +82,7 @@ def find_transform(name: str) -> Transform:
     """
     if name in TRANSFORMS:
         return TRANSFORMS[name]
-    module, colon, function = name.partition(":")
-    if not (module and colon):
-        nearest = difflib.get_close_matches(name, TRANSFORMS, n=1, cutoff=0)[0]
-        raise UserError(
-            f"config.data.sources: no transform named {name!r}; nearest is {nearest!r}, all are "
-            f"{sorted(TRANSFORMS)}; one of your own is written as package.module:function"
-        )
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise UserError(f"config.data.sources: transform {name}: {error}") from error
+    return named_object(name, dict.fromkeys(TRANSFORMS, ""), "config.data.sources: transforms")
 
 
 def apply(names: Iterable[str], sample: Sample, seeds: Seeds) -> Sample:

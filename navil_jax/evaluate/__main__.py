@@ -7,12 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import logging
-
 from navil_jax.config import Config, EvaluatorConfig
 from navil_jax.config.flags import load_config, parse
+from navil_jax.config.ranges import Amount, read_as
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.paths import is_remote
+from navil_jax.paths import given_path, is_remote, new_folder
 
 ABOUT = """Scores a checkpoint on held-out samples, with the evaluators of its run or with others.
 
@@ -35,14 +34,7 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     _, options = _parse(argv, Config())
-    if options.samples < 0:
-        raise UserError(f"--samples: {options.samples} is negative")
-    logging.set_verbosity(logging.ERROR)  # Orbax says at every reading that it only reads
-    try:
-        return _evaluate(argv, options)
-    except KeyboardInterrupt:
-        print("\nstopped")
-        return 130
+    return _evaluate(argv, options)
 
 
 def _parse(argv: Sequence[str], default: Config) -> tuple[Config, argparse.Namespace]:
@@ -51,10 +43,16 @@ def _parse(argv: Sequence[str], default: Config) -> tuple[Config, argparse.Names
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="run, checkpoint, Hugging Face folder or id on its hub")
+    add(
+        "--checkpoint",
+        required=True,
+        type=given_path,
+        metavar="DIR",
+        help="run, checkpoint, Hugging Face folder or id on its hub",
+    )
     add("--evaluators", default="", metavar="A,B", help="names (default: those of the recipe or run)")
-    add("--samples", type=int, default=0, metavar="N", help="of every source; 0: all (default)")
-    add("--out", default="", metavar="DIR", help="folder for tables and pictures (default: WORKDIR/evaluate)")
+    add("--samples", type=read_as(Amount), default=0, metavar="N", help="of every source; 0: all (default)")
+    add("--out", type=new_folder, metavar="DIR", help="folder for tables and pictures (default: WORKDIR/evaluate)")
 
 
 def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:

@@ -5,13 +5,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from navil_jax.config import Config, MeshConfig, validate
 from navil_jax.config.flags import parse
+from navil_jax.config.ranges import Amount, Axis, Count, PositiveShare, read_as
 from navil_jax.console import markdown_table
 from navil_jax.errors import UserError, report_user_errors
+from navil_jax.paths import new_file
 from navil_jax.plan.mixtures import MIXTURES
 from navil_jax.plan.topology import Slice, parse_topology
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--topology: which slice? For example v5p-128, v5e-256, v6e-64 or 2xv5e-256")
     places = [parse_topology(name, options.slices) for name in names]
     meshes = [parse_mesh(text, config.mesh) for text in options.mesh] or [config.mesh]
+    for mesh in meshes:
+        validate(dataclasses.replace(config, mesh=mesh))
     return _show(config, options, places, meshes)
 
 
@@ -83,7 +86,7 @@ def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], 
     if options.png and plans:
         report.draw(options.png, plans)
     if options.json:
-        Path(options.json).write_text(json.dumps([as_json(plan) for plan in plans], indent=2) + "\n")
+        options.json.write_text(json.dumps([as_json(plan) for plan in plans], indent=2) + "\n")
     return 0 if len(plans) == len(lines) and all(plan.fits for plan in plans) else 1
 
 
@@ -91,7 +94,6 @@ def _plan(config: Config, place: Slice, options: argparse.Namespace) -> "Plan":
     from navil_jax.plan.planner import make_plan
     from navil_jax.plan.statistics import simulate
 
-    validate(config)
     return make_plan(
         config,
         place,
@@ -100,7 +102,7 @@ def _plan(config: Config, place: Slice, options: argparse.Namespace) -> "Plan":
         efficiency=options.kernel_efficiency,
         effort=options.effort,
         search=not options.no_search,
-        hlo=options.hlo,
+        hlo=str(options.hlo or ""),
     )
 
 
@@ -110,20 +112,21 @@ def parse_mesh(text: str, mesh: MeshConfig) -> MeshConfig:
     Raises:
       UserError: no such axis, or not a number.
     """
-    axes = [field.name for field in dataclasses.fields(MeshConfig) if field.type is int]
+    axes = [field.name for field in dataclasses.fields(MeshConfig) if field.name != "rules"]
     sizes: dict[str, Any] = {}
     for part in text.split(","):
         name, _, size = part.partition("=")
-        if name not in axes or not size.lstrip("-").isdecimal():
-            raise UserError(f"--mesh: {part!r} is no AXIS=SIZE; axes are {', '.join(axes)}")
-        sizes[name] = int(size)
+        try:
+            sizes[axes[axes.index(name)]] = read_as(Axis)(size)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise UserError(f"--mesh: {part!r} is no AXIS=SIZE; axes are {', '.join(axes)}") from error
     return dataclasses.replace(mesh, **sizes)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--topology", metavar="NAME", help="slice as Google Cloud names it, such as v5p-128; 2xv5e-256 for two slices")
-    add("--slices", type=int, default=1, help="number of such slices (default: 1)")
+    add("--slices", type=read_as(Count), default=1, help="number of such slices (default: 1)")
     add("--sweep", metavar="NAMES", help="several slices, separated by commas: prints a table")
     add(
         "--mesh",
@@ -132,21 +135,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="AXES",
         help="such as fsdp=-1,tensor=2; may be given several times",
     )
-    add("--batch", type=int, metavar="ROWS", help="rows of the global batch; 0: the most that fit (default: data.rows)")
+    add(
+        "--batch",
+        type=read_as(Amount),
+        metavar="ROWS",
+        help="rows of the global batch; 0: the most that fit (default: data.rows)",
+    )
     add("--mixture", choices=list(MIXTURES), default="captions", help="what the rows are taken to hold (docs/tpu.md)")
     add("--effort", choices=["full", "fast"], default="full", help="fast: only whether it fits")
     add("--no-search", action="store_true", help="does not look for the largest batch that fits")
     add(
         "--kernel-efficiency",
-        type=float,
+        type=read_as(PositiveShare),
         metavar="SHARE",
         help="of the peak, that attention kernels are taken to reach",
     )
     add("--shardings", action="store_true", help="prints how every parameter lies on the slice, and compiles nothing")
     add("--inference", action="store_true", help="also compiles prefill and decoding (navil_jax/generate/engine.py)")
-    add("--json", metavar="FILE", help="writes all figures")
-    add("--png", metavar="FILE", help="draws where the time of each step goes")
-    add("--hlo", default="", metavar="FILE", help="keeps the compiled program's text")
+    add("--json", type=new_file, metavar="FILE", help="writes all figures")
+    add("--png", type=new_file, metavar="FILE", help="draws where the time of each step goes")
+    add("--hlo", type=new_file, metavar="FILE", help="keeps the compiled program's text")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ from typing import Any, Literal
 
 from navil_jax.config import Config, SourceConfig
 from navil_jax.config.flags import to_json
+from navil_jax.console import is_terminal
 from navil_jax.errors import UserError
+from navil_jax.paths import at_home
 from navil_jax.plan.hlo import Collective, Kernel, Loop, Program
 from navil_jax.plan.topology import Slice
 
@@ -117,7 +119,7 @@ def _relevant(config: Config, rows: int) -> Config:
 def _cache_folder() -> Path:
     named = os.environ.get("NAVIL_PLAN_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(home) / "navil_jax" / "plans"
+    return Path(at_home(named)) if named else Path(home) / "navil_jax" / "plans"
 
 
 def _key(request: dict[str, Any], effort: Effort) -> str:
@@ -166,7 +168,7 @@ def _environment(effort: Effort) -> dict[str, str]:
 def _progress(what: str) -> Iterator[None]:
     """Says on stderr what is going on and for how long."""
     began, done = time.monotonic(), threading.Event()
-    shown = sys.stderr.isatty()
+    shown = is_terminal(sys.stderr)
 
     def tell() -> None:
         while not done.wait(1.0):

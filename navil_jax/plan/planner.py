@@ -12,7 +12,7 @@ from navil_jax.plan.compile import Compiled, Effort, Task, compile_for
 from navil_jax.plan.statistics import BatchStatistics
 from navil_jax.plan.timing import Timing, model_time
 from navil_jax.plan.topology import Slice
-from navil_jax.sharding import MESH_AXES, RULES
+from navil_jax.sharding import MESH_AXES, mesh_axes, use_rules
 from navil_jax.train.optimizer import split_trainable
 
 MOST_ROWS = 64  # per group of devices that share a row's weights; the search for the largest batch goes no further
@@ -78,7 +78,7 @@ class Plan:
 
 
 def _groups(compiled: Compiled) -> int:
-    return math.prod(compiled.mesh[axis] for axis in RULES["batch"])
+    return math.prod(compiled.mesh[axis] for axis in mesh_axes("batch"))
 
 
 def make_plan(
@@ -110,9 +110,10 @@ def make_plan(
     rows = rows or config.data.rows
     if rows % shards:
         below = rows // shards * shards
+        axes = " x ".join(mesh_axes("batch"))
         raise UserError(
-            f"--batch: {rows} rows do not divide by the {shards} groups of devices that share them (mesh axes data x "
-            f"fsdp, and microbatches); take {f'{below} or ' if below else ''}{below + shards}"
+            f"--batch: {rows} rows do not divide by the {shards} groups of devices that share them (mesh axes {axes}, "
+            f"and microbatches); take {f'{below} or ' if below else ''}{below + shards}"
         )
     compiled = compile_for(config, place, rows, effort=effort, hlo=hlo)
     if search and largest is None:
@@ -177,9 +178,10 @@ def mesh_sizes(mesh: MeshConfig, place: Slice) -> dict[str, int]:
 
 
 def batch_shards(mesh: MeshConfig, place: Slice) -> int:
-    """Groups of devices that each take rows of their own: data x fsdp. Errors as in `mesh_sizes`."""
+    """Groups of devices that each take rows of their own. Errors as in `mesh_sizes` and `sharding.use_rules`."""
     sizes = mesh_sizes(mesh, place)
-    return math.prod(sizes[axis] for axis in RULES["batch"])
+    use_rules(mesh.rules)
+    return math.prod(sizes[axis] for axis in mesh_axes("batch"))
 
 
 def largest_rows(config: Config, place: Slice, shards: int) -> int:

@@ -1,12 +1,15 @@
 """Scaling studies: `python -m navil_jax.study {run,fit,plot,report,plan,extrapolate} ...`."""
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from navil_jax.errors import UserError, report_user_errors
+from navil_jax.config.ranges import Amount, Threads, read_as
+from navil_jax.errors import Parser, report_user_errors
+from navil_jax.paths import local_path, new_file, new_folder
 from navil_jax.study.results import PUBLISHED, parse_size, read_results
 
 EXAMPLES = """
@@ -30,36 +33,31 @@ some runs failed, 2 bad input (one line says what), 130 after Ctrl-C.
 """
 
 
-@report_user_errors
+@functools.partial(report_user_errors, stopped="stopped; the same command goes on from here")
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    try:
-        return options.run(options)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return options.run(options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m navil_jax.study",
         description="Scaling studies.",
         epilog=EXAMPLES,
-        formatter_class=layout,
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, formatter_class=layout, allow_abbrev=False)
+        added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         return added
 
     added = command("run", _run, "trains a grid of models and writes a line per run and evaluation")
-    added.add_argument("--config", required=True, type=Path, metavar="FILE", help="Python file with get_study()")
-    added.add_argument("--out", type=Path, metavar="DIR", help="folder of runs and results.jsonl (default: runs/NAME)")
-    added.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (default: 1)")
+    added.add_argument("--config", required=True, type=local_path, metavar="FILE", help="Python file with get_study()")
+    added.add_argument(
+        "--out", type=new_folder, metavar="DIR", help="folder of runs and results.jsonl (default: runs/NAME)"
+    )
+    added.add_argument("--jobs", type=read_as(Threads), default=1, metavar="N", help="runs at a time (default: 1)")
     added.add_argument("--shard", default="0/1", metavar="I/N", help="only every N-th run, from run I: one per slice")
 
     for name, run, text in (
@@ -68,30 +66,32 @@ def _parser() -> argparse.ArgumentParser:
         ("report", _report, "writes one HTML page that needs nothing from outside"),
     ):
         added = command(name, run, text)
-        added.add_argument("results", nargs="*", type=Path, default=[PUBLISHED], metavar="RESULTS")
+        added.add_argument("results", nargs="*", type=local_path, default=[PUBLISHED], metavar="RESULTS")
         if name == "fit":
-            added.add_argument("--out", type=Path, metavar="FILE", help="also write the laws as JSON")
+            added.add_argument("--out", type=new_file, metavar="FILE", help="also write the laws as JSON")
         else:
-            kind = "DIR" if name == "plot" else "FILE"
-            added.add_argument("--out", required=True, type=Path, metavar=kind, help="what to write")
+            kind, target = ("DIR", new_folder) if name == "plot" else ("FILE", new_file)
+            added.add_argument("--out", required=True, type=target, metavar=kind, help="what to write")
         if name == "report":
-            added.add_argument("--markdown", type=Path, metavar="FILE", help="also the table of the five findings")
+            added.add_argument("--markdown", type=new_file, metavar="FILE", help="also the table of the five findings")
 
     added = command("plan", _plan, "advises encoder, data and stages for an LLM")
     added.add_argument("--llm", required=True, metavar="SIZE", help="parameters of the language model, such as 1.8B")
     added.add_argument("--samples", required=True, metavar="N", help="of all stages together, such as 500M")
     added.add_argument("--have", metavar="N", help="different samples at hand")
-    added.add_argument("--results", type=Path, default=PUBLISHED, metavar="FILE", help="pilot runs of your own")
+    added.add_argument("--results", type=local_path, default=PUBLISHED, metavar="FILE", help="pilot runs of your own")
     added.add_argument("--image", default="640x480", metavar="WxH", help="a typical image (default: %(default)s)")
-    added.add_argument("--words", type=int, default=100, metavar="N", help="text tokens of a sample (default: 100)")
-    added.add_argument("--out", type=Path, metavar="FILE.py", help="write recipes of the three stages")
+    added.add_argument(
+        "--words", type=read_as(Amount), default=100, metavar="N", help="text of a sample (default: 100)"
+    )
+    added.add_argument("--out", type=new_file, metavar="FILE.py", help="write recipes of the three stages")
     added.add_argument("--topology", metavar="NAME", help="a TPU slice, such as v5p-128: adds days and chip-hours")
 
     added = command("extrapolate", _extrapolate, "draws a run's loss onward and says whether going on is likely to pay")
-    added.add_argument("workdir", type=Path, help="of a run, finished or not")
+    added.add_argument("workdir", type=local_path, help="of a run, finished or not")
     added.add_argument("--to", metavar="STEPS", help="how far (default: four times the steps so far)")
     added.add_argument("--metric", default="", help="such as loss or eval/NAME/loss (default: the training loss)")
-    added.add_argument("--out", type=Path, metavar="FILE.png", help="default: WORKDIR/extrapolation.png")
+    added.add_argument("--out", type=new_file, metavar="FILE.png", help="default: WORKDIR/extrapolation.png")
     return parser
 
 
@@ -99,8 +99,6 @@ def _run(options: argparse.Namespace) -> int:
     from navil_jax.study.grid import load_study
     from navil_jax.study.run import parse_shard, run_study
 
-    if options.jobs < 1:
-        raise UserError(f"--jobs: {options.jobs}: at least one run at a time is needed")
     study = load_study(options.config)
     return run_study(study, options.out or Path("runs") / study.name, options.jobs, parse_shard(options.shard))
 

@@ -5,7 +5,6 @@ To add one, write a class like `Evaluator` and name it in `config.evaluators`: b
 """
 
 import abc
-import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 import jax
 
 from navil_jax.config import Config, EvaluatorConfig
+from navil_jax.config.flags import named_object
 from navil_jax.data.tokenizers import Tokenizer
-from navil_jax.errors import UserError
 from navil_jax.model.params import Params
 from navil_jax.paths import RunFiles
 from navil_jax.train.metrics import MetricsLog, read_log
@@ -52,15 +51,7 @@ def make_evaluator(name: str, config: Config, mesh: jax.sharding.Mesh, tokenizer
     Raises:
       UserError: there is no such evaluator.
     """
-    module, colon, attribute = EVALUATORS.get(name, name).partition(":")
-    if not colon:
-        known = ", ".join(EVALUATORS)
-        raise UserError(f"config.evaluators: no evaluator {name!r}; use one of {known}, or package.module:Class")
-    try:
-        made = getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise UserError(f"config.evaluators: {name}: {error}") from error
-    return made(config, mesh, tokenizer)
+    return named_object(name, EVALUATORS, "config.evaluators")(config, mesh, tokenizer)
 
 
 def draw(name: str, path: Path, *content: Any) -> None:

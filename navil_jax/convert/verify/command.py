@@ -12,6 +12,7 @@ import jax
 from navil_jax.config import SPECIAL_TOKENS, Config, ModelConfig
 from navil_jax.config.continuing import FREE_MODEL_KEYS
 from navil_jax.config.flags import differences
+from navil_jax.config.ranges import NotNegative, Seed, read_as
 from navil_jax.console import table
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
 from navil_jax.convert.stored import DTYPES, listed
@@ -28,6 +29,7 @@ from navil_jax.convert.verify.outputs import (
 )
 from navil_jax.convert.verify.tensors import WeightReport, compare_weights, largest, rounding
 from navil_jax.errors import UserError
+from navil_jax.paths import given_path
 
 SHOWN_TENSORS = 5  # of those out of tolerance
 EXAMPLES = """
@@ -56,26 +58,28 @@ Exit status: 0 within tolerance, 1 not, 2 bad input (one line says what).
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="workdir of a run, or a PyTorch folder")
-    add("other", nargs="?", metavar="OTHER", help="a second checkpoint, to compare with")
-    add("--golden", metavar="FOLDER", help="a golden folder, to compare with")
+    add("checkpoint", type=given_path, metavar="CHECKPOINT", help="workdir of a run, or a PyTorch folder")
+    add("other", nargs="?", type=given_path, metavar="OTHER", help="a second checkpoint, to compare with")
+    add("--golden", type=given_path, metavar="FOLDER", help="a golden folder, to compare with")
     add(
-        "--tolerance", type=float, metavar="X", help="largest difference of weights and of outputs (default: see below)"
+        "--tolerance",
+        type=read_as(NotNegative),
+        metavar="X",
+        help="largest difference of weights and of outputs (default: see below)",
     )
     add("--weights-only", action="store_true", help="of two checkpoints, compare the weights alone, tensor by tensor")
     add("--tokenizer", default="", metavar="DIR", help="folder of the tokenizer, for PyTorch folders without one")
     add(
         "--ema", action=argparse.BooleanOptionalAction, help="of runs, the running averages (default: as they evaluate)"
     )
-    add("--seed", type=int, default=0, help="of the made text and image that two models are run on (default: 0)")
+    text = "of the made text and image that two models are run on (default: 0)"
+    add("--seed", type=read_as(Seed), default=0, help=text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the report and its JSON line. Returns 0 within tolerance, else 1."""
     if (options.other is None) == (options.golden is None):
         raise UserError("give a second checkpoint, or a golden folder with --golden; verify --help has examples")
-    if options.tolerance is not None and not options.tolerance >= 0:
-        raise UserError(f"--tolerance {options.tolerance}: must be at least 0")
     with jax.default_matmul_precision("highest"):
         verdict = _against_golden(options) if options.golden else _against_other(options)
     _print(verdict)

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import fsspec
 
 from navil_jax.errors import UserError
-from navil_jax.paths import is_remote
+from navil_jax.paths import at_home, is_remote
 
 COMPRESSED = {  # first bytes -> ending
     b"\x1f\x8b": ".gz",
@@ -48,6 +48,7 @@ def join(root: str, name: str) -> str:
 
     Example: "gs://b/images", "a/1.jpg" -> "gs://b/images/a/1.jpg";  "x", "/y.jpg" -> "/y.jpg"
     """
+    name, root = at_home(name), at_home(root)
     return name if is_remote(name) or os.path.isabs(name) or not root else f"{root.rstrip('/')}/{name}"
 
 
@@ -69,7 +70,7 @@ def expand(path: str, suffixes: Sequence[str]) -> list[str]:
 
     Example: "shards/{08..10}.tar" -> ["shards/08.tar", "shards/09.tar", "shards/10.tar"]
     """
-    path = os.path.expanduser(path)
+    path = at_home(path)
     if numbers := re.search(r"\{(\d+)\.\.(\d+)\}", path):
         parts = [path[: numbers.start()] + name + path[numbers.end() :] for name in _numbers(*numbers.groups())]
         return [file for part in parts for file in expand(part, suffixes)]
@@ -171,7 +172,7 @@ def read_file(path: str) -> bytes:
 
 def cache_folder() -> Path:
     """Where indices and copies go that cannot lie beside the data."""
-    folder = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "navil_jax")
+    folder = Path(at_home(os.environ.get(CACHE_VARIABLE, "")) or Path.home() / ".cache" / "navil_jax")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -12,6 +12,7 @@ from navil_jax.data.formats import files, open_format
 from navil_jax.data.formats.records import parse_json, reason
 from navil_jax.data.formats.scan_json import check_text
 from navil_jax.errors import UserError
+from navil_jax.paths import at_home
 
 DATA_AUGMENT = ("jpeg",)  # transforms that data_augment means, as in InternVL
 TILE_PIXELS = 448**2  # of a tile, in which max_dynamic_patch counts
@@ -119,6 +120,7 @@ def _transforms(settings: Mapping[str, Any], entry: SourceConfig) -> tuple[str, 
 
 
 def _find(meta: str, path: str) -> str:
+    path = at_home(path)
     if files.is_remote(path) or (not files.is_remote(meta) and os.path.exists(path)):
         return path
     return files.join(files.folder_of(meta), path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from navil_jax.config import Config, SourceConfig, validate
+from navil_jax.config.ranges import Amount, Processes, read_as
 from navil_jax.data import formats
 from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
@@ -23,7 +24,7 @@ from navil_jax.data.quarantine import FILE
 from navil_jax.data.run import OpenRun
 from navil_jax.data.sources import SOURCES, for_source
 from navil_jax.errors import UserError
-from navil_jax.paths import is_remote, local_path
+from navil_jax.paths import at_home, given_path, is_remote, local_path, new_folder
 
 ABOUT = """Opens every sample of every source, as training would, and says what was found.
 
@@ -63,9 +64,7 @@ def run(opened: OpenRun, out: Path, options: argparse.Namespace) -> int:
 
 
 def out_folder(config: Config, options: argparse.Namespace) -> Path:
-    """Where the report goes. Raises `UserError` for an address or a negative option."""
-    if options.workers < 0 or options.samples < 0:
-        raise UserError("--workers, --samples: must not be negative")
+    """Where the report goes. Raises `UserError` for an address."""
     own = bool(config.workdir) and not is_remote(config.workdir)
     return local_path(options.out or (f"{config.workdir}/doctor" if own else "runs/doctor"))
 
@@ -79,19 +78,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="KIND:PATH",
         help="these files in the place of the recipe's sources; may be given several times",
     )
-    add("--root", default="", metavar="DIR", help="folder of the images that records of --source name")
-    add("--out", default="", metavar="DIR", help="folder of the report (default: WORKDIR/doctor, or runs/doctor)")
+    add("--root", type=given_path, metavar="DIR", help="folder of the images that records of --source name")
+    add("--out", type=new_folder, metavar="DIR", help="folder of the report (default: WORKDIR/doctor, or runs/doctor)")
     cores = os.cpu_count() or 1
-    add("--workers", type=int, default=cores, metavar="N", help=f"processes; 0: this one alone (default: {cores})")
-    add("--samples", type=int, default=6, metavar="N", help="samples of each source in the report (default: 6)")
+    text = f"processes; 0: this one alone (default: {cores})"
+    add("--workers", type=read_as(Processes), default=cores, metavar="N", help=text)
+    add(
+        "--samples",
+        type=read_as(Amount),
+        default=6,
+        metavar="N",
+        help="samples of each source in the report (default: 6)",
+    )
 
 
 def with_sources(config: Config, options: argparse.Namespace) -> Config:
     """The config with the sources to open."""
+    if options.root and not options.source:
+        raise UserError("--root: has no effect without --source; set config.data.sources.N.root")
     if options.source:
         entries: list[SourceConfig] = []
         for given in options.source:
-            entries.append(_entry(given, options.root, {entry.name for entry in entries}))
+            entries.append(_entry(given, options.root or "", {entry.name for entry in entries}))
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=tuple(entries)))
     if not config.data.sources:
         raise UserError("no data given: use --config RECIPE or --source KIND:PATH; --help shows how")
@@ -102,7 +110,7 @@ def with_sources(config: Config, options: argparse.Namespace) -> Config:
 def _entry(given: str, root: str, taken: set[str]) -> SourceConfig:
     kind, _, path = given.partition(":")
     if not path and kind in SOURCES:
-        return SourceConfig(kind)
+        return SourceConfig(kind, root=root)
     formats.check_kind(kind, (*formats.FORMATS, formats.META, *SOURCES))
     if not path:
         raise UserError(f"--source {given}: no path given, write {kind}:PATH")
@@ -110,7 +118,7 @@ def _entry(given: str, root: str, taken: set[str]) -> SourceConfig:
     name = next(
         name for number in itertools.count(1) if (name := plain if number == 1 else f"{plain}-{number}") not in taken
     )
-    return SourceConfig(name, kind=kind, path=path, root=root)
+    return SourceConfig(name, kind=kind, path=at_home(path), root=root)
 
 
 def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarray], out: Path, samples: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from navil_jax.config import Config
+from navil_jax.config.ranges import Count, read_as
 from navil_jax.console import render
 from navil_jax.data.inspect import page, terminal
 from navil_jax.data.inspect.reading import RowView, view_rows
@@ -15,6 +16,7 @@ from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.run import OpenRun
 from navil_jax.data.sample import Source
 from navil_jax.errors import UserError
+from navil_jax.paths import new_file
 
 ABOUT = """Shows the first packed rows of a training run: which samples share them, how full they are, what is trained.
 
@@ -29,14 +31,12 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--rows", type=int, default=2, metavar="N", help="number of rows (default: 2)")
-    add("--out", default="", metavar="FILE", help="HTML page with the rows and their images")
+    add("--rows", type=read_as(Count), default=2, metavar="N", help="number of rows (default: 2)")
+    add("--out", type=new_file, metavar="FILE", help="HTML page with the rows and their images")
 
 
 def run(opened: OpenRun, options: argparse.Namespace) -> int:
     """Prints the first rows, and writes their page if asked to."""
-    if options.rows < 1:
-        raise UserError(f"--rows: {options.rows} is no number of rows")
     config, tokenizer, sources = opened.config, opened.tokenizer, opened.sources
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=options.rows))
     quarantine = Quarantine(given=config.data.quarantine)
@@ -64,9 +64,9 @@ def _titles(rows: Sequence[RowView], config: Config, sources: Sequence[Source]) 
     }
 
 
-def _write(path: str, rows: Sequence[RowView], titles: Mapping[tuple[int, int], str]) -> None:
+def _write(path: Path, rows: Sequence[RowView], titles: Mapping[tuple[int, int], str]) -> None:
     text = page.render(page.HERE / "rows.html.jinja", title="Packed rows", rows=rows, titles=titles)
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error

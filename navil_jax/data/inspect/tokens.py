@@ -12,6 +12,7 @@ from navil_jax.data.images import load_image
 from navil_jax.data.inspect.token_map import draw_tokens, row_budgets
 from navil_jax.data.prompt import ImageTokens, image_tokens
 from navil_jax.errors import UserError
+from navil_jax.paths import given_path, new_file
 
 ABOUT = """Shows what images cost in tokens: each scale's size, its grid of patches, its tokens and its padding.
 
@@ -54,8 +55,20 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--image", action="append", default=[], metavar="FILE", help="an image; may be given several times")
-    add("--out", metavar="FILE", help="PNG with each scale, its patches, merged units, windows and token numbers")
+    add(
+        "--image",
+        action="append",
+        type=given_path,
+        default=[],
+        metavar="FILE",
+        help="an image; may be given several times",
+    )
+    add(
+        "--out",
+        type=new_file,
+        metavar="FILE",
+        help="PNG with each scale, its patches, merged units, windows and token numbers",
+    )
     add("--json", action="store_true", help="prints one JSON array with an object per image")
 
 
