@@ -23,7 +23,7 @@ CONFIG = Config(
 BATCH = batch_spec(CONFIG).fake(CONFIG.model)
 METRICS = {"tokens": 50, "text_tokens": 30, "images": 2, "patches": 16, "learning_rate": 0.1}
 METRICS |= {"samples": int(BATCH.segment_ids.max(axis=1).sum())}
-METRICS |= {"gradient_norm": 1.0, "spike": 0, "skipped": 0, "loss_mean": 2.0, "loss_variance": 0.01}
+METRICS |= {"gradient_norm": 1.0, "spike": 0, "skipped": 0, "losses": 50, "loss_mean": 2.0, "loss_variance": 0.01}
 
 
 def step(loss=2.0, number=1, **changed):
@@ -126,3 +126,29 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, capsys):
     watched.add(6, step(number=6, **bad), BATCH, 0.0, {})
     with pytest.raises(UserError, match=r"step 6: loss is nan; .* 3 steps in a row were skipped"):
         watched.flush()
+
+
+@pytest.mark.parametrize(
+    ("means", "said"),
+    [
+        ([2.0, 1.0, 0.5, 1.4], ""),
+        ([2.0, 0.5, 1.6, 3.0], "step 3: the mean loss is 1.60, once it was 0.50; look at the learning rate"),
+        ([5.0, 62.0], "step 2: the mean loss is 62.00, worse than guessing (4.56); look at"),
+        ([2.0, 0.5, 1.6, 0.5, 1.7], "step 5: the mean loss is 1.70, once it was 0.50"),
+    ],
+)
+def test_a_loss_that_leaves_its_range_is_said_once(means, said, tmp_path, capsys):
+    watched = recorder(tmp_path)
+    for number, mean in enumerate(means, start=1):
+        watched.add(number, step(number=number, loss_mean=mean), BATCH, 0.0, {})
+    watched.flush()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "the mean loss is" in line]
+    assert len(lines) == bool(said) + (len(means) == 5)
+    assert said in "\n".join(lines)
+
+
+def test_few_losses_give_no_alarm(tmp_path, capsys):
+    watched = recorder(tmp_path)
+    watched.add(1, step(loss_mean=62.0, losses=9), BATCH, 0.0, {})
+    watched.flush()
+    assert "the mean loss" not in capsys.readouterr().out

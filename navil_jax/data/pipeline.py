@@ -8,7 +8,8 @@ Restoring reads the waiting ones again (and packs the rows again that wait for t
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import grain
 
@@ -26,6 +27,7 @@ from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.workers import Workers
 from navil_jax.errors import UserError
 
+LOOKED_AT = 1000  # held-out samples, to find one that can be used
 BATCHES_AHEAD = 2  # packed in the background while a step runs
 
 
@@ -139,19 +141,43 @@ def evaluation_batches(
       limit: take only so many samples from the start; 0 takes all.
 
     Raises:
-      UserError: as `make_dataset`, but only more than half of the samples are too many.
+      UserError: as `make_dataset`, but no number of samples that cannot be used is too many.
     """
     _check_tokenizer(config, tokenizer)
     spec, local = batch_spec(config), batch_spec(config, process_count)
     own = for_source(config, source_id)
     features = grain.MapDataset.source(FeatureSource(source, "evaluation", source_id, own, tokenizer, spec.budgets))
-    watch = SampleWatch(Quarantine())
+    watch = SampleWatch(Quarantine(), max_skipped_share=1.0)
     rows = PackedRows(features[: limit or len(source)], spec, config.data.packing_lookahead, config.data.threads, watch)
     start = process_index * local.rows
     batches = rows.batch(
         spec.rows, batch_fn=lambda rows: local.build(rows[start : start + local.rows], _context_id(config))
     )
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
+
+
+def check_held_out(config: Config, sources: Mapping[int, Source], tokenizer: Tokenizer) -> None:
+    """Looks for a held-out sample of every source that can be evaluated, among its first `LOOKED_AT`.
+
+    Args:
+      sources: the held-out splits, by their number in `config.data.sources`.
+
+    Raises:
+      UserError: a source has none.
+    """
+    budgets = batch_spec(config).budgets
+    for number, source in sources.items():
+        name = config.data.sources[number].name
+        features = FeatureSource(source, name, number, for_source(config, number), tokenizer, budgets)
+        looked = (features[index] for index in range(min(len(source), LOOKED_AT)))
+        reasons = Counter[str]()
+        for found in looked:
+            if isinstance(found, Usable):
+                break
+            reasons[f"{found.reason} (first {found.key})"] += 1
+        else:
+            why = f"none of {reasons.total():,} can be used: {next(iter(reasons))}" if reasons else "there are none"
+            raise UserError(f"config.data.sources.{number}: held-out samples of {name}: {why}; mend or remove them")
 
 
 def sample_counts(iterator: grain.DatasetIterator) -> dict[str, int]:

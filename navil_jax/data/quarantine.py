@@ -116,10 +116,18 @@ class SampleWatch:
       quarantine: takes bad samples.
       max_bad_share: of all samples read, once they are `BAD_SHARE_FROM`.
       oversize_is_error: whether a sample that fits no row stops the run.
+      max_skipped_share: of all samples read, bad and too long ones, once they are `SKIPPED_SHARE_FROM`.
     """
 
-    def __init__(self, quarantine: Quarantine, max_bad_share: float = 1.0, oversize_is_error: bool = False) -> None:
+    def __init__(
+        self,
+        quarantine: Quarantine,
+        max_bad_share: float = 1.0,
+        oversize_is_error: bool = False,
+        max_skipped_share: float = MAX_SKIPPED_SHARE,
+    ) -> None:
         self._quarantine, self._max_bad_share, self._oversize_is_error = quarantine, max_bad_share, oversize_is_error
+        self._max_skipped_share = max_skipped_share
         self._reasons: Counter[str] = Counter()
         self._first: dict[str, str] = {}  # reason -> key of its first sample
         self._logged: set[str] = set()
@@ -166,7 +174,7 @@ class SampleWatch:
                 f"{bad:,} of {read:,} samples are bad, more than config.data.max_bad_share = {self._max_bad_share:g}: "
                 f"{'; '.join(self._worst())}; all are in {self._quarantine.path or 'the log'}"
             )
-        if read >= SKIPPED_SHARE_FROM and bad + too_long > MAX_SKIPPED_SHARE * read:
+        if read >= SKIPPED_SHARE_FROM and bad + too_long > self._max_skipped_share * read:
             raise UserError(
                 f"{bad + too_long:,} of {read:,} samples had to be skipped ({bad:,} bad, {too_long:,} too long): "
                 f"{'; '.join(self._worst())}"

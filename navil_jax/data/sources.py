@@ -21,7 +21,7 @@ from navil_jax.errors import UserError
 def fingerprints(sources: Sequence[Source]) -> dict[str, str]:
     """What the samples of sources are known by, where a source tells with a method `fingerprint() -> str`.
 
-    A run does not go on with other ones, see `training.checkpoint.check_continues`.
+    A run does not go on with other ones, see `config.continuing.check_continues`.
 
     Returns:
       Place in config.data.sources as a key -> fingerprint. Example: {"data.sources.1.fingerprint": "5c0fe6..."}

@@ -1,4 +1,4 @@
-"""An end to waiting for data that never come."""
+"""Watchdog: dumps every thread's stack and ends the process if data do not come within a time."""
 
 import contextlib
 import faulthandler
@@ -6,9 +6,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
+T = TypeVar("T")
 LIMIT_SECONDS = 900.0  # without a batch: reading hangs, as a disk or a network can
+
+_END = object()
 
 
 class Watchdog:
@@ -38,6 +42,16 @@ class Watchdog:
             yield
         finally:
             self._deadline = None
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, for each of which is waited as in `waiting`."""
+        iterator = iter(items)
+        while True:
+            with self.waiting():
+                item = next(iterator, _END)
+            if item is _END:
+                return
+            yield item  # type: ignore[misc]  # no end
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._seconds / 2)):

@@ -88,6 +88,16 @@ class Checkpoints:
         """Blocks until everything saved so far is on disk; raises what went wrong in the background."""
         self._manager.wait_until_finished()
 
+    def check(self) -> None:
+        """Raises a `UserError` if the newest checkpoint is no longer there."""
+        newest = self.latest_step
+        if newest is not None:
+            self.wait()
+            if not (self.folder / str(newest)).exists():
+                raise UserError(
+                    f"{self.folder / str(newest)}: was removed while the run goes on; put it back, or begin anew"
+                )
+
     def save(
         self,
         step: int,

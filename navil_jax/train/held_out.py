@@ -9,7 +9,7 @@ token is not known, so a wrong answer is kept up to that token.
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -17,12 +17,13 @@ import numpy as np
 
 from navil_jax.config import Config
 from navil_jax.data.images import load_image
-from navil_jax.data.pipeline import evaluation_batches
+from navil_jax.data.pipeline import check_held_out, evaluation_batches
 from navil_jax.data.prompt import response_text
 from navil_jax.data.sample import Source, usable_samples
 from navil_jax.data.sources import has_split, open_source
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.toy.baselines import commonest_answer, question_only
+from navil_jax.data.watchdog import Watchdog
 from navil_jax.model.params import Params
 from navil_jax.train.evaluators import Evaluator, draw
 from navil_jax.train.metrics import Answer
@@ -84,16 +85,22 @@ class HeldOut(Evaluator):
         held_out = {i: entry for i, entry in enumerate(config.data.sources) if has_split(entry, "test")}
         self._names = {i: entry.name for i, entry in held_out.items()}
         self._sources: dict[int, Source] = {i: open_source(entry, "test") for i, entry in held_out.items()}
+        check_held_out(config, self._sources, tokenizer)
         self._step = make_eval_step(config, mesh)
+        self._left_out: dict[str, tuple[int, int]] = {}  # of the last scores: source -> samples without, and asked for
         self._kinds: dict[tuple[int, int], str] = {}
 
     def score(self, params: Params, limit: int = 0) -> list[SampleScore]:
         """Scores the first `limit` held-out samples of every source (0: all). Every process gets all scores."""
         place = (jax.process_index(), jax.process_count())
         found = []
-        for number, source in self._sources.items():
-            for batch in evaluation_batches(self._config, source, self._tokenizer, number, limit, *place):
-                found += score_samples(jax.device_get(self._step(params, global_batch(batch, self._mesh))))
+        with Watchdog() as watchdog:
+            for number, source in self._sources.items():
+                batches = evaluation_batches(self._config, source, self._tokenizer, number, limit, *place)
+                for batch in watchdog.over(batches):
+                    found += score_samples(jax.device_get(self._step(params, global_batch(batch, self._mesh))))
+                asked, scored = min(limit or len(source), len(source)), sum(one.source == number for one in found)
+                self._left_out[self._names[number]] = asked - scored, asked
         return found
 
     def metrics(self, scores: Sequence[SampleScore]) -> dict[str, float]:
@@ -110,10 +117,16 @@ class HeldOut(Evaluator):
         draw("plot_answers", folder / "answers.png", self.answers(scores, SHOWN_ANSWERS))
         if not final:
             kinds = {name: value for name, value in self.metrics(scores).items() if name.count("/") == 2}
-            return "  ".join(f"{name} {value:.4f}" for name, value in kinds.items())
-        text = table(self.rows(scores))
+            return "  ".join([*(f"{name} {value:.4f}" for name, value in kinds.items()), *self._gaps()])
+        text = "\n\n".join([table(self.rows(scores)), *self._gaps()])
         (folder / "evaluation.md").write_text(text + "\n")
         return text
+
+    def _gaps(self) -> Iterator[str]:
+        """What is to be said of samples that could not be scored."""
+        for name, (without, asked) in self._left_out.items():
+            if without:
+                yield f"{name}: {without:,} of {asked:,} held-out samples are not scored, as they are bad or fit no row"
 
     def rows(self, scores: Sequence[SampleScore]) -> list["Row"]:
         """The table of accuracies, beside what can be scored without looking at the images."""

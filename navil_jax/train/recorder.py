@@ -17,6 +17,7 @@ from navil_jax.paths import path_of
 from navil_jax.train.metrics import MetricsLog, Throughput, progress_line
 from navil_jax.train.profiling import peak_memory
 
+ALARM_FROM = 10  # losses, before their mean says something
 IN_FLIGHT = 2  # steps that the devices may be behind, so that they never wait for the host
 SUMMED = ("tokens", "text_tokens", "samples")  # metrics whose sums over the run are logged as <name>_seen
 
@@ -50,6 +51,8 @@ class Recorder:
         self._clock: float | None = None
         self._waited = 0.0  # seconds for data since the last progress line
         self._skipped = 0  # steps in a row
+        self._lowest = math.inf  # mean loss so far
+        self.alarm = ""  # what is wrong with the loss now
         self.last = dict(before)  # the newest step's scalars, for the checkpoint
 
     def add(
@@ -166,6 +169,7 @@ class Recorder:
         policy = self._config.optimizer
         bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(metrics[name])]
         self._skipped = self._skipped + 1 if metrics["skipped"] else 0
+        self._watch_loss(step.number, metrics)
         if not bad and not metrics["spike"]:
             return
         samples = self._note(step, "not_finite" if bad else "spike")
@@ -177,12 +181,31 @@ class Recorder:
         said = f"step {step.number}: {said}; samples of its batch: {samples}"
         if getattr(policy, key) == "stop" or self._skipped > policy.max_skipped:
             again = f"{self._skipped} steps in a row were skipped" if metrics["skipped"] else "nothing was saved since"
+            skip = "" if metrics["skipped"] else f"pass over such steps with config.optimizer.{key}=skip, "
+            look = "look at these, "
+            if bad and not self._newest:
+                look = "the parameters that the run starts from are as likely to blame as these: look at both, "
             raise UserError(
-                f"{said}; {again}; look at these, pass over such steps with config.optimizer.{key}=skip, or lower "
-                "config.optimizer.peak_learning_rate in a new workdir"
+                f"{said}; {again}; {look}{skip}or lower config.optimizer.peak_learning_rate in a new workdir"
             )
         if jax.process_index() == 0:
             print(f"{said}{'; skipped' if metrics['skipped'] else ''}", flush=True)
+
+    def _watch_loss(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        """Says it when the mean loss leaves its range: above what guessing gives, or twice as high as it was."""
+        mean, guessing = float(metrics["loss_mean"]), math.log(self._config.model.decoder.vocab_size)
+        if int(metrics["losses"]) < ALARM_FROM or not math.isfinite(mean):
+            return
+        self._lowest = min(self._lowest, mean)
+        alarm = ""
+        if mean > 1.5 * guessing:
+            alarm = f"worse than guessing ({guessing:.2f})"
+        elif mean > max(2 * self._lowest, self._lowest + 1):
+            alarm = f"once it was {self._lowest:.2f}"
+        if alarm and not self.alarm and jax.process_index() == 0:
+            look = "look at the learning rate, the parameters that the run starts from, and the data"
+            print(f"step {step}: the mean loss is {mean:.2f}, {alarm}; {look}", flush=True)
+        self.alarm = alarm
 
     def _note(self, step: _Step, what: str) -> str:
         """Writes the samples of this process's rows to a file, and gives the first ones and the file's name."""

@@ -35,6 +35,7 @@ from navil_jax.paths import RunFiles, path_of
 from navil_jax.sharding import axis_size, make_mesh, mesh_axes, named, use_rules
 from navil_jax.train.checkpoint import Checkpoints, Record
 from navil_jax.train.evaluators import Evaluations
+from navil_jax.train.lock import WorkdirLock, check_same_settings
 from navil_jax.train.metrics import MetricsLog
 from navil_jax.train.profiling import Profiler, compilations
 from navil_jax.train.recorder import Recorder
@@ -54,6 +55,7 @@ class Run:
     origin: dict[str, Any]  # what the first parameters were converted from
     fingerprints: dict[str, str]  # of the training data
     files: RunFiles
+    lock: WorkdirLock
     checkpoints: Checkpoints
     iterator: grain.DatasetIterator
 
@@ -74,12 +76,14 @@ def run(config: Config, start: Start | None = None) -> int:
     workdir = path_of(config.workdir)
     # 1. Devices.
     use_rules(config.mesh.rules)
+    check_same_settings(config)
     mesh = make_mesh(config.mesh)
     # 2. What the run reads: config and tokenizer of the checkpoint or of the recipe, then the sources.
     opened = open_run(config, start)
     config = opened.config
     _check_rows(config, mesh)
     with (
+        WorkdirLock(workdir) as lock,
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
         RunFiles(workdir) as files,
         _signals() as stopped,
@@ -98,7 +102,7 @@ def run(config: Config, start: Start | None = None) -> int:
             state, metrics = fresh_state(config, mesh, start, _say)
         # 5. The steps.
         origin = start.origin if start is not None else {}
-        this = Run(config, mesh, opened.tokenizer, origin, data, files, checkpoints, iterator)
+        this = Run(config, mesh, opened.tokenizer, origin, data, files, lock, checkpoints, iterator)
         status = _train(this, state, metrics, stopped)
     multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
     return status
@@ -143,11 +147,13 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
                 of = f"{recorder.samples_seen:,} samples" if config.batch_samples else f"step {step} of {config.steps}"
                 _say(f"stopped after {of}, saved; the same command goes on from here")
                 return 128 + received
-    _report(run, evaluations, state, log, recorder.last)
+    _report(run, evaluations, state, log, recorder)
     return 0
 
 
 def _save(run: Run, step: int, state: TrainState, metrics: dict[str, float]) -> None:
+    run.lock.check()
+    run.checkpoints.check()
     record = Record(run.config, run.tokenizer.files(), metrics, run.origin, run.fingerprints)
     run.checkpoints.save(step, state.params, record, state.optimizer, run.iterator, state.ema)
 
@@ -210,9 +216,7 @@ def _announce(config: Config, mesh: jax.sharding.Mesh, state: TrainState) -> Non
     _say(f"compiling the training step of {config.data.rows} rows")
 
 
-def _report(
-    run: Run, evaluations: Evaluations, state: TrainState, log: MetricsLog | None, metrics: dict[str, float]
-) -> None:
+def _report(run: Run, evaluations: Evaluations, state: TrainState, log: MetricsLog | None, recorder: Recorder) -> None:
     """Evaluates on all held-out samples, and says what the run has read."""
     evaluations.finish(state)
     if log is None:
@@ -221,11 +225,13 @@ def _report(
     for name, count in sorted(sample_counts(run.iterator).items()):
         if not name.endswith("/good"):
             _say(f"samples read as {name}: {count:,}")
-    config, step = run.config, int(state.step)
+    config, step, metrics = run.config, int(state.step), recorder.last
     planned = f" ({config.steps * config.batch_samples:,} planned)" if config.batch_samples else ""
     tokens, texts = (int(metrics.get(f"{name}_seen", 0)) for name in ("tokens", "text_tokens"))
     samples = int(metrics.get("samples_seen", 0))
     _say(f"trained on {samples:,} samples{planned}, {tokens:,} tokens, {texts:,} of them text, in {step:,} steps")
+    if recorder.alarm:
+        _say(f"the mean loss is {metrics['loss_mean']:.2f} at the end, {recorder.alarm}")
     _say(f"see loss.png, answers.png, evaluation.md in {config.workdir}")
 
 

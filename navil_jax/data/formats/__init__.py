@@ -50,6 +50,10 @@ class Concatenated:
         """What the files are known by, as of `RecordSource`."""
         return files.stamp(self.versions())
 
+    def fingerprint(self) -> str:
+        """As of `RecordSource`."""
+        return files.fingerprint(len(self), self.versions())
+
     def versions(self) -> list[files.Version]:
         return [version for source in self.sources for version in source.versions()]
 

@@ -143,6 +143,12 @@ def stamp(versions: Iterable[Version]) -> str:
     return hashlib.blake2b(repr([*map(tuple, versions)]).encode(), digest_size=8).hexdigest()
 
 
+def fingerprint(samples: int, versions: Iterable[Version]) -> str:
+    """A number of samples and a hash of their files' sizes and content. Example: 5000 samples (5c0fe6d2a1b3c4d5)"""
+    content = [(version.size, version.digest) for version in versions]
+    return f"{samples} samples ({hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()})"
+
+
 def open_binary(path: str) -> BinaryIO:
     """The file for reading from its start."""
     system, bare = filesystem(path)

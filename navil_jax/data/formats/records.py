@@ -61,6 +61,10 @@ class RecordSource(abc.ABC):
         """What these files are known by: another text when one of them has changed."""
         return files.stamp(self.versions())
 
+    def fingerprint(self) -> str:
+        """How many samples of which content, whenever and wherever their files were written."""
+        return files.fingerprint(len(self), self.versions())
+
     def place(self, index: int) -> str:
         """Where a bad record is found, for messages, if the key does not tell."""
         return ""
