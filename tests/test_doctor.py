@@ -317,7 +317,7 @@ def test_histogram_marks_the_room_of_a_row() -> None:
     assert 280 < drawn["mark"] < 320
     assert histogram("a", np.array([1, 2, 3]), limit=500)["mark"] is None
     assert histogram("a", np.array([4, 4, 4]))["caption"] == "a; highest bar 3"
-    source = {"name": "<s>", "rows": [("a", "<td>")], "reasons": [], "charts": [drawn], "samples": []}
+    source = {"name": "<s>", "rows": [("a", "<td>")], "marks": [], "reasons": [], "charts": [drawn], "samples": []}
     text = render(HERE / "doctor.html.jinja", title="<h1>", advice="a & b", sources=[source])
     assert "<figcaption>a &lt; b, logarithmic; highest bar 1</figcaption>" in text
     assert f'<line x1="{drawn["mark"]}"' in text

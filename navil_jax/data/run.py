@@ -72,12 +72,12 @@ def open_run(config: Config, earlier: Earlier | None) -> OpenRun:
 
 
 def make_tokenizer(config: Config, sources: Sequence[Source]) -> Tokenizer:
-    """That of `config.data.tokenizer`, or one trained on the sources' texts."""
+    """That of `config.data.tokenizer`, or one trained on the sources' texts, if only on those of the template."""
     if config.data.tokenizer:
         return load_tokenizer(config.data.tokenizer)
     around = role_texts(config.data.template)
     texts = (text for source in sources for text in source.texts())
-    corpus = itertools.chain.from_iterable((text, *around) for text in texts)
+    corpus = itertools.chain.from_iterable((text, *around) for text in itertools.chain((next(texts, ""),), texts))
     return train_tokenizer(corpus, config.data.tokenizer_size, None)
 
 

@@ -93,8 +93,7 @@ def image_values(record: Mapping[str, Any]) -> list[Any]:
 def _named(record: Mapping[str, Any], field: str) -> Any:
     """The value of one of NAME_FIELDS; that of file_name may be something else than an image."""
     value = record.get(field)
-    other = field in ("file_name", "filename") and not (isinstance(value, str) and _NAMES_A_FILE.fullmatch(value))
-    return None if other else value
+    return None if field in ("file_name", "filename") and not _names_a_file(value) else value
 
 
 def _listed(value: Any) -> list[Any]:
@@ -121,11 +120,9 @@ def check_all_seen(record: Mapping[str, Any], known: Sequence[str], images: Sequ
     for field, value in record.items():
         if field in known or _says_nothing(value):
             continue
-        if field in NAME_FIELDS:
-            _check_name(field, _listed(_named(record, field)), images)
-            continue
-        about = any(_ABOUT.fullmatch(word.lower()) for word in _WORD.findall(field))
-        if (is_seen(field) and not (images and about)) or (not images and _names_a_file(value)):
+        named = field in NAME_FIELDS
+        about = bool(images) and any(_ABOUT.fullmatch(word.lower()) for word in _WORD.findall(field))
+        if (is_seen(field) and not named and not about) or ((named or not about) and _is_another(value, images)):
             raise ValueError(f"{where}{field} names what is not read ({_short(value)}); images stand in images")
 
 
@@ -134,12 +131,23 @@ def is_seen(field: str) -> bool:
     return bool(_SEEN.search(field)) or field.lower() in _WHOLE_NAMES
 
 
-def _check_name(field: str, given: Sequence[Any], images: Sequence[Any]) -> None:
-    """The name of an image may stand beside the image itself, not beside another one."""
+def _is_another(value: Any, images: Sequence[Any]) -> bool:
+    """Whether a value is an image or a clip, or the name of one, and none of `images`.
+
+    Beside images that bring no names any name of an image is taken for that of one of them.
+    """
+    if isinstance(value, Mapping):
+        return any(_is_another(entry, images) for entry in value.values())
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return any(_is_another(entry, images) for entry in value)
+    if not _names_a_file(value) or any(
+        value is image or (type(value) is type(image) and value == image) for image in images
+    ):
+        return False
     names = {files.name_of(image) for image in images if isinstance(image, str) and _NAMES_A_FILE.fullmatch(image)}
-    for name in given:
-        if not images or (names and not (isinstance(name, str) and files.name_of(name) in names)):
-            raise ValueError(f"{field} names what is not read ({_short(name)}); images stand in images")
+    if not images or not isinstance(value, str) or not _NAMES_A_FILE.fullmatch(value):
+        return True
+    return files.name_of(value) not in names if names else not value.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _says_nothing(value: Any) -> bool:
@@ -157,10 +165,9 @@ def _names_a_file(value: Any) -> bool:
     if isinstance(value, bytes):
         return value.startswith(_MAGIC)
     if isinstance(value, str):
-        return bool(_NAMES_A_FILE.fullmatch(value)) or value[:11].lower().startswith(("data:image/", "data:video/"))
-    if isinstance(value, Mapping):
-        return any(map(_names_a_file, value.values()))
-    return isinstance(value, Image.Image) or (isinstance(value, Sequence) and any(map(_names_a_file, value)))
+        encoded = value[:11].lower().startswith(("data:image/", "data:video/")) or _is_base64(value)
+        return encoded or bool(_NAMES_A_FILE.fullmatch(value))
+    return isinstance(value, Image.Image)
 
 
 def _short(value: Any) -> str:
@@ -197,7 +204,7 @@ def read_image(value: Any, root: str) -> Image.Image | bytes:
 def _read_text(text: str, root: str) -> bytes:
     if text[:5].lower() == "data:" and not text.startswith("data://"):
         return _from_data(text)
-    if _BASE64_START.match(text) and _BASE64.fullmatch(text):
+    if _is_base64(text):
         return _from_base64(text, text[:16])
     protocol = text.partition("://")[0] if files.is_remote(text) else ""
     if protocol.lower() in ("http", "https"):
@@ -225,6 +232,11 @@ def _from_data(address: str) -> bytes:
         raise ValueError(f"a data: address of {_short(kind) or 'nothing'}, not of an image")
     content_bytes = urllib.parse.unquote_to_bytes(content)
     return _from_base64(content_bytes.decode("latin-1"), kind) if "base64" in options else content_bytes
+
+
+def _is_base64(text: str) -> bool:
+    """Whether text is an image's file in base64."""
+    return bool(_BASE64_START.match(text) and _BASE64.fullmatch(text))
 
 
 def _from_base64(text: str, what: str) -> bytes:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from navil_jax.config import SPECIAL_TOKENS, Config
 from navil_jax.data.features import Skipped, smaller_images
+from navil_jax.data.formats.placeholders import placeholders
 from navil_jax.data.images import load_image
 from navil_jax.data.prompt import PLACEHOLDER, encode_conversation, image_tokens
 from navil_jax.data.sample import BadSample, Sample, Source
@@ -19,7 +20,7 @@ from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 
 UNREAD, GOOD, SHRUNK, TOO_LONG, BAD = range(5)  # status; UNREAD is what a new table is filled with
-LITERAL, EMPTY = 1, 2  # flags: a marker or <image> stands in the text, an answer is empty
+LITERAL, EMPTY = 1, 2  # flags: the text has what marks an image or a turn, an answer is empty
 NOTE = np.dtype(
     [
         ("status", "u1"),
@@ -107,7 +108,8 @@ class Checkup:
             ratios = [width / height for height, width in sizes]
             note["narrowest"], note["widest"] = min(ratios), max(ratios)
         note["characters"] = sum(len(text) for turn in sample.turns for text in turn)
-        note["flags"] = self._flags(sample, system)
+        empty = not all(answer.strip() for _, answer in sample.turns)
+        note["flags"] = (LITERAL if self.marks(sample) else 0) | (EMPTY if empty else 0)
         note["status"] = self._status(note, sizes)
         return note
 
@@ -123,11 +125,12 @@ class Checkup:
             _add(digest, text.encode())
         return sizes, int.from_bytes(digest.digest(), "big")
 
-    def _flags(self, sample: Sample, system: str | None) -> int:
-        answers = [answer for _, answer in sample.turns]
+    def marks(self, sample: Sample) -> set[str]:
+        """What stands in the text as plain text, and marks an image or a turn elsewhere: `<|image_pad|>`, `<img>`."""
+        system = self.config.data.system_message if sample.system is None else sample.system
         texts = (system or "", *(text for turn in sample.turns for text in turn))
-        literal = any(map(self._markers.search, texts)) or any(PLACEHOLDER in answer for answer in answers)
-        return (LITERAL if literal else 0) | (EMPTY if not all(answer.strip() for answer in answers) else 0)
+        found = {mark for text in texts for mark in self._markers.findall(text)} | set(placeholders(texts))
+        return found | {PLACEHOLDER for _, answer in sample.turns if PLACEHOLDER in answer}
 
     def _status(self, note: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
         if all(note[name] <= self.budgets[name] for name in SIZES):

@@ -18,7 +18,7 @@ from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
 from navil_jax.data.inspect.examination import examine
 from navil_jax.data.inspect.report import report
-from navil_jax.data.inspect.summary import bad_reasons, box, findings, shared, slot_advice, summarise
+from navil_jax.data.inspect.summary import bad_reasons, box, findings, marks_in_text, shared, slot_advice, summarise
 from navil_jax.data.inspect.token_map import row_budgets
 from navil_jax.data.quarantine import FILE
 from navil_jax.data.run import OpenRun
@@ -38,7 +38,8 @@ train without the samples that were found to be bad:
   python -m navil_jax.train --config configs/stage1.py --config.data.quarantine=reports/stage1/quarantine.jsonl
 
 Per source you get the numbers of samples and images, tokens, patches and aspect ratios, samples that are longer than
-a row, bad (with reasons), seen twice, with markers such as <img> in their text or with empty answers. The folder holds
+a row, bad (with reasons), seen twice, with empty answers, or with markers such as <img> or [IMG] in their text. The
+folder holds
   report.html        the same with histograms, and some samples in which you see what is trained, with which weight
   quarantine.jsonl   the bad samples, for data.quarantine
   findings.jsonl     samples that are worth a look: too long, seen twice, markers in text, empty answers
@@ -127,7 +128,7 @@ def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarr
     quarantine.touch()
     reasons = bad_reasons(quarantine)
     summaries = [
-        summarise(checkup.name, table, reasons.get(checkup.name, Counter()))
+        summarise(checkup.name, table, reasons.get(checkup.name, Counter()), marks_in_text(checkup, table))
         for checkup, table in zip(checkups, tables, strict=True)
     ]
     for checkup, summary in zip(checkups, summaries, strict=True):

@@ -9,7 +9,7 @@ from navil_jax.data.features import sample_features
 from navil_jax.data.inspect import page
 from navil_jax.data.inspect.checkup import Checkup
 from navil_jax.data.inspect.reading import view_sample
-from navil_jax.data.inspect.summary import Summary, aspect_ratios, summary_rows, usable
+from navil_jax.data.inspect.summary import Reason, Summary, aspect_ratios, summary_rows, usable
 from navil_jax.data.inspect.token_map import row_budgets
 from navil_jax.errors import UserError
 
@@ -28,13 +28,18 @@ def report(
         {
             "name": summary.name,
             "rows": summary_rows(summary, row_budgets(checkup.config)),
-            "reasons": [(f"{bad.samples:,} x", bad.text, f"first {bad.first}") for bad in summary.reasons],
+            "marks": _table(summary.marks),
+            "reasons": _table(summary.reasons),
             "charts": list(_charts(checkup, notes[usable(notes)])),
             "samples": [_preview(checkup, index) for index in _spread(np.flatnonzero(usable(notes)), samples)],
         }
         for checkup, notes, summary in zip(checkups, tables, summaries, strict=True)
     ]
     return page.render(page.HERE / "doctor.html.jinja", title="Data report", advice=advice, sources=sources)
+
+
+def _table(found: Sequence[Reason]) -> list[tuple[str, str, str]]:
+    return [(f"{reason.samples:,} x", reason.text, f"first {reason.first}") for reason in found]
 
 
 def _charts(checkup: Checkup, good: np.ndarray) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Tables of notes -> what is said of each source."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,12 +14,13 @@ import numpy as np
 
 from navil_jax.config import Config
 from navil_jax.console import frame
-from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, SHRUNK, SIZES, TOO_LONG, UNREAD
+from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, SHRUNK, SIZES, TOO_LONG, UNREAD, Checkup
 from navil_jax.data.packing import advise_slots, best_fill
+from navil_jax.errors import UserError
 
 KEPT, DRAWN = 0.99, 20_000  # share of samples that advised rows shall hold; samples that advice is made from
 PACKED = 0.95  # of the slots that samples need most, as packing fills them
-_SHOWN_REASONS, _LABEL = 5, 19
+_SHOWN_REASONS, _SHOWN_MARKS, _LABEL, _MARKED = 5, 20, 19, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Summary:
     bad: int
     reasons: tuple[Reason, ...]  # the most frequent first
     duplicates: int  # samples whose images and text another one before them has
-    literal: int  # samples with markers or <image> in their text
+    literal: int  # samples with markers, <image> or placeholders of other software in their text
+    marks: tuple[Reason, ...]  # these texts, the most frequent first
     empty: int  # samples with an empty answer
     images: int
     sums: dict[str, int]  # of usable samples: visual, text and learnt tokens, patches
@@ -55,8 +58,10 @@ def usable(notes: np.ndarray) -> np.ndarray:
     return (notes["status"] == GOOD) | (notes["status"] == SHRUNK)
 
 
-def summarise(name: str, notes: np.ndarray, reasons: Counter[tuple[str, str]]) -> Summary:
-    """Args: notes: [n] `checkup.NOTE`; reasons: as `bad_reasons` gives them for this source."""
+def summarise(
+    name: str, notes: np.ndarray, reasons: Counter[tuple[str, str]], marks: Counter[tuple[str, str]]
+) -> Summary:
+    """Args: notes: [n] `checkup.NOTE`; reasons, marks: what `bad_reasons` and `marks_in_text` give for this source."""
     status = Counter(dict(enumerate(np.bincount(notes["status"], minlength=5).tolist())))
     good = notes[usable(notes)]
     counted = (*SIZES, "learnt_tokens", "characters")
@@ -68,7 +73,8 @@ def summarise(name: str, notes: np.ndarray, reasons: Counter[tuple[str, str]]) -
         shrunk=status[SHRUNK],
         too_long=status[TOO_LONG],
         bad=status[BAD],
-        reasons=tuple(Reason(text, count, first) for (text, first), count in reasons.most_common(_SHOWN_REASONS)),
+        reasons=_most_common(reasons, _SHOWN_REASONS),
+        marks=_most_common(marks, _SHOWN_MARKS),
         duplicates=len(duplicates(notes)[0]),
         literal=int(np.count_nonzero(notes["flags"] & LITERAL)),
         empty=int(np.count_nonzero(notes["flags"] & EMPTY)),
@@ -77,6 +83,25 @@ def summarise(name: str, notes: np.ndarray, reasons: Counter[tuple[str, str]]) -
         sizes={field: _spread(good[field], int) for field in counted} if len(good) else {},
         ratios=_spread(ratios, float) if len(ratios) else None,
     )
+
+
+def _most_common(found: Counter[tuple[str, str]], shown: int) -> tuple[Reason, ...]:
+    return tuple(Reason(text, count, first) for (text, first), count in found.most_common(shown))
+
+
+def marks_in_text(checkup: Checkup, notes: np.ndarray) -> Counter[tuple[str, str]]:
+    """(text that marks an image or a turn elsewhere, key of the first such sample) -> samples.
+
+    Reads the first `_MARKED` of the samples that have one.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    first: dict[str, str] = {}
+    for index in np.flatnonzero((notes["flags"] & LITERAL > 0) & (notes["status"] != BAD))[:_MARKED].tolist():
+        with contextlib.suppress(UserError, OSError):  # the data have changed since
+            sample = checkup.source[index]
+            for mark in checkup.marks(sample):
+                found[mark, first.setdefault(mark, sample.key)] += 1
+    return found
 
 
 def _spread(values: np.ndarray, kind: type) -> tuple[Any, Any, Any]:
@@ -136,9 +161,11 @@ def findings(name: str, notes: np.ndarray) -> Iterator[dict[str, str | int]]:
 
 def box(summary: Summary, budgets: dict[str, int]) -> str:
     """The summary as text with a frame, for a terminal."""
-    lines = [f"{label:<{_LABEL}}{text}" for label, text in summary_rows(summary, budgets)]
-    for reason in summary.reasons:
-        lines.append(f"{'':{_LABEL}}{reason.samples:,} x {reason.text} (first {reason.first})")
+    lines = []
+    for label, text in summary_rows(summary, budgets):
+        lines.append(f"{label:<{_LABEL}}{text}")
+        for found in {"markers in text": summary.marks, "bad": summary.reasons}.get(label, ()):
+            lines.append(f"{'':{_LABEL}}{found.samples:,} x {found.text} (first {found.first})")
     return frame(summary.name, lines)
 
 
