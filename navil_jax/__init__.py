@@ -48,5 +48,6 @@ def _interrupt(number: int, frame: types.FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]).startswith("navil-"):  # a command of this package starts
+_IS_COMMAND = sys.argv[:1] == ["-m"] or os.path.basename((sys.argv or [""])[0]).startswith("navil-")
+if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # some run where Ctrl-C is ignored
     signal.signal(signal.SIGINT, _interrupt)

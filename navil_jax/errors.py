@@ -220,7 +220,8 @@ def _where(error: BaseException) -> str:
             name = getattr(value, "name", None) if isinstance(value, io.IOBase) else None
             if isinstance(name, str) and not name.startswith("<"):
                 return one_line(name)
-        named = [values[name] for name in ("path", "file") if isinstance(values.get(name), str | os.PathLike)]
+        known = values.get("path"), values.get("file"), getattr(values.get("self"), "path", None)
+        named = [value for value in known if isinstance(value, str | os.PathLike)]
         if found := named or [value for value in values.values() if isinstance(value, os.PathLike)][::-1]:
             return one_line(os.fspath(found[0]))
     return ""

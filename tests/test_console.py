@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.text import Text
 
-from navil_jax.console import LOG_SECONDS, Progress, frame, markdown_table, render, table
+from navil_jax.console import LOG_SECONDS, Progress, frame, is_terminal, markdown_table, render, table
 
 ROWS = [("head", "1"), ("vision [red]", "1,036")]
 
@@ -82,3 +82,9 @@ def test_a_quick_job_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += LOG_SECONDS / 2
         progress.update(10)
     assert stream.getvalue() == ""
+
+
+def test_a_dumb_terminal_is_written_to_in_lines(terminal: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_terminal(sys.stdout)
+    monkeypatch.setenv("TERM", "dumb")
+    assert not is_terminal(sys.stdout)

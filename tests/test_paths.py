@@ -7,10 +7,14 @@ import pytest
 from bucket_server import serve
 
 from navil_jax import paths
+from navil_jax.config import Config, DataConfig, SourceConfig
+from navil_jax.config.flags import apply_overrides, differences
 from navil_jax.convert import __main__ as convert
+from navil_jax.data.formats.files import join
+from navil_jax.data.sources import expand_meta
 from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
-from navil_jax.paths import RunFiles, absolute, local_path, path_of
+from navil_jax.paths import RunFiles, absolute, given_path, local_path, new_file, new_folder, path_of
 
 TOKENIZER = Path(__file__).parent / "golden" / "prompts" / "tokenizer"
 
@@ -96,3 +100,18 @@ def test_addresses_that_will_not_do(monkeypatch):
 def test_converting_takes_local_folders(capsys):
     assert convert.main(["import", "gs://bucket/NaViL-2B", "runs/x"]) == 2
     assert "error: gs://bucket/NaViL-2B: only local folders will do here" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = Config(data=DataConfig(sources=(SourceConfig("a", kind="llava", path="x"),)))
+    keys = ("workdir", "init_from", "data.tokenizer", "data.quarantine")
+    keys += tuple(f"data.sources.0.{name}" for name in ("path", "held_out", "root"))
+    changed = differences(config, apply_overrides(config, dict.fromkeys(keys, "~/x")))
+    assert {key: new for key, (_, new) in changed.items()} == dict.fromkeys(keys, f"{tmp_path}/x")
+    assert {str(read("~/x")) for read in (path_of, local_path, given_path, new_file, new_folder)} == {f"{tmp_path}/x"}
+    assert join("~/images", "a.png") == f"{tmp_path}/images/a.png"
+    assert join("images", "~/a.png") == f"{tmp_path}/a.png"
+    (tmp_path / "m.json").write_text('{"a": {"annotation": "~/a.jsonl", "root": "~/images", "length": 1}}')
+    (part,) = expand_meta(SourceConfig("m", kind="meta", path=f"{tmp_path}/m.json"))
+    assert (part.path, part.root) == (f"{tmp_path}/a.jsonl", f"{tmp_path}/images")
