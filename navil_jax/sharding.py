@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,9 +67,31 @@ def start_hosts() -> None:
         count, number = (_whole_number(name) for name in PROCESS_VARIABLES[1:])
         if number >= count:
             raise UserError(f"JAX_PROCESS_ID: {number}, but JAX_NUM_PROCESSES={count} numbers them from 0")
+        address = os.environ[PROCESS_VARIABLES[0]]
+        if number == 0:
+            _check_port(address)
+        print(
+            f"process {number} of {count} joins the others at {address}, and waits for them up to 5 minutes", flush=True
+        )
         jax.distributed.initialize(num_processes=count, process_id=number, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
     elif "tpu" in (jax_setting("jax_platforms") or "") and _several_tpu_hosts():
         jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECONDS)
+
+
+def _check_port(address: str) -> None:
+    """Raises a `UserError` if another program of this machine listens at the port of an address HOST:PORT."""
+    port = address.rpartition(":")[2]
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"{PROCESS_VARIABLES[0]}: must be HOST:PORT, not {address!r}")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", int(port)))
+        except OSError as error:
+            raise UserError(
+                f"{PROCESS_VARIABLES[0]}: port {port} cannot be listened at ({error.strerror}); end what has it, or "
+                "take another port in all processes"
+            ) from error
 
 
 def _several_tpu_hosts() -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,22 @@ def test_hosts_of_a_tpu_slice_join(joined, monkeypatch, platforms, variables, jo
         monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
     start_hosts()
     assert bool(joined) is joins
+
+
+def test_a_port_that_is_taken_is_said_before_anyone_waits(joined, monkeypatch):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        set_all(monkeypatch, JAX_COORDINATOR_ADDRESS=f"h:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0")
+        with pytest.raises(UserError, match=f"^JAX_COORDINATOR_ADDRESS: port {port} cannot be listened at"):
+            start_hosts()
+        monkeypatch.setenv("JAX_PROCESS_ID", "1")
+        start_hosts()
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    start_hosts()
+    assert len(joined) == 2
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host")
+    with pytest.raises(UserError, match="must be HOST:PORT"):
+        start_hosts()
 
 
 @pytest.mark.parametrize("missing", sharding.PROCESS_VARIABLES)

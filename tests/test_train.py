@@ -181,6 +181,34 @@ def test_a_run_does_not_go_on_with_other_data_unless_asked(tmp_path, capsys, mon
 
 
 @pytest.mark.slow
+def test_a_run_does_not_go_on_with_files_that_have_changed(tmp_path, capsys):
+    data, records = tmp_path / "data.jsonl", [f'{{"caption": "word {number}"}}\n' for number in range(40)]
+    flags = ["--config.steps=2", "--config.eval_every=0", "--config.data.sources.0.kind=llava"]
+    flags += [f"--config.data.sources.0.path={data}"]
+    data.write_text("".join(records))
+    assert train(tmp_path / "run", *flags) == 0
+    data.touch()
+    assert train(tmp_path / "run", *flags) == 0
+    for changed in (records[:-1], [record.replace("word 7", "wort 7") for record in records]):
+        data.write_text("".join(changed))
+        capsys.readouterr()
+        assert train(tmp_path / "run", *flags) == 2
+        assert "data.sources.0.fingerprint was 40 samples (" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_held_out_samples_that_cannot_be_used_are_said_before_the_first_step(tmp_path, capsys):
+    for name, caption in (("train", '"a word"'), ("test", "null")):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"caption": {caption}}}\n' * 20)
+    flags = ["--config.data.sources.0.kind=llava", f"--config.data.sources.0.path={tmp_path}/train.jsonl"]
+    flags.append(f"--config.data.sources.0.held_out={tmp_path}/test.jsonl")
+    assert train(tmp_path / "run", *flags) == 2
+    said = capsys.readouterr()
+    assert "config.data.sources.0: held-out samples of colors: none of 20 can be used" in said.err
+    assert "step 1" not in said.out
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert train(tmp_path, "--config.optimizer.peak_learning_rate=1e36", "--config.checkpoint_every=2") == 2
     message = capsys.readouterr().err
