@@ -104,6 +104,22 @@ def test_every_fault_is_counted_and_listed(lines: str, tmp_path: Path, capsys: p
     }
 
 
+def test_held_out_samples_are_examined_and_compared_with_training(
+    lines: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    held_out = Path(write_lines(tmp_path / "test.jsonl", [{"caption": None}, *json_lines(Path(lines))[:3]]))
+    source = {"kind": "llava", "path": lines, "held_out": held_out}
+    flags = [f"--config.data.sources.0.{key}={value}" for key, value in source.items()]
+    recipe = ["--config", str(Path(__file__).parent / "toy_recipe.py"), *flags, "--out", str(tmp_path / "report")]
+    own = [flag for flag in FLAGS if "tokenizer" not in flag]
+    assert main(["doctor", *recipe, *own, "--config.data.max_bad_share=1"]) == 0
+    said = capsys.readouterr().out
+    assert "colors (held out)" in said
+    assert "3 held-out samples are trained on too" in said
+    listed = json_lines(tmp_path / "report" / "quarantine.jsonl")
+    assert [entry["index"] for entry in listed if entry["source"] == "colors (held out)"] == [0]
+
+
 def test_a_higher_share_of_bad_samples_can_be_good(lines: str, tmp_path: Path) -> None:
     assert run(lines, tmp_path / "report", "--config.data.max_bad_share=0.2") == 0
 

@@ -18,11 +18,20 @@ from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
 from navil_jax.data.inspect.examination import examine
 from navil_jax.data.inspect.report import report
-from navil_jax.data.inspect.summary import bad_reasons, box, findings, marks_in_text, shared, slot_advice, summarise
+from navil_jax.data.inspect.summary import (
+    bad_reasons,
+    box,
+    findings,
+    marks_in_text,
+    seen,
+    shared,
+    slot_advice,
+    summarise,
+)
 from navil_jax.data.inspect.token_map import row_budgets
 from navil_jax.data.quarantine import FILE
 from navil_jax.data.run import OpenRun
-from navil_jax.data.sources import SOURCES, for_source
+from navil_jax.data.sources import SOURCES, for_source, has_split, open_source
 from navil_jax.errors import UserError
 from navil_jax.paths import at_home, given_path, is_remote, local_path, new_folder
 
@@ -37,9 +46,9 @@ files, before there is a recipe (kinds as in docs/data.md; a built-in source has
 train without the samples that were found to be bad:
   python -m navil_jax.train --config configs/stage1.py --config.data.quarantine=reports/stage1/quarantine.jsonl
 
-Per source you get the numbers of samples and images, tokens, patches and aspect ratios, samples that are longer than
-a row, bad (with reasons), seen twice, with empty answers, or with markers such as <img> or [IMG] in their text. The
-folder holds
+Of each source's samples, and of its held-out ones, you get the numbers of samples and images, tokens, patches and
+aspect ratios, and of those that are longer than a row, bad (with reasons), seen twice, with empty answers, or with
+markers such as <img> or [IMG] in their text. The folder holds
   report.html        the same with histograms, and some samples in which you see what is trained, with which weight
   quarantine.jsonl   the bad samples, for data.quarantine
   findings.jsonl     samples that are worth a look: too long, seen twice, markers in text, empty answers
@@ -59,6 +68,11 @@ def run(opened: OpenRun, out: Path, options: argparse.Namespace) -> int:
     checkups = [
         Checkup(source, entry.name, for_source(config, number), tokenizer, budgets)
         for number, (source, entry) in enumerate(zip(opened.sources, config.data.sources, strict=True))
+    ]
+    checkups += [
+        Checkup(open_source(entry, "test"), f"{entry.name} (held out)", for_source(config, number), tokenizer, budgets)
+        for number, entry in enumerate(config.data.sources)
+        if has_split(entry, "test")
     ]
     tables = examine(config, checkups, out, options.workers)
     return _tell(config, checkups, tables, out, options.samples)
@@ -133,9 +147,12 @@ def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarr
     ]
     for checkup, summary in zip(checkups, summaries, strict=True):
         print(box(summary, row_budgets(checkup.config)))
-    if repeated := shared(tables):
+    trained, held_out = tables[: len(config.data.sources)], tables[len(config.data.sources) :]
+    if repeated := shared(trained):
         print(f"{repeated:,} samples stand in more than one source")
-    advice = slot_advice(config, tables)
+    if known := seen(held_out, trained):
+        print(f"{known:,} held-out samples are trained on too; what is measured on them is too good")
+    advice = slot_advice(config, trained)
     print(advice)
     with (out / "findings.jsonl").open("w") as file:
         for checkup, table in zip(checkups, tables, strict=True):

@@ -129,6 +129,12 @@ def shared(tables: Sequence[np.ndarray]) -> int:
     return sum(map(len, unlike)) - len(np.unique(np.concatenate(unlike)))
 
 
+def seen(held_out: Sequence[np.ndarray], trained: Sequence[np.ndarray]) -> int:
+    """How many held-out samples training has, too."""
+    known = [notes["hash"][_read(notes)] for notes in trained]
+    return sum(int(np.isin(notes["hash"][_read(notes)], np.concatenate(known)).sum()) for notes in held_out)
+
+
 def _read(notes: np.ndarray) -> np.ndarray:
     return np.flatnonzero((notes["status"] != BAD) & (notes["status"] != UNREAD))
 
