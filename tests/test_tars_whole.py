@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_data import jpeg, outcomes
 
@@ -160,10 +160,7 @@ def test_every_member_is_in_one_sample_or_that_sample_is_bad(
     keys = [name.partition(".")[0] for name, _ in shown]
     runs = [key for number, key in enumerate(keys) if number == 0 or keys[number - 1] != key]
     folder = tmp_path_factory.mktemp("tar")
-    if not runs:
-        with pytest.raises(UserError, match="has no samples"):
-            read(folder, packed(*members, form=form))
-        return
+    assume(runs)
     found = read(folder, packed(*members, form=form))
     assert len(found) == len(runs)
     for key, sample in zip(runs, found, strict=True):

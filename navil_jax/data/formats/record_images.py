@@ -15,11 +15,32 @@ from PIL import Image
 from navil_jax.data.formats import files
 from navil_jax.errors import UserError
 
-IMAGE_FIELDS = ("images", "image", "jpg", "jpeg", "png", "webp", "img", "imgs", "picture", "photo")
-NAME_FIELDS = ("file_name", "filename", "image_path", "image_paths", "image_file", "image_files", "image_filename")
+IMAGE_FIELDS: tuple[str, ...] = ("images", "image", "jpg", "jpeg", "png", "webp", "img", "imgs", "picture", "photo")
+NAME_FIELDS: tuple[str, ...] = (
+    "file_name",
+    "filename",
+    "image_path",
+    "image_paths",
+    "image_file",
+    "image_files",
+    "image_filename",
+)
 NAME_FIELDS += ("image_file_name", "image_name", "img_path")  # hold images where none of IMAGE_FIELDS does
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".eps", ".mp4", ".avi", ".mov", ".mkv", ".webm")
+OTHER_SUFFIXES: tuple[str, ...] = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".svg",
+    ".eps",
+    ".mp4",
+    ".avi",
+    ".mov",
+    ".mkv",
+    ".webm",
+)
 OTHER_SUFFIXES += (".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".wav", ".mp3", ".flac", ".ogg", ".m4a")
 # Of addresses in records. A server that does not answer ends a run, so no record may name just any.
 PROTOCOLS = ("file", "memory", "gs", "gcs", "s3", "s3a", "az", "abfs", "abfss")

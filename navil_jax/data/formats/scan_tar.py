@@ -20,7 +20,8 @@ def scan_tar(path: str, size: int, marked: list[int]) -> Iterator[np.ndarray]:
     with files.open_binary(path) as file:
         archive = _open(path, file)
         runs: dict[str, int] = {}  # key -> its first run
-        key, starts, end = None, [], 0
+        key, end = None, 0
+        starts: list[int] = []
         while True:
             try:
                 member = archive.next()
