@@ -226,6 +226,11 @@ class TestIndex:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
         assert [s.turns[0][1] for s in open_format("llava", path)] == ["c", "bb"]
 
+    def test_an_index_is_no_data(self, tmp_path: Path) -> None:
+        write_lines(tmp_path / "x.jsonl", [{"text": "a"}])
+        for _ in range(2):
+            assert len(open_format("llava", str(tmp_path / "x*"))) == 1
+
     def test_cut_off_or_foreign_is_written_anew(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"text": "b"}])
         whole = Path(FileIndex(path, "lines", scan_lines).file).read_bytes()

@@ -46,7 +46,9 @@ OTHER_SUFFIXES += (".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".wav", ".mp3", ".fl
 PROTOCOLS = ("file", "memory", "gs", "gcs", "s3", "s3a", "az", "abfs", "abfss")
 
 _SEEN = re.compile(r"image|img|video|pict?ure|photo|screenshot|thumbnail|pixel|audio", re.IGNORECASE)
-_WHOLE_NAMES = {"pic", "pics", "clip", "clips", "frame", "frames", "media", "visual", "visuals", "vision", "sound"}
+_SEEN_WORDS = {"pic", "pics", "clip", "clips", "frames", "visual", "visuals"}
+_WHOLE_NAMES = {"frame", "media", "vision", "sound"}
+_KINDS = {"image", "images", "video", "videos"}  # of a record, as its type or modality
 _WHOLE_NAMES |= {suffix[1:] for suffix in (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)}
 # Words in the name of a field that tells something of an image beside it.
 _ABOUT = re.compile(
@@ -57,6 +59,7 @@ _ABOUT = re.compile(
     "|prompts?|dataset|repo|domain|masks?|depth|seg|original"
 )
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_IN_OBJECT = ("bytes", "path", "url", "base64", "data", "file_name")  # where an object holds its image
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 _BASE64_START = re.compile(r"/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK")  # of _MAGIC but for the short last one
 _BASE64 = re.compile(r"[\w+/\s-]{64,}={0,2}\s*", re.ASCII)
@@ -122,13 +125,16 @@ def check_all_seen(record: Mapping[str, Any], known: Sequence[str], images: Sequ
             continue
         named = field in NAME_FIELDS
         about = bool(images) and any(_ABOUT.fullmatch(word.lower()) for word in _WORD.findall(field))
-        if (is_seen(field) and not named and not about) or ((named or not about) and _is_another(value, images)):
+        of_kind = not images and isinstance(value, str) and value.lower() in _KINDS
+        seen = of_kind or (is_seen(field) and not named and not about)
+        if seen or ((named or not about) and _is_another(value, images)):
             raise ValueError(f"{where}{field} names what is not read ({_short(value)}); images stand in images")
 
 
 def is_seen(field: str) -> bool:
     """Whether a field, by its name, holds something to be seen or heard, or tells something of it."""
-    return bool(_SEEN.search(field)) or field.lower() in _WHOLE_NAMES
+    words = {word.lower() for word in _WORD.findall(field)}
+    return bool(_SEEN.search(field) or words & _SEEN_WORDS) or field.lower() in _WHOLE_NAMES
 
 
 def _is_another(value: Any, images: Sequence[Any]) -> bool:
@@ -180,13 +186,13 @@ def read_image(value: Any, root: str) -> Image.Image | bytes:
 
     Args:
       value: a path below `root`, an address of one of `PROTOCOLS`, a data: address, base64, encoded bytes, pixels, or
-        an object with one of them as bytes, path or url.
+        an object with one of them as bytes, path, url, base64, data or file_name.
 
     Raises:
       ValueError, OSError: it is none of these, or cannot be read.
     """
     if isinstance(value, Mapping):
-        value = next((value[name] for name in ("bytes", "path", "url") if _listed(value.get(name))), None)
+        value = next((value[name] for name in _IN_OBJECT if _listed(value.get(name))), None)
     if isinstance(value, str):
         return _read_text(value, root)
     if isinstance(value, np.ndarray):
