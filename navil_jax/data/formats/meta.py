@@ -104,7 +104,7 @@ def meta_sources(entry: SourceConfig, max_patches: int, patch_size: int) -> tupl
 
 
 def _length(where: str, path: str, given: int | None) -> int:
-    """The number of samples at `path`; the given one counts where the data are not there, as when a study is planned."""
+    """The number of samples at `path`; where they cannot be read (when a study is planned), the given one counts."""
     try:
         found = len(open_format("llava", path))
     except UserError:
