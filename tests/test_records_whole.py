@@ -183,6 +183,17 @@ def test_other_texts_are_no_placeholders(text: str) -> None:
     assert placeholders([text]) == []
 
 
+def test_placeholders_are_sought_in_linear_time() -> None:
+    for text in (
+        "<image" + "1" * 100_000,
+        "<image" + " 1" * 50_000 + "x",
+        "<img>" * 20_000,
+        "[IMG" * 20_000,
+        "<" * 100_000,
+    ):
+        assert placeholders([text]) == []
+
+
 @pytest.mark.parametrize("value", [np.float32("nan"), np.float64("inf"), np.float16("-inf")])
 def test_numbers_of_numpy_that_are_none_are_no_captions(value: np.floating) -> None:
     with pytest.raises(ValueError, match=r"has none of|must be text, not -?inf"):

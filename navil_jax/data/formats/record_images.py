@@ -59,13 +59,11 @@ _ABOUT = re.compile(
     "|prompts?|dataset|repo|domain|masks?|depth|seg|original"
 )
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_LONGEST_NAME = 4096  # characters of a file's name with its folders
 _IN_OBJECT = ("bytes", "path", "url", "base64", "data", "file_name")  # where an object holds its image
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 _BASE64_START = re.compile(r"/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK")  # of _MAGIC but for the short last one
 _BASE64 = re.compile(r"[\w+/\s-]{64,}={0,2}\s*", re.ASCII)
-_NAMES_A_FILE = re.compile(
-    rf"[^\n]{{1,4096}}(?:{'|'.join(map(re.escape, (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)))})", re.IGNORECASE
-)
 
 
 def is_missing(value: Any) -> bool:
@@ -150,8 +148,8 @@ def _is_another(value: Any, images: Sequence[Any]) -> bool:
         value is image or (type(value) is type(image) and value == image) for image in images
     ):
         return False
-    names = {files.name_of(image) for image in images if isinstance(image, str) and _NAMES_A_FILE.fullmatch(image)}
-    if not images or not isinstance(value, str) or not _NAMES_A_FILE.fullmatch(value):
+    names = {files.name_of(image) for image in images if isinstance(image, str) and _is_file_name(image)}
+    if not images or not isinstance(value, str) or not _is_file_name(value):
         return True
     return files.name_of(value) not in names if names else not value.lower().endswith(IMAGE_SUFFIXES)
 
@@ -172,8 +170,12 @@ def _names_a_file(value: Any) -> bool:
         return value.startswith(_MAGIC)
     if isinstance(value, str):
         encoded = value[:11].lower().startswith(("data:image/", "data:video/")) or _is_base64(value)
-        return encoded or bool(_NAMES_A_FILE.fullmatch(value))
+        return encoded or _is_file_name(value)
     return isinstance(value, Image.Image)
+
+
+def _is_file_name(text: str) -> bool:
+    return len(text) <= _LONGEST_NAME and "\n" not in text and text.lower().endswith((*IMAGE_SUFFIXES, *OTHER_SUFFIXES))
 
 
 def _short(value: Any) -> str:
