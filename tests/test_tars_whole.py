@@ -95,7 +95,7 @@ def test_which_members_are_images(folder: Path, members: list[Member], images: t
         ([("k.seg.png", RED)], "k.seg.png is not read"),
         ([("k.mp4", b"x")], "k.mp4 is not read"),
         ([("k.jpg", RED), ("k.mp4", b"x")], "mp4 names what is not read"),
-        ([("k", RED)], "k. is not read"),
+        ([("k", RED)], "k is not read"),
         ([("k.jpg", RED), ("k.json", b'{"images": ["a", "b"]}')], "k.json names 2 images, and 1 stand beside it"),
     ],
 )

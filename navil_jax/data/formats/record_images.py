@@ -16,40 +16,20 @@ from navil_jax.data.formats import files
 from navil_jax.errors import UserError
 
 IMAGE_FIELDS: tuple[str, ...] = ("images", "image", "jpg", "jpeg", "png", "webp", "img", "imgs", "picture", "photo")
-NAME_FIELDS: tuple[str, ...] = (
-    "file_name",
-    "filename",
-    "image_path",
-    "image_paths",
-    "image_file",
-    "image_files",
-    "image_filename",
-)
-NAME_FIELDS += ("image_file_name", "image_name", "img_path")  # hold images where none of IMAGE_FIELDS does
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-OTHER_SUFFIXES: tuple[str, ...] = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".jp2",
-    ".svg",
-    ".eps",
-    ".mp4",
-    ".avi",
-    ".mov",
-    ".mkv",
-    ".webm",
-)
-OTHER_SUFFIXES += (".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".wav", ".mp3", ".flac", ".ogg", ".m4a")
+# Hold images where none of IMAGE_FIELDS does.
+_PATH_FIELDS = ("image_path", "image_paths", "img_path", "image_file", "image_files")
+NAME_FIELDS = ("file_name", "filename", "image_name", "image_filename", "image_file_name", *_PATH_FIELDS)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2")
+_CLIPS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
+_SOUNDS = (".wav", ".mp3", ".flac", ".ogg", ".m4a")
+_OTHER_SUFFIXES = (".heic", ".heif", ".jxl", ".svg", ".eps", *_CLIPS, *_SOUNDS)
 # Of addresses in records. A server that does not answer ends a run, so no record may name just any.
 PROTOCOLS = ("file", "memory", "gs", "gcs", "s3", "s3a", "az", "abfs", "abfss")
 
 _SEEN = re.compile(r"image|img|video|pict?ure|photo|screenshot|thumbnail|pixel|audio", re.IGNORECASE)
 _SEEN_WORDS = {"pic", "pics", "clip", "clips", "frames", "visual", "visuals"}
-_WHOLE_NAMES = {"frame", "media", "vision", "sound"}
+_WHOLE_NAMES = {"frame", "media", "vision", "sound", *(end[1:] for end in (*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))}
 _KINDS = {"image", "images", "video", "videos"}  # of a record, as its type or modality
-_WHOLE_NAMES |= {suffix[1:] for suffix in (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)}
 # Words in the name of a field that tells something of an image beside it.
 _ABOUT = re.compile(
     "ids?|index|idx|n|num|numbers?|counts?|no|width|height|w|h|sizes?|shape|ratio|aspect|ur[li]s?|links?|src|source|titles?"
@@ -58,6 +38,7 @@ _ABOUT = re.compile(
     "|language|lang|exif|meta|metadata|info|status|has|is|with|tokens?|ocr|objects?|boxe?s?|bbox|questions?|answers?"
     "|prompts?|dataset|repo|domain|masks?|depth|seg|original"
 )
+_NAMES_ANOTHER = re.compile("ids?|ur[li]s?|links?|src|masks?|depth|seg")  # of them, those that may name another file
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _LONGEST_NAME = 4096  # characters of a file's name with its folders
 _IN_OBJECT = ("bytes", "path", "url", "base64", "data", "file_name")  # where an object holds its image
@@ -121,11 +102,15 @@ def check_all_seen(record: Mapping[str, Any], known: Sequence[str], images: Sequ
     for field, value in record.items():
         if field in known or _says_nothing(value):
             continue
-        named = field in NAME_FIELDS
-        about = bool(images) and any(_ABOUT.fullmatch(word.lower()) for word in _WORD.findall(field))
-        of_kind = not images and isinstance(value, str) and value.lower() in _KINDS
-        seen = of_kind or (is_seen(field) and not named and not about)
-        if seen or ((named or not about) and _is_another(value, images)):
+        words = [word.lower() for word in _WORD.findall(field)]
+        if field in NAME_FIELDS:
+            unread = _is_another(value, images)
+        elif images and any(map(_ABOUT.fullmatch, words)):
+            unread = is_seen(field) and not any(map(_NAMES_ANOTHER.fullmatch, words)) and _is_another(value, images)
+        else:
+            kind = not images and isinstance(value, str) and value.lower() in _KINDS
+            unread = kind or is_seen(field) or _is_another(value, images)
+        if unread:
             raise ValueError(f"{where}{field} names what is not read ({_short(value)}); images stand in images")
 
 
@@ -138,7 +123,7 @@ def is_seen(field: str) -> bool:
 def _is_another(value: Any, images: Sequence[Any]) -> bool:
     """Whether a value is an image or a clip, or the name of one, and none of `images`.
 
-    Beside images that bring no names any name of an image is taken for that of one of them.
+    Beside images an address is taken for where one is from, and if they bring no names, any name for that of one.
     """
     if isinstance(value, Mapping):
         return any(_is_another(entry, images) for entry in value.values())
@@ -151,6 +136,8 @@ def _is_another(value: Any, images: Sequence[Any]) -> bool:
     names = {files.name_of(image) for image in images if isinstance(image, str) and _is_file_name(image)}
     if not images or not isinstance(value, str) or not _is_file_name(value):
         return True
+    if value.lower().startswith(("http://", "https://")):
+        return False
     return files.name_of(value) not in names if names else not value.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -175,7 +162,9 @@ def _names_a_file(value: Any) -> bool:
 
 
 def _is_file_name(text: str) -> bool:
-    return len(text) <= _LONGEST_NAME and "\n" not in text and text.lower().endswith((*IMAGE_SUFFIXES, *OTHER_SUFFIXES))
+    return (
+        len(text) <= _LONGEST_NAME and "\n" not in text and text.lower().endswith((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
+    )
 
 
 def _short(value: Any) -> str:
