@@ -259,8 +259,8 @@ def assert_whole(found: Sample, fields: dict, question: object, answer: object) 
         if value and value != "c.mp4"
     }
     if PNG in found.images:  # which brings no name: one beside it may be its own
-        for field in ("file_name", "image_path", "x"):
-            if len(beside) > 1:
+        for field in ("x", "image_path", "file_name"):
+            if len(beside) > 1 and not {DATA, BASE64} & set(beside.get(field, ())):
                 beside.pop(field, None)
     parts = [part for part in question if part["type"] != "text"] if isinstance(question, list) else []
     inside = [part.get("image") or part.get("image_url", {}).get("url") for part in parts]
