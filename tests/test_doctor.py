@@ -213,6 +213,35 @@ def test_a_report_of_something_else_is_left_alone(lines: str, tmp_path: Path, ca
     assert "source train.jsonl: its files have changed since" in capsys.readouterr().err
 
 
+def test_files_that_were_corrected_are_noticed(lines: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run(lines, tmp_path / "report")
+    status = os.stat(lines)
+    text = Path(lines).read_text()
+    Path(lines).write_text(text.replace("Red 7.", "Red 8."))
+    os.utime(lines, ns=(status.st_atime_ns, status.st_mtime_ns))  # as long, and as old
+    assert run(lines, tmp_path / "report") == 2
+    assert "its files have changed since" in capsys.readouterr().err
+    Path(lines).write_text(text)
+    os.utime(lines, ns=(status.st_atime_ns, status.st_mtime_ns))
+    Image.new("RGB", (20, 24)).save(tmp_path / "missing.png")
+    assert run(lines, tmp_path / "report") == 1
+    assert "28, 23 of them usable" in capsys.readouterr().out
+    assert [entry["index"] for entry in json_lines(tmp_path / "report" / "quarantine.jsonl")] == [20, 22, 23]
+
+
+def test_placeholders_of_other_software_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    Image.new("RGB", (20, 24)).save(tmp_path / "0.png")
+    texts = ["<|image_pad|>Which?", "[IMG]Which?", "[IMG]And?", "Plain?"]
+    records = [{"image": "0.png", "conversations": talk(text, "Red.")} for text in texts]
+    assert run(write_lines(tmp_path / "train.jsonl", records), tmp_path / "report") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"markers in text +3 +│", text)
+    assert "2 x [IMG] (first train.jsonl:2)" in text
+    assert "1 x <|image_pad|> (first train.jsonl:1)" in text
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "&lt;|image_pad|&gt;" in page
+
+
 def test_report_needs_nothing_from_outside(lines: str, tmp_path: Path) -> None:
     run(lines, tmp_path / "report", "--samples", "30")
     text = (tmp_path / "report" / "report.html").read_text()

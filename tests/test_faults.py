@@ -158,6 +158,20 @@ def test_lists_made_beforehand_and_of_other_processes_are_honoured(tmp_path: Pat
         Quarantine(given=str(given))
 
 
+def test_bad_samples_of_other_files_are_read(tmp_path: Path) -> None:
+    """A list says of which files it speaks: what was bad there does not hold for others of the same name and number."""
+    first = Quarantine(tmp_path)
+    first.known("web", 8, "files-1")
+    first.add(Skipped("web", 8, 3, "a.jsonl:4", "broken"))
+    assert Quarantine(tmp_path).known("web", 8, "files-1") == {3}
+    assert Quarantine(tmp_path).known("web", 8, "files-2") == set()
+    assert Quarantine(tmp_path).known("web", 8) == {3}  # a source that does not tell its files
+    again = Quarantine(tmp_path)
+    again.known("web", 8, "files-2")
+    again.add(Skipped("web", 8, 3, "b.jsonl:4", "broken too"))
+    assert [entry["files"] for entry in entries(tmp_path / "quarantine.jsonl")] == ["files-1", "files-2"]
+
+
 def test_a_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
     path = tmp_path / "quarantine.jsonl"
     whole = json.dumps({"source": "made", "samples": 20, "index": 1, "key": "k", "reason": "r"}) + "\n"

@@ -94,6 +94,25 @@ def test_bad_samples_are_listed(folder: Path) -> None:
         convert(open_format("llava", "y.jsonl"), "none", 1)
 
 
+def test_changed_files_and_other_folders_are_refused(folder: Path) -> None:
+    write_lines(folder / "x.jsonl", [{"text": "gren"}, {"text": "b"}])
+    convert(open_format("llava", "x.jsonl"), "out", 1)
+    write_lines(folder / "x.jsonl", [{"text": "green"[:4]}, {"text": "c"}])  # as many bytes
+    with pytest.raises(UserError, match="out: holds a conversion of files that have changed; empty it"):
+        convert(open_format("llava", "x.jsonl"), "out", 1)
+    (folder / "out" / "conversion.json").unlink()
+    with pytest.raises(UserError, match=r"out: holds \*\.array_record of another origin"):
+        convert(open_format("llava", "x.jsonl"), "out", 1)
+
+
+def test_shards_are_made_anew_when_what_was_bad_can_be_used(folder: Path) -> None:
+    write_lines(folder / "x.jsonl", [{"text": "a"}, {"image": "late.jpg", "text": "b"}, {"text": "c"}])
+    assert convert(open_format("llava", "x.jsonl"), "out", 2) == Converted(2, 2, 1)
+    (folder / "late.jpg").write_bytes(jpeg())
+    assert convert(open_format("llava", "x.jsonl"), "out", 2) == Converted(2, 3, 0)
+    assert [s.turns[0][1] for s in open_format("array_record", "out")] == ["a", "b", "c"]
+
+
 def test_every_format_converts_alike(folder: Path, capsys: pytest.CaptureFixture) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     system = fsspec.filesystem("memory")

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import fsspec
 import grain
+import numpy as np
 import pytest
 from made_data import jpeg, outcomes, talk, tar_bytes
 
@@ -170,6 +171,10 @@ class TestParquet:
         Path(path).write_bytes(Path(path).read_bytes()[:-20])
         with pytest.raises(UserError, match=r"a\.parquet: cannot be read as parquet"):
             open_format("parquet", path)
+        path = self.write(tmp_path / "a.parquet", {"image": [IMAGE] * 2, "caption": [float("nan"), 2.5]})
+        bad, number = outcomes(open_format("parquet", path))
+        assert "has none of" in bad
+        assert number.turns[0][1] == "2.5"
         path = self.write(tmp_path / "a.parquet", {"image": [None, IMAGE], "caption": ["x", None]})
         text, bad = outcomes(open_format("parquet", path))
         assert text.images == ()
@@ -210,8 +215,60 @@ class TestHuggingFace:
         with pytest.raises(UserError, match=r"no folder of Dataset\.save_to_disk"):
             open_format("huggingface", str(tmp_path))
 
+    def test_classes_are_their_names(self, tmp_path: Path) -> None:
+        datasets = pytest.importorskip("datasets")
+        feature = datasets.ClassLabel(names=["cat", "dog"])
+        features = datasets.Features({"question": datasets.Value("string"), "answer": feature})
+        data = datasets.Dataset.from_dict({"question": ["q"] * 3, "answer": [1, 0, None]}, features=features)
+        data.save_to_disk(tmp_path / "saved")
+        data.to_parquet(tmp_path / "a.parquet")
+        for kind, name in (("huggingface", "saved"), ("parquet", "a.parquet")):
+            dog, cat, none = outcomes(open_format(kind, str(tmp_path / name)))
+            assert (dog.turns, cat.turns) == ((("q", "dog"),), (("q", "cat"),))
+            assert none == "answer: must be text, not NoneType"
+
+    def test_images_in_parts_of_messages(self, tmp_path: Path) -> None:
+        datasets = pytest.importorskip("datasets")
+        part = {"type": datasets.Value("string"), "text": datasets.Value("string"), "image": datasets.Image()}
+        features = datasets.Features(
+            {"messages": datasets.List({"role": datasets.Value("string"), "content": datasets.List(part)})}
+        )
+        parts = [{"type": "image", "text": None, "image": {"bytes": IMAGE, "path": None}}]
+        parts += [{"type": "text", "text": "Which?", "image": None}]
+        answer = [{"type": "text", "text": "Red.", "image": None}]
+        talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+        data = datasets.Dataset.from_dict({"messages": [talk]}, features=features)
+        data.save_to_disk(tmp_path / "saved")
+        data.to_parquet(tmp_path / "a.parquet")
+        for kind, name in (("huggingface", "saved"), ("parquet", "a.parquet")):
+            (sample,) = open_format(kind, str(tmp_path / name))
+            assert (sample.images, sample.turns) == ((IMAGE,), (("<image>Which?", "Red."),))
+
+    def test_videos_are_not_passed_over(self, tmp_path: Path) -> None:
+        datasets = pytest.importorskip("datasets")
+        features = datasets.Features({"video": datasets.Video(decode=False), "caption": datasets.Value("string")})
+        rows = {"video": [{"bytes": b"x", "path": "a.mp4"}, None], "caption": ["x", "y"]}
+        data = datasets.Dataset.from_dict(rows, features=features)
+        data.save_to_disk(tmp_path / "saved")
+        data.to_parquet(tmp_path / "a.parquet")
+        for kind, name in (("huggingface", "saved"), ("parquet", "a.parquet")):
+            bad, good = outcomes(open_format(kind, str(tmp_path / name)))
+            assert "video names what is not read" in bad
+            assert good.turns == (("", "y"),)
+
 
 class TestTfds:
+    def test_classes_are_their_names(self, tmp_path: Path) -> None:
+        tfds = pytest.importorskip("tensorflow_datasets")
+        from navil_jax.data.formats.tfds import plain
+
+        named = tfds.features.ClassLabel(names=["cat", "dog"])
+        features = tfds.features.FeaturesDict(
+            {"answer": named, "all": tfds.features.Sequence(named), "box": {"side": tfds.features.Scalar(np.int64)}}
+        )
+        found = plain(features, {"answer": 1, "all": [0, 1], "box": {"side": 7}})
+        assert found == {"answer": "dog", "all": ["cat", "dog"], "box": {"side": 7}}
+
     def test_there_and_back(self, tmp_path: Path) -> None:
         pytest.importorskip("tensorflow_datasets")
         from navil_jax.data.formats.tfds import prepare

@@ -183,6 +183,10 @@ class TestIndex:
         content = b"\n".join(lines) + b"\n" * end
         path = tmp_path_factory.mktemp("lines") / "x.jsonl"
         path.write_bytes(content)
+        assume(content.strip() and 0 < content[0] < 128 and content[:2] not in (b"{\0", b"[\0"))
+        assume(not files.compression(content))
+        path = tmp_path_factory.mktemp("lines") / "x.jsonl"
+        path.write_bytes(content)
         assume(content.strip() and content[0] < 128 and content[:2] not in (b"\x1f\x8b", b"BZ", b"PK", b"{\0", b"[\0"))
         assume(content[:1] != b"\0")
         wanted = content.rstrip().split(b"\n")
@@ -225,6 +229,11 @@ class TestIndex:
         write_lines(tmp_path / "x.jsonl", [{"text": "c"}, {"text": "bb"}])  # as long, with another time
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
         assert [s.turns[0][1] for s in open_format("llava", path)] == ["c", "bb"]
+
+    def test_an_index_is_no_data(self, tmp_path: Path) -> None:
+        write_lines(tmp_path / "x.jsonl", [{"text": "a"}])
+        for _ in range(2):
+            assert len(open_format("llava", str(tmp_path / "x*"))) == 1
 
     def test_cut_off_or_foreign_is_written_anew(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"text": "b"}])

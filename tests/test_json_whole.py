@@ -85,23 +85,10 @@ def test_compressed_files_of_a_folder_are_not_passed_over(tmp_path: Path) -> Non
 _GOOD = st.text(alphabet=st.characters(blacklist_categories=("Cs",), blacklist_characters="<["), min_size=1).filter(
     str.strip
 )
-_BAD = st.sampled_from(
-    [
-        b"{",
-        b"[1]",
-        b"3",
-        b'"x"',
-        b"null",
-        b'{"text": "\xff"}',
-        b'{"text": "\\ud800"}',
-        b'{"text": "a", "text": "b"}',
-        b"[" * 100000 + b"]" * 100000,
-        b'{"text": NaN}',
-        b'{"text": -Infinity}',
-        b'{"text": {}}',
-        b'{"text": "a"} x',
-    ]
-)
+_NO_RECORDS = [b"{", b"[1]", b"3", b'"x"', b"null", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b'{"text": {}}']
+_NO_RECORDS += [b"[" * 100_000 + b"]" * 100_000, b'{"text": NaN}', b'{"text": -Infinity}', b'{"text": "a"} x']
+_NO_RECORDS += [b'{"text": "a", "text": "b"}']
+_BAD = st.sampled_from(_NO_RECORDS)
 
 
 @settings(max_examples=100, deadline=None)

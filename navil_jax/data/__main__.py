@@ -41,8 +41,9 @@ examples:
   python -m navil_jax.data convert --from webdataset --path "gs://b/{{000..999}}.tar" --out data/web --shards 64
   python -m navil_jax.data convert --from meta --path internvl.json --out data/stage3
 
-Shards that are whole already are not written again, so the same command goes on where it was interrupted. What cannot
-be used is left out and listed in OUT/*.bad.jsonl with source, key and reason.
+Shards that are whole already are not written again, so the same command goes on where it was interrupted; files that
+have changed since are refused. What cannot be used is left out and listed in OUT/*.bad.jsonl with source, key and
+reason.
 Train on the result with SourceConfig("web", kind="array_record", path="data/web").
 
 Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.

@@ -83,7 +83,8 @@ def expand(path: str, suffixes: Sequence[str]) -> list[str]:
             found = [file for file in listed if file.lower().endswith(tuple(suffixes))]
             others = [file for file in listed if file.lower().endswith(_compressed(suffixes))]
         else:
-            found, others = (system.glob(bare) if glob.has_magic(bare) else []), []
+            listed = system.glob(bare) if glob.has_magic(bare) else []
+            found, others = [file for file in listed if not file.endswith(".index")], []
     except Exception as error:  # file systems raise many types, of the network too
         raise UserError(f"{path}: cannot be listed: {error}") from error
     if others:

@@ -32,7 +32,7 @@ class HuggingFace(RecordSource):
             raise UserError(f"{path}: has no rows")
 
     def versions(self) -> list[files.Version]:
-        return [files.version(file["filename"]) for file in self._data.cache_files]
+        return [files.version(file) for file in files.expand(self.path, (".arrow",))]
 
     def __len__(self) -> int:
         return len(self._data)

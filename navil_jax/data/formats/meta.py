@@ -85,16 +85,7 @@ def meta_sources(entry: SourceConfig, max_patches: int, patch_size: int) -> tupl
         path = _find(entry.path, settings["annotation"])
         root = _find(entry.path, settings["root"]) if settings.get("root") else entry.root
         repeat = float(settings.get("repeat_time", 1)) * entry.repeat
-        length = len(open_format("llava", path, root))
-        if settings.get("length", length) != length:
-            _log.warning(
-                "%s: %s.length: %d, but %s has %d samples, which count",
-                entry.path,
-                name,
-                settings["length"],
-                path,
-                length,
-            )
+        length = _length(f"{entry.path}: {name}", path, settings.get("length"))
         tiles = settings.get("max_dynamic_patch")
         part = dataclasses.replace(
             entry,
@@ -111,6 +102,19 @@ def meta_sources(entry: SourceConfig, max_patches: int, patch_size: int) -> tupl
         sizes.append(length * repeat)
     shares = (size / sum(sizes) for size in sizes)
     return tuple(dataclasses.replace(p, weight=entry.weight * share) for p, share in zip(parts, shares, strict=True))
+
+
+def _length(where: str, path: str, given: int | None) -> int:
+    """The number of samples at `path`; where they cannot be read (when a study is planned), the given one counts."""
+    try:
+        found = len(open_format("llava", path))
+    except UserError:
+        if given is None:
+            raise
+        return given
+    if given not in (None, found):
+        _log.warning("%s.length: %d, but %s has %d samples, which count", where, given, path, found)
+    return found
 
 
 def _transforms(settings: Mapping[str, Any], entry: SourceConfig) -> tuple[str, ...]:

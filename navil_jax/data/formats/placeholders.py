@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from navil_jax.data.prompt import PLACEHOLDER
 
 _THING = r"(?:images?|imgs?|pictures?|pics?|photos?|videos?|vision)"
-_WORDS = r"here|place-?holders?|plh|pad|soft|token|start|end|begin|patch|new_?line|content|context|feature|\d+"
-_MORE = rf"(?:[ _:-]*(?:{_WORDS}))*"
+_WORDS = r"here|place-?holders?|plh|pad|soft|token|start|end|begin|patch|new_?line|content|context|feature|\d++"
+_MORE = rf"(?:[ _:-]*(?:{_WORDS}))*+"
 _BEFORE = r"(?:(?:start|end|begin)_of_|fake_token_around_|global-|unk_)?"
 _ANY = re.compile(
     rf"<img>[^<>\n]+</img>"  # Qwen-VL: a file or an address between them

@@ -15,39 +15,21 @@ from PIL import Image
 from navil_jax.data.formats import files
 from navil_jax.errors import UserError
 
-IMAGE_FIELDS = ("images", "image", "jpg", "jpeg", "png", "webp", "img", "imgs", "picture", "photo")
-NAME_FIELDS: tuple[str, ...] = (
-    "file_name",
-    "filename",
-    "image_path",
-    "image_paths",
-    "image_file",
-    "image_files",
-    "image_filename",
-)
-NAME_FIELDS += ("image_file_name", "image_name", "img_path")  # hold images where none of IMAGE_FIELDS does
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-OTHER_SUFFIXES: tuple[str, ...] = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".jp2",
-    ".svg",
-    ".eps",
-    ".mp4",
-    ".avi",
-    ".mov",
-    ".mkv",
-    ".webm",
-)
-OTHER_SUFFIXES += (".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".wav", ".mp3", ".flac", ".ogg", ".m4a")
+IMAGE_FIELDS: tuple[str, ...] = ("images", "image", "jpg", "jpeg", "png", "webp", "img", "imgs", "picture", "photo")
+# Hold images where none of IMAGE_FIELDS does.
+_PATH_FIELDS = ("image_path", "image_paths", "img_path", "image_file", "image_files")
+NAME_FIELDS = ("file_name", "filename", "image_name", "image_filename", "image_file_name", *_PATH_FIELDS)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2")
+_CLIPS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
+_SOUNDS = (".wav", ".mp3", ".flac", ".ogg", ".m4a")
+_OTHER_SUFFIXES = (".heic", ".heif", ".jxl", ".svg", ".eps", *_CLIPS, *_SOUNDS)
 # Of addresses in records. A server that does not answer ends a run, so no record may name just any.
 PROTOCOLS = ("file", "memory", "gs", "gcs", "s3", "s3a", "az", "abfs", "abfss")
 
 _SEEN = re.compile(r"image|img|video|pict?ure|photo|screenshot|thumbnail|pixel|audio", re.IGNORECASE)
-_WHOLE_NAMES = {"pic", "pics", "clip", "clips", "frame", "frames", "media", "visual", "visuals", "vision", "sound"}
-_WHOLE_NAMES |= {suffix[1:] for suffix in (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)}
+_SEEN_WORDS = {"pic", "pics", "clip", "clips", "frames", "visual", "visuals"}
+_WHOLE_NAMES = {"frame", "media", "vision", "sound", *(end[1:] for end in (*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))}
+_KINDS = {"image", "images", "video", "videos"}  # of a record, as its type or modality
 # Words in the name of a field that tells something of an image beside it.
 _ABOUT = re.compile(
     "ids?|index|idx|n|num|numbers?|counts?|no|width|height|w|h|sizes?|shape|ratio|aspect|ur[li]s?|links?|src|source|titles?"
@@ -56,13 +38,13 @@ _ABOUT = re.compile(
     "|language|lang|exif|meta|metadata|info|status|has|is|with|tokens?|ocr|objects?|boxe?s?|bbox|questions?|answers?"
     "|prompts?|dataset|repo|domain|masks?|depth|seg|original"
 )
+_NAMES_ANOTHER = re.compile("ids?|ur[li]s?|links?|src|masks?|depth|seg")  # of them, those that may name another file
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_LONGEST_NAME = 4096  # characters of a file's name with its folders
+_IN_OBJECT = ("bytes", "path", "url", "base64", "data", "file_name")  # where an object holds its image
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 _BASE64_START = re.compile(r"/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK")  # of _MAGIC but for the short last one
 _BASE64 = re.compile(r"[\w+/\s-]{64,}={0,2}\s*", re.ASCII)
-_NAMES_A_FILE = re.compile(
-    rf"[^\n]{{1,4096}}(?:{'|'.join(map(re.escape, (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)))})", re.IGNORECASE
-)
 
 
 def is_missing(value: Any) -> bool:
@@ -120,21 +102,28 @@ def check_all_seen(record: Mapping[str, Any], known: Sequence[str], images: Sequ
     for field, value in record.items():
         if field in known or _says_nothing(value):
             continue
-        named = field in NAME_FIELDS
-        about = bool(images) and any(_ABOUT.fullmatch(word.lower()) for word in _WORD.findall(field))
-        if (is_seen(field) and not named and not about) or ((named or not about) and _is_another(value, images)):
+        words = [word.lower() for word in _WORD.findall(field)]
+        if field in NAME_FIELDS:
+            unread = _is_another(value, images)
+        elif images and any(map(_ABOUT.fullmatch, words)):
+            unread = is_seen(field) and not any(map(_NAMES_ANOTHER.fullmatch, words)) and _is_another(value, images)
+        else:
+            kind = not images and isinstance(value, str) and value.lower() in _KINDS
+            unread = kind or is_seen(field) or _is_another(value, images)
+        if unread:
             raise ValueError(f"{where}{field} names what is not read ({_short(value)}); images stand in images")
 
 
 def is_seen(field: str) -> bool:
     """Whether a field, by its name, holds something to be seen or heard, or tells something of it."""
-    return bool(_SEEN.search(field)) or field.lower() in _WHOLE_NAMES
+    words = {word.lower() for word in _WORD.findall(field)}
+    return bool(_SEEN.search(field) or words & _SEEN_WORDS) or field.lower() in _WHOLE_NAMES
 
 
 def _is_another(value: Any, images: Sequence[Any]) -> bool:
     """Whether a value is an image or a clip, or the name of one, and none of `images`.
 
-    Beside images that bring no names any name of an image is taken for that of one of them.
+    Beside images an address is taken for where one is from, and if they bring no names, any name for that of one.
     """
     if isinstance(value, Mapping):
         return any(_is_another(entry, images) for entry in value.values())
@@ -144,9 +133,11 @@ def _is_another(value: Any, images: Sequence[Any]) -> bool:
         value is image or (type(value) is type(image) and value == image) for image in images
     ):
         return False
-    names = {files.name_of(image) for image in images if isinstance(image, str) and _NAMES_A_FILE.fullmatch(image)}
-    if not images or not isinstance(value, str) or not _NAMES_A_FILE.fullmatch(value):
+    names = {files.name_of(image) for image in images if isinstance(image, str) and _is_file_name(image)}
+    if not images or not isinstance(value, str) or not _is_file_name(value):
         return True
+    if value.lower().startswith(("http://", "https://")):
+        return False
     return files.name_of(value) not in names if names else not value.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -166,8 +157,14 @@ def _names_a_file(value: Any) -> bool:
         return value.startswith(_MAGIC)
     if isinstance(value, str):
         encoded = value[:11].lower().startswith(("data:image/", "data:video/")) or _is_base64(value)
-        return encoded or bool(_NAMES_A_FILE.fullmatch(value))
+        return encoded or _is_file_name(value)
     return isinstance(value, Image.Image)
+
+
+def _is_file_name(text: str) -> bool:
+    return (
+        len(text) <= _LONGEST_NAME and "\n" not in text and text.lower().endswith((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
+    )
 
 
 def _short(value: Any) -> str:
@@ -180,13 +177,13 @@ def read_image(value: Any, root: str) -> Image.Image | bytes:
 
     Args:
       value: a path below `root`, an address of one of `PROTOCOLS`, a data: address, base64, encoded bytes, pixels, or
-        an object with one of them as bytes, path or url.
+        an object with one of them as bytes, path, url, base64, data or file_name.
 
     Raises:
       ValueError, OSError: it is none of these, or cannot be read.
     """
     if isinstance(value, Mapping):
-        value = next((value[name] for name in ("bytes", "path", "url") if _listed(value.get(name))), None)
+        value = next((value[name] for name in _IN_OBJECT if _listed(value.get(name))), None)
     if isinstance(value, str):
         return _read_text(value, root)
     if isinstance(value, np.ndarray):

@@ -60,7 +60,7 @@ class Tfds(RecordSource):
         return f"{'/'.join(folder.split('/')[-2:])}#{index + 1}"
 
     def record(self, index: int) -> dict[str, Any]:
-        record = _plain(self._features, self._data[index])
+        record = plain(self._features, self._data[index])
         if isinstance(system := record.get("system"), list):
             record["system"] = system[0] if system else None
         return record
@@ -72,19 +72,19 @@ def _is_image(feature: Any) -> bool:
     )
 
 
-def _plain(feature: Any, value: Any) -> Any:
+def plain(feature: Any, value: Any) -> Any:
     """Classes as their names; sequences of dicts, which TFDS keeps as a dict of sequences, as lists of dicts."""
     if isinstance(feature, tfds.features.ClassLabel):
         return feature.int2str(int(value)) if 0 <= int(value) < feature.num_classes else None
     if isinstance(feature, tfds.features.FeaturesDict):
-        return {name: _plain(feature[name], entry) for name, entry in value.items()}
+        return {name: plain(feature[name], entry) for name, entry in value.items()}
     if isinstance(feature, tfds.features.Sequence):
         inner = feature.feature
         if isinstance(value, dict):
             rows = zip(*value.values(), strict=True)
-            return [_plain(inner, dict(zip(value, row, strict=True))) for row in rows]
+            return [plain(inner, dict(zip(value, row, strict=True))) for row in rows]
         if isinstance(inner, tfds.features.ClassLabel) or (isinstance(value, np.ndarray) and value.dtype == object):
-            return [_plain(inner, entry) for entry in value]
+            return [plain(inner, entry) for entry in value]
     return value
 
 

@@ -93,7 +93,7 @@ def _images(key: str, members: Mapping[str, bytes]) -> list[bytes]:
         raise ValueError(f"which are its images, and in which order? {', '.join(several)}; number them 0.jpg, 1.jpg")
     if not several and (others := [extension for extension in members if extension not in _TEXTS]):
         raise ValueError(
-            f"{key}.{others[0]} is not read; an image is called {key}.jpg, several {key}.0.jpg, {key}.1.jpg"
+            f"{f'{key}.{others[0]}'.rstrip('.')} is not read; an image is called KEY.jpg, several KEY.0.jpg, KEY.1.jpg"
         )
     return [members[extension] for extension in several]
 

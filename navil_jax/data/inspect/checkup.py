@@ -130,7 +130,7 @@ class Checkup:
         system = self.config.data.system_message if sample.system is None else sample.system
         texts = (system or "", *(text for turn in sample.turns for text in turn))
         found = {mark for text in texts for mark in self._markers.findall(text)} | set(placeholders(texts))
-        return found | {PLACEHOLDER for _, answer in sample.turns if PLACEHOLDER in answer}
+        return found | {PLACEHOLDER for text in (system or "", *(a for _, a in sample.turns)) if PLACEHOLDER in text}
 
     def _status(self, note: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
         if all(note[name] <= self.budgets[name] for name in SIZES):
