@@ -55,7 +55,7 @@ def test_files_of_other_dress_are_read(tmp_path: Path, name: str, content: bytes
         ("x.json", json.dumps(RECORDS).encode("utf-32-be"), "is UTF-32"),
         ("x.json", json.dumps(RECORDS).encode("utf-16"), "is UTF-16"),
         ("x.jsonl.gz", gzip.compress(LINES.encode(), mtime=0), r"is compressed \(gz\); unpack it first"),
-        ("x.json.gz", gzip.compress(json.dumps(RECORDS).encode()), r"is compressed \(gz\)"),
+        ("x.json.gz", gzip.compress(json.dumps(RECORDS).encode(), mtime=0), r"is compressed \(gz\)"),
         ("x.jsonl", gzip.compress(LINES.encode(), mtime=0), r"is compressed \(gz\)"),
         ("x.csv", b"image,caption\na.jpg,x\n", "is neither JSON lines nor a JSON array"),
         ("x.json", json.dumps(RECORDS).encode() + b'\n\n[{"text": "four"}]', "line 3: there is more behind the end"),
