@@ -202,6 +202,31 @@ def test_splash_attention_agrees_with_xla(causal: bool):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), *results)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2), (2, 1)])
+def test_heads_in_groups_for_the_cores_of_a_device_compute_the_same(
+    heads: int, kv_heads: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(attention_module, "cores", lambda: 2)
+    monkeypatch.setattr(attention_module, "KEY_CHUNK", 128)
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (
+        jax.random.normal(key, (1, 256, n, 64)) for key, n in zip(keys, (heads, kv_heads, kv_heads), strict=True)
+    )
+    segments = jnp.where(jnp.arange(256) < 200, jnp.arange(256) // 70 + 1, 0)[None]
+    used = (segments > 0)[..., None, None]
+
+    def total(attend, q, k, v):
+        return jnp.sum(jnp.where(used, attend(q, k, v, segments, causal=True), 0.0) ** 2)
+
+    splash = functools.partial(attention_module.splash_attention, interpret=True)
+    results = [
+        jax.jit(jax.value_and_grad(functools.partial(total, attend), argnums=(0, 1, 2)))(q, k, v)
+        for attend in (splash, attention_module.xla_attention)
+    ]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), *results)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_splash_attention_passes_by_blocks_and_stays_right(causal: bool, monkeypatch: pytest.MonkeyPatch):
     """Rows of several blocks, segments of at most 60 places: fewer blocks are visited than a row has."""

@@ -94,13 +94,16 @@ SETTINGS = json.dumps({f"block_{axis}{pass_}": 512 for axis in ("q", "kv") for p
 
 
 @pytest.mark.parametrize(("name", "products"), [("splash_mha_fwd", 2), ("splash_mha_dq", 3), ("splash_mha_dkv", 4)])
-@pytest.mark.parametrize("tower", ["decoder", "vision"])
-def test_kernels_by_hand(name: str, products: int, tower: str):
+@pytest.mark.parametrize(
+    ("tower", "queries"),
+    [("decoder", "bf16[16,4096,128]"), ("vision", "bf16[16,4096,128]"), ("vision", "bf16[2,8,4096,128]")],
+)
+def test_kernels_by_hand(name: str, products: int, tower: str, queries: str):
     """Rows of 2,048 places in blocks of 512, two of them on a device; a segment of 1,024 and one of 512 places."""
     place = parse_topology("v5p-8")
     kernel = Kernel(
         name,
-        ("s32[1,8,4]", "s32[1,8,4]", "bf16[16,4096,128]", "bf16[8,4096,128]", "s32[4096,128]"),
+        ("s32[1,8,4]", "s32[1,8,4]", queries, "bf16[8,4096,128]", "s32[4096,128]"),
         SETTINGS,
         f"{tower} attention",
     )

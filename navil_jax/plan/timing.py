@@ -235,11 +235,13 @@ def _kernel_cost(kernel: Kernel, place: Slice, statistics: BatchStatistics | Non
     return _KernelCost(rows * float(work.mean()), seconds, rows, float(pairs.mean()) / needed if needed else 0.0)
 
 
-_ARRAY = re.compile(r"([a-z]\w*)\[(\d+,\d+,\d+)\]")  # with three dimensions
+_ARRAY = re.compile(r"([a-z]\w*)\[(\d+,\d+,\d+(?:,\d+)?)\]")  # with three dimensions, or heads in groups
 
 
-def _sizes(shape: re.Match[str]) -> tuple[int, ...]:
-    return tuple(int(size) for size in shape[2].split(","))
+def _sizes(shape: re.Match[str]) -> tuple[int, int, int]:
+    """The three dimensions of an array, those of groups of heads as one."""
+    *heads, rows, columns = (int(size) for size in shape[2].split(","))
+    return math.prod(heads), rows, columns
 
 
 def _pairs(
