@@ -107,7 +107,7 @@ def model_card(config: Config, source: str, step: int, base: str = "") -> str:
     }
     if model.vision is not None:
         images = config.images
-        scales = f"each scale {images.scale_factor:g} of the next" if images.multiscale else "one scale"
+        scales = f"each scale {images.scale_factor:g} of the next" if images.multiscale else _ONE_SCALE
         rows |= {
             "Vision encoder": f"{model.vision.depth} layers of width {model.vision.width}",
             "Images": f"{images.min_patches:,} to {images.max_patches:,} patches, {scales}",
@@ -119,6 +119,7 @@ def model_card(config: Config, source: str, step: int, base: str = "") -> str:
     return f"{head}| | |\n| --- | --- |\n{table}\n{'' if model.vision is None else _USE}"
 
 
+_ONE_SCALE = "one scale (scale_downsample_ratio 0 in config.json, for which the released code makes one, too)"
 _USE = """
 Load it with the released NaViL code:
 
