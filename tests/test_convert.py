@@ -1,6 +1,7 @@
 """Checkpoints in and out: byte-equal round trips, the initialised model, faults, meshes."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -395,18 +396,17 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(direction, 
 def test_a_disk_that_gets_full_is_told_and_a_rerun_goes_on(tmp_path, monkeypatch, capsys):
     source = copy_case("text_only_qwen3", tmp_path / "source")
     monkeypatch.setattr(param_files, "WRITE_BYTES", 30_000)
-    commit, left = ParamsWriter._commit, iter(range(3))
+    left = iter(range(3))
 
-    def full(writer):
+    def full(handle):
         if next(left, None) is None:
-            raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
-        commit(writer)
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ParamsWriter, "_commit", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert command("import", source, tmp_path / "run") == 2
     assert "the disk is full; make space and run the same command" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(ParamsWriter, "_commit", commit)
+    monkeypatch.undo()
     assert command("import", source, tmp_path / "run") == 0
     with open_checkpoint(tmp_path / "run") as checkpoint:
         assert_equal_bytes(dict(checkpoint.tensors), load_file(source / "model.safetensors"))
