@@ -46,9 +46,8 @@ def export_checkpoint(
         whose = str(source.resolve()), checkpoint.path.stat().mtime, checkpoint.step, checkpoint.averaged
         with partial_folder(target, {"export": whose, "dtype": dtype, "shard_bytes": shard_bytes}) as partial:
             write_weights(checkpoint, partial, info, shard_bytes)
-            base = checkpoint.origin.get("name", "")
-            files = tokenizer.files()
-            write_companions(partial, hf, checkpoint.config, files, str(source.resolve()), checkpoint.step, base)
+            files, where = tokenizer.files(), str(source.resolve())
+            write_companions(partial, hf, checkpoint.config, files, where, checkpoint.step, checkpoint.origin)
     return checkpoint.averaged
 
 

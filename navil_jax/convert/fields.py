@@ -168,7 +168,13 @@ _norm = functools.partial(_choice, supported=typing.get_args(typing.get_type_hin
 
 NAVIL = (
     Constant("architectures", ["NaViL"]),
-    Constant("auto_map", dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), "modeling_navil_chat.NaViL")),
+    Constant(
+        "auto_map",
+        {
+            "AutoConfig": "configuration_navil_chat.NaViLChatConfig",
+            **dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), "modeling_navil_chat.NaViL"),
+        },
+    ),
     Constant("model_type", "navil_chat"),
     field("downsample_ratio", "vision.merge_size", _merge_size, lambda side: 1 / side),
     field("min_dynamic_patch", "images.min_patches", size),

@@ -287,5 +287,5 @@ def _fresh(config: Config) -> dict[str, Any]:
     architecture = family.navil_architecture if navil else family.architecture
     language = {"model_type": family.name, "architectures": [architecture], **constants(family.fields)}
     if navil:
-        return {**constants(NAVIL), "vision_config": constants(VISION), "llm_config": language}
+        return {**constants(NAVIL), "vision_config": constants(VISION), "llm_config": {**language, **family.released}}
     return {**language, "auto_map": dict(family.auto_map)} if family.auto_map else language

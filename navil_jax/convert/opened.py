@@ -19,6 +19,7 @@ from navil_jax.convert import hf_config
 from navil_jax.convert.accepted import drop_what_is_no_parameter
 from navil_jax.convert.families import find
 from navil_jax.convert.hub import folder_of
+from navil_jax.convert.kept import kept_files, license_lines
 from navil_jax.convert.param_files import ParamsReader
 from navil_jax.convert.params import TensorView, find_problems, iterate_params, tensor_info
 from navil_jax.convert.reader import TensorFolder
@@ -245,8 +246,11 @@ def _open_pytorch(path: Path, tokenizer: str) -> OpenCheckpoint:
     unknown += tuple(drop_what_is_no_parameter(folder, with_ids, str(path)))
     problems = find_problems(with_ids, folder.tensors)
     origin = {"config.json": said, "name": path.resolve().name}
+    kept, left = kept_files(path)
+    origin |= {"files": kept, "license": license_lines(path)}
     contents = Contents(folder, folder.tensors, problems)
-    return OpenCheckpoint(path_of(path), "pytorch", config, words, lambda: contents, warnings=unknown, origin=origin)
+    said_of_it = (*unknown, *left)
+    return OpenCheckpoint(path_of(path), "pytorch", config, words, lambda: contents, warnings=said_of_it, origin=origin)
 
 
 def require_whole(checkpoint: OpenCheckpoint) -> Tokenizer:
