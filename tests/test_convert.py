@@ -1,6 +1,7 @@
 """Checkpoints in and out: byte-equal round trips, the initialised model, faults, meshes."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 from flax import nnx
 from golden_cases import TEXT_CASES
 from made_runs import copy_case
@@ -22,14 +24,16 @@ from safetensors.numpy import load_file, save_file
 import navil_jax
 from navil_jax.config import ModelConfig
 from navil_jax.convert import __main__ as convert
-from navil_jax.convert import importing, param_files
+from navil_jax.convert import exporting, param_files
 from navil_jax.convert.importing import import_checkpoint
 from navil_jax.convert.opened import open_checkpoint
 from navil_jax.convert.param_files import ParamsWriter
+from navil_jax.convert.partial import partial_folder
 from navil_jax.convert.verify.golden import build_batch, in_order, sample_features
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 from navil_jax.train.checkpoint import Checkpoints
+from navil_jax.train.checksums import check_all
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZER = str(GOLDEN / "prompts" / "tokenizer")
@@ -69,9 +73,9 @@ def test_round_trip_gives_every_byte_back(name, dtype, tmp_path):
     assert command("export", tmp_path / "run", tmp_path / "out", "--shard-bytes", 100_000) == 0
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert_equal_bytes(tensors_of(tmp_path / "out"), wanted)
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads(
-        (source / "config.json").read_text()
-    )
+    said = json.loads((source / "config.json").read_text())
+    said["dtype" if "dtype" in said else "torch_dtype"] = dtype
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == said
     for file in Path(TOKENIZER).iterdir():
         if file.name != "token_to_id.json":
             assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
@@ -89,6 +93,46 @@ def test_dtype_changes_on_request_only(tmp_path):
     rounded = {name: value.astype(ml_dtypes.bfloat16).astype(np.float32) for name, value in wanted.items()}
     assert_equal_bytes(tensors_of(tmp_path / "out"), rounded)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
+    assert command("export", tmp_path / "run", tmp_path / "same") == 0
+    assert json.loads((tmp_path / "same" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_a_model_of_two_dtypes_is_to_be_loaded_in_the_wider_one(imported, tmp_path):
+    """What trained is float32, what was frozen keeps the dtype that it was imported in."""
+    source = copy_case("internlm2_small", tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config["llm_config"]["torch_dtype"] = "bfloat16"
+    (source / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
+    import_checkpoint(source, tmp_path / "run", dtype="bfloat16")
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints, open_checkpoint(tmp_path / "run") as opened:
+        record, params = checkpoints.record(), opened.params()
+    params["connector"] = jax.tree.map(lambda x: x.astype(np.float32), params["connector"])
+    record = record if imported else dataclasses.replace(record, origin={})
+    with Checkpoints(tmp_path / "trained" / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(3, params, record)
+    assert command("export", tmp_path / "trained", tmp_path / "out") == 0
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["torch_dtype"] == "float32"
+    assert said["llm_config"].get("torch_dtype") == ("float32" if imported else None)
+    assert {x.dtype.name for x in tensors_of(tmp_path / "out").values()} == {"float32", "bfloat16"}
+
+
+def test_one_scale_is_exported_and_found_again(tmp_path):
+    source = copy_case("internlm2_small", tmp_path / "source")
+    import_checkpoint(source, tmp_path / "run")
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints, open_checkpoint(tmp_path / "run") as opened:
+        record, params = checkpoints.record(), opened.params()
+    images = dataclasses.replace(record.config.images, multiscale=False)
+    record = dataclasses.replace(record, config=dataclasses.replace(record.config, images=images))
+    with Checkpoints(tmp_path / "one" / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(3, params, record)
+    assert command("export", tmp_path / "one", tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["scale_downsample_ratio"] == 0
+    assert "one scale (scale_downsample_ratio 0" in (tmp_path / "out" / "README.md").read_text()
+    assert command("import", tmp_path / "out", tmp_path / "again") == 0
+    assert navil_jax.load_pretrained(tmp_path / "again").images == images
+    assert command("verify", tmp_path / "one", tmp_path / "again", "--weights-only") == 0
 
 
 MESHES = ((1, 1), (4, 1), (2, 2), (8, 1), (4, 2))  # fsdp, tensor
@@ -245,36 +289,97 @@ def test_targets_that_hold_something_are_left_alone(tmp_path, capsys):
 
 def test_an_interrupted_import_goes_on(tmp_path, monkeypatch, capsys):
     source = copy_case("internlm2_small", tmp_path / "source")
-    monkeypatch.setattr(importing, "WRITE_BYTES", 1)
+    monkeypatch.setattr(param_files, "WRITE_BYTES", 30_000)
+    monkeypatch.setattr(param_files, "SMALL_BYTES", 10_000)
     calls, write = [], ParamsWriter.write
 
-    def interrupted(writer, values):
-        if len(calls) == 5:
+    def counted(writer, name, layer, value):
+        calls.append((name, layer))
+        write(writer, name, layer, value)
+
+    def interrupted(writer, name, layer, value):
+        if len(calls) == 20:
             raise KeyboardInterrupt
-        calls.extend(values)
-        write(writer, values)
+        counted(writer, name, layer, value)
 
     monkeypatch.setattr(ParamsWriter, "write", interrupted)
     assert command("import", source, tmp_path / "run") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("the same command goes on from here\n")
     assert not (tmp_path / "run").exists()
-    first = set(calls)
-    monkeypatch.setattr(ParamsWriter, "write", lambda writer, values: (calls.extend(values), write(writer, values)))
+    written = set((tmp_path / "run.partial" / "written.txt").read_text().split())
+    assert 0 < len(written) < len({name for name, _ in calls})
+    calls.clear()
+    monkeypatch.setattr(ParamsWriter, "write", counted)
     assert command("import", source, tmp_path / "run") == 0
     assert len(calls) == len(set(calls))
-    assert first < set(calls)
+    assert not written & {name for name, _ in calls}
     with open_checkpoint(tmp_path / "run") as checkpoint:
         assert_equal_bytes(dict(checkpoint.tensors), load_file(source / "model.safetensors"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "source"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoints"]
 
 
-def test_an_import_of_changed_files_starts_over(tmp_path):
-    source = copy_case("text_only_qwen3", tmp_path / "source")
-    writer = ParamsWriter(tmp_path / "run", {"import": "another"})
-    writer.write({"decoder/final_norm/scale": np.zeros(3, np.float32)})
+@pytest.mark.parametrize("sizes", [(10**9, 10**9, 10**9), (0, 10**9, 50_000), (0, 9_000, 10**9)])
+def test_parameters_are_the_same_in_whatever_chunks_they_are_written(sizes, tmp_path, monkeypatch):
+    source = copy_case("internlm2_windowed", tmp_path / "source")
+    for name, size in zip(("SMALL_BYTES", "CHUNK_BYTES", "WRITE_BYTES"), sizes, strict=True):
+        monkeypatch.setattr(param_files, name, size)
     assert command("import", source, tmp_path / "run") == 0
     with open_checkpoint(tmp_path / "run") as checkpoint:
         assert_equal_bytes(dict(checkpoint.tensors), load_file(source / "model.safetensors"))
+    check_all(epath.Path(tmp_path / "run" / "checkpoints" / "0"))
+
+
+def test_what_another_command_left_is_removed_and_files_of_the_user_are_not(tmp_path, capsys):
+    source = copy_case("text_only_qwen3", tmp_path / "source")
+    left = tmp_path / "run.partial"
+    left.mkdir()
+    (left / "mine").write_text("mine")
+    assert command("import", source, tmp_path / "run") == 2
+    assert "run.partial: holds files that no interrupted command left" in capsys.readouterr().err
+    (left / "purpose.json").write_text('{"import": "another"}')
+    assert command("import", source, tmp_path / "run") == 0
+    assert "what another command left there is removed" in capsys.readouterr().out
+    with open_checkpoint(tmp_path / "run") as checkpoint:
+        assert_equal_bytes(dict(checkpoint.tensors), load_file(source / "model.safetensors"))
+
+
+def test_an_export_of_another_run_keeps_no_shard(tmp_path, monkeypatch):
+    """Two runs of one name and step, of one shape: only the weights differ."""
+    for parent, seed in (("a", 0), ("b", 1)):
+        source = copy_case("text_only_qwen3", tmp_path / parent / "source")
+        tensors = load_file(source / "model.safetensors")
+        save_file({name: value + np.float32(seed) for name, value in tensors.items()}, source / "model.safetensors")
+        assert command("import", source, tmp_path / parent / "run") == 0
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "write_companions", interrupted)
+        assert command("export", tmp_path / "a" / "run", tmp_path / "out") == 130
+    assert command("export", tmp_path / "b" / "run", tmp_path / "out") == 0
+    assert_equal_bytes(tensors_of(tmp_path / "out"), tensors_of(tmp_path / "b" / "source"))
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_one_command_at_a_time_writes_a_folder(direction, tmp_path, capsys):
+    source = copy_case("text_only_qwen3", tmp_path / "source")
+    assert command("import", source, tmp_path / "run") == 0
+    arguments = {"import": source, "export": tmp_path / "run"}[direction], tmp_path / "out"
+    with partial_folder(tmp_path / "out", {}):
+        assert command(direction, *arguments) == 2
+        assert "out.partial: another command is writing it" in capsys.readouterr().err
+    (tmp_path / "out").rmdir()
+    assert command(direction, *arguments) == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    source = copy_case("text_only_qwen3", tmp_path / "source")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert command("import", source, tmp_path / "locked" / "run") == 2
+    assert "Permission denied; nothing was finished" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("direction", ["import", "export"])
@@ -290,19 +395,18 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(direction, 
 
 def test_a_disk_that_gets_full_is_told_and_a_rerun_goes_on(tmp_path, monkeypatch, capsys):
     source = copy_case("text_only_qwen3", tmp_path / "source")
-    monkeypatch.setattr(importing, "WRITE_BYTES", 1)
-    save = param_files.ocp_v1.partial.save
+    monkeypatch.setattr(param_files, "WRITE_BYTES", 30_000)
     left = iter(range(3))
 
-    def full(path, values):
+    def full(handle):
         if next(left, None) is None:
-            raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
-        save(path, values)
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(param_files.ocp_v1.partial, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert command("import", source, tmp_path / "run") == 2
     assert "the disk is full; make space and run the same command" in capsys.readouterr().err
-    monkeypatch.setattr(param_files.ocp_v1.partial, "save", save)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
     assert command("import", source, tmp_path / "run") == 0
     with open_checkpoint(tmp_path / "run") as checkpoint:
         assert_equal_bytes(dict(checkpoint.tensors), load_file(source / "model.safetensors"))

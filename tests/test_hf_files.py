@@ -27,7 +27,9 @@ def write(folder: Path, name: str, tokenizer: Tokenizer, **changes: Any) -> dict
     model = model_config(original, special)
     config = dataclasses.replace(Config(model=model, images=image_config(original), data=data), **changes)
     hf = to_hf_config(config, original)
-    names = write_companions(folder, hf, config, tokenizer.files(), "/secret/runs/cats", 1200, "/secret/base-2b")
+    names = write_companions(
+        folder, hf, config, tokenizer.files(), "/secret/runs/cats", 1200, {"name": "/secret/base-2b"}
+    )
     assert names == sorted(path.name for path in folder.iterdir())
     assert not any(b"/secret" in path.read_bytes() for path in folder.iterdir())
     return {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}

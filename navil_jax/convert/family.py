@@ -34,6 +34,7 @@ class Family:
       tokenizer: the kind that its folders hold.
       limits: (field of `DecoderConfig`, why) for every value that config.json cannot say.
       auto_map: of the config.json of a language model alone, whose classes are not in the transformers library.
+      released: keys of a NaViL's section llm_config that the release has otherwise than a language model alone.
     """
 
     name: str
@@ -46,3 +47,4 @@ class Family:
     tokenizer: type[Tokenizer]
     limits: Callable[[DecoderConfig], Limits] = lambda decoder: iter(())
     auto_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    released: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from navil_jax.config import DEFAULT_SYSTEM_MESSAGE, DataConfig, VisionConfig
+from navil_jax.config import DEFAULT_SYSTEM_MESSAGE, DataConfig, ImageConfig, VisionConfig
 
 NEEDED = object()  # the key must be there
 ROPE_KINDS = ("linear", "dynamic")
@@ -60,9 +60,11 @@ class Constant:
     written: bool = True
 
 
-def _integer(value: Any, least: int = 0) -> int:
+def _integer(value: Any, least: int = 0, most: int = 2**31 - 1) -> int:
     if type(value) is not int or value < least:
         raise ValueError(f"an integer of at least {least} is needed")
+    if value > most:
+        raise ValueError(f"more than {most:,}")
     return value
 
 
@@ -118,6 +120,12 @@ def _merge_size(value: Any) -> int:
     return round(side)
 
 
+def _scales(value: Any) -> tuple[bool, float]:
+    """Whether images are packed in several scales, and the factor; the released preprocessing takes 0 for one scale."""
+    one = type(value) in (int, float) and value == 0
+    return (False, ImageConfig.scale_factor) if one else (True, _number(value))
+
+
 def _rope(value: Any) -> tuple[str, float]:
     """Kind and factor of the scaling of positions."""
     if value is None:
@@ -154,17 +162,29 @@ def one_bias(key: str, missing: Any = NEEDED) -> Field:
 
 
 size = functools.partial(_integer, least=1)
+layers = functools.partial(_integer, least=1, most=10_000)
 _template = functools.partial(_choice, supported=typing.get_args(typing.get_type_hints(DataConfig)["template"]))
 _norm = functools.partial(_choice, supported=typing.get_args(typing.get_type_hints(VisionConfig)["norm"]))
 
 NAVIL = (
     Constant("architectures", ["NaViL"]),
-    Constant("auto_map", dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), "modeling_navil_chat.NaViL")),
+    Constant(
+        "auto_map",
+        {
+            "AutoConfig": "configuration_navil_chat.NaViLChatConfig",
+            **dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), "modeling_navil_chat.NaViL"),
+        },
+    ),
     Constant("model_type", "navil_chat"),
     field("downsample_ratio", "vision.merge_size", _merge_size, lambda side: 1 / side),
     field("min_dynamic_patch", "images.min_patches", size),
     field("max_dynamic_patch", "images.max_patches", size),
-    field("scale_downsample_ratio", "images.scale_factor", _number),
+    Field(
+        "scale_downsample_ratio",
+        ("images.multiscale", "images.scale_factor"),
+        _scales,
+        lambda several, factor: factor if several else 0.0,
+    ),
     field("template", "data.template", _template),
     field("system_message", "data.system_message", _message, missing=None),
     Constant("anyres_image_size", True, supported=(True,)),
@@ -178,7 +198,7 @@ NAVIL = (
 
 VISION = (
     Constant("model_type", "navil_vit"),
-    field("num_hidden_layers", "vision.depth", size),
+    field("num_hidden_layers", "vision.depth", layers),
     field("hidden_size", "vision.width", size),
     field("intermediate_size", "vision.mlp_dim", size),
     field("num_attention_heads", "vision.num_heads", size),
@@ -208,7 +228,7 @@ VISION = (
 )
 
 DECODER = (
-    field("num_hidden_layers", "decoder.depth", size),
+    field("num_hidden_layers", "decoder.depth", layers),
     field("hidden_size", "decoder.width", size),
     field("intermediate_size", "decoder.mlp_dim", size),
     field("num_attention_heads", "decoder.num_heads", size),

@@ -3,6 +3,7 @@
 The keys stand in the tables of `fields` and `families`.
 """
 
+import contextlib
 import copy
 import json
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from navil_jax.convert import families
 from navil_jax.convert.families import FAMILIES
 from navil_jax.convert.family import Family
 from navil_jax.convert.fields import HARMLESS, NAVIL, NEEDED, ROPE, ROPE_PARAMETERS, VISION, Constant, Field
+from navil_jax.convert.stored import parsed
 from navil_jax.errors import UserError
 
 FILE = "config.json"
@@ -28,13 +30,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / FILE
     try:
-        hf = json.loads(file.read_text())
+        hf = parsed(file.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{file}: not found; give the folder of a checkpoint") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{file}: line {error.lineno}: not valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not a text file") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not isinstance(hf, dict):
         raise UserError(f"{file}: not a JSON object; give the folder of a checkpoint")
     return hf
@@ -107,7 +111,7 @@ def to_hf_config(config: Config, base: dict[str, Any] | None = None, dtype: str 
       config: model, images, and the template and system message of data.
       base: the config.json that the model was imported from. Only what differs from it is changed, so an unchanged
         model has an equal file. One of another architecture is left aside.
-      dtype: of the exported tensors; None: that of `base`, or else of the parameters.
+      dtype: of the exported tensors; None: that of `base`, or else of frozen parameters.
 
     Raises:
       UserError: the model is none that the release and its hf format have, see `check_exportable`.
@@ -125,7 +129,11 @@ def to_hf_config(config: Config, base: dict[str, Any] | None = None, dtype: str 
                 if base is None or _said(field, values) != wanted:
                     values[field.key] = field.write(*wanted)
     if dtype or base is None:
-        hf["dtype" if "dtype" in hf else "torch_dtype"] = dtype or config.model.param_dtype
+        for prefix, values, _ in _sections(hf, FILE):
+            for key in {"dtype", "torch_dtype"} & values.keys():
+                values[key] = values[key] and (dtype or config.model.param_dtype)
+            if not (prefix or values.get("dtype")):
+                values["torch_dtype"] = dtype or config.model.param_dtype
     return hf
 
 
@@ -197,7 +205,7 @@ def _kind(hf: dict[str, Any]) -> tuple[bool, str]:
 def _sections(hf: dict[str, Any], file: str | Path) -> Iterator[Section]:
     fields = _family(hf, file).fields
     language = hf["llm_config"] if _is_navil(hf) else hf
-    table = (*fields, *(ROPE_PARAMETERS if "rope_parameters" in language else ROPE))
+    table = (*fields, *(ROPE if language.get("rope_parameters") is None else ROPE_PARAMETERS))
     if not _is_navil(hf):
         yield "", hf, table
         return
@@ -233,10 +241,22 @@ def _read(hf: dict[str, Any], file: str | Path) -> dict[str, dict[str, Any]]:
                 missing.append(prefix + entry.key)
             except ValueError as error:
                 wrong.append(f"{prefix}{entry.key} = {json.dumps(values.get(entry.key))} ({error})")
+        wrong += [f"{prefix}{key} beside another one in rope_parameters" for key in _contradictions(values, table)]
     if missing or wrong:
         lists = {"missing": ", ".join(missing), "not supported": "; ".join(wrong)}
         raise UserError(f"{file}: {'; '.join(f'{what}: {keys}' for what, keys in lists.items() if keys)}")
     return parts
+
+
+def _contradictions(values: dict[str, Any], table: tuple[Field | Constant, ...]) -> Iterator[str]:
+    """Keys of the rotation of before version 5 of the transformers library that say what rope_parameters denies."""
+    if ROPE_PARAMETERS[0] not in table:
+        return
+    with contextlib.suppress(KeyError, ValueError):  # told already
+        said = dict(zip(ROPE_PARAMETERS[0].names, _said(ROPE_PARAMETERS[0], values), strict=True))
+        for field in ROPE:
+            if field.key in values and _said(field, values) != tuple(said[name] for name in field.names):
+                yield field.key
 
 
 def _check(constant: Constant, values: dict[str, Any]) -> None:
@@ -267,5 +287,5 @@ def _fresh(config: Config) -> dict[str, Any]:
     architecture = family.navil_architecture if navil else family.architecture
     language = {"model_type": family.name, "architectures": [architecture], **constants(family.fields)}
     if navil:
-        return {**constants(NAVIL), "vision_config": constants(VISION), "llm_config": language}
+        return {**constants(NAVIL), "vision_config": constants(VISION), "llm_config": {**language, **family.released}}
     return {**language, "auto_map": dict(family.auto_map)} if family.auto_map else language

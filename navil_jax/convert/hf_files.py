@@ -2,11 +2,12 @@
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from navil_jax.config import Config
+from navil_jax.convert.kept import CARD, MERGED, named_code
 
 END = "<|im_end|>"
 TOKENIZER_CONFIG, ADDED_TOKENS, TOKENS_MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
@@ -20,13 +21,13 @@ def write_companions(
     tokenizer: Mapping[str, bytes],
     source: str,
     step: int,
-    base: str = "",
+    origin: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Writes all files of a folder in the Hugging Face format but the weights.
 
     config.json, the tokenizer's files as they are held, and what follows from them: special_tokens_map.json and
     added_tokens.json where the tokenizer has none, preprocessor_config.json for a model with vision,
-    generation_config.json and README.md.
+    generation_config.json and README.md. What was kept of an imported folder (`kept`) is written as it was.
 
     Args:
       folder: exists.
@@ -35,21 +36,27 @@ def write_companions(
       tokenizer: file name -> content.
       source: what the checkpoint is called; of a path, the last part is told.
       step: finished training steps of the checkpoint.
-      base: what the first parameters came from; of a path, the last part is told.
+      origin: of the checkpoint, see `checkpoint.Record`.
 
     Returns:
       The names of the files.
     """
-    files = dict(tokenizer)
+    origin = origin or {}
+    kept = dict(origin.get("files", {}))
+    before = json.loads(kept.pop(MERGED, "{}"))
+    files = {**{name: text.encode() for name, text in kept.items()}, **tokenizer}
     files.setdefault(TOKENS_MAP, _encoded(_tokens_map(tokenizer)))
     if "tokenizer.model" not in tokenizer:
         files.setdefault(ADDED_TOKENS, _encoded(_added_tokens(tokenizer)))
     files["config.json"] = _encoded(hf)
-    files["generation_config.json"] = _encoded(generation_config(hf, tokenizer))
+    files.setdefault("generation_config.json", _encoded(generation_config(hf, tokenizer)))
     if config.model.vision is not None:
-        files["preprocessor_config.json"] = _encoded(preprocessor_config(config))
-    files["README.md"] = model_card(config, source, step, base).encode()
+        files[MERGED] = _encoded({**before, **preprocessor_config(config)})
+    missing = [name for name in named_code(hf, _parsed(tokenizer, TOKENIZER_CONFIG)) if name not in files]
+    card = model_card(config, source, step, origin.get("name", ""), origin.get("license", ()), missing)
+    files[CARD] = card.encode()
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return sorted(files)
 
@@ -93,8 +100,22 @@ def preprocessor_config(config: Config) -> dict[str, Any]:
     }
 
 
-def model_card(config: Config, source: str, step: int, base: str = "") -> str:
-    """README.md with where the weights come from; arguments as in `write_companions`."""
+def model_card(
+    config: Config,
+    source: str,
+    step: int,
+    base: str = "",
+    license_lines: Sequence[str] = (),
+    missing: Sequence[str] = (),
+) -> str:
+    """README.md with where the weights come from and how they are loaded.
+
+    Args:
+      config, source, step: as in `write_companions`.
+      base: what the first parameters came from; of a path, the last part is told.
+      license_lines: of the front matter.
+      missing: files of code that config.json names and the folder lacks.
+    """
     model = config.model
     task = "text-generation" if model.vision is None else "image-text-to-text"
     rows = {
@@ -107,7 +128,7 @@ def model_card(config: Config, source: str, step: int, base: str = "") -> str:
     }
     if model.vision is not None:
         images = config.images
-        scales = f"each scale {images.scale_factor:g} of the next" if images.multiscale else "one scale"
+        scales = f"each scale {images.scale_factor:g} of the next" if images.multiscale else _ONE_SCALE
         rows |= {
             "Vision encoder": f"{model.vision.depth} layers of width {model.vision.width}",
             "Images": f"{images.min_patches:,} to {images.max_patches:,} patches, {scales}",
@@ -115,19 +136,35 @@ def model_card(config: Config, source: str, step: int, base: str = "") -> str:
         }
     title = _name(source) or "model"
     table = "\n".join(f"| {key} | {value.replace('|', '&#124;')} |" for key, value in rows.items())
-    head = f"---\nlibrary_name: transformers\npipeline_tag: {task}\n---\n\n# {title}\n\n"
-    return f"{head}| | |\n| --- | --- |\n{table}\n{'' if model.vision is None else _USE}"
+    front = "\n".join(("library_name: transformers", f"pipeline_tag: {task}", *license_lines))
+    head = f"---\n{front}\n---\n\n# {title}\n\n"
+    return f"{head}| | |\n| --- | --- |\n{table}\n{_use(model.vision is not None, missing)}"
 
 
-_USE = """
-Load it with the released NaViL code:
+def _use(navil: bool, missing: Sequence[str]) -> str:
+    """How the folder is loaded."""
+    add = f"Copy {', '.join(missing)} of the release into this folder" if missing else ""
+    if not navil:
+        return f"\n{add}; `AutoModelForCausalLM` then loads it with `trust_remote_code=True`.\n" if add else ""
+    code = f"{add}, with the `*.py` beside them (`navil/model/` of [NaViL]({_RELEASE})). " if add else ""
+    return f"\n{code}{_USE}"
+
+
+_ONE_SCALE = "one scale (scale_downsample_ratio 0 in config.json, for which the released code makes one, too)"
+_RELEASE = "https://github.com/OpenGVLab/NaViL"
+_USE = f"""The package `navil` of [NaViL]({_RELEASE}) must be on the Python path, with transformers 4.51.0.
+In this folder:
 
 ```python
-from navil.model.navil_chat.modeling_navil_chat import NaViL
+import torch
+from transformers import AutoModel, AutoTokenizer
 
-model = NaViL.from_pretrained("this folder")
+tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True, use_fast=False)
+model = AutoModel.from_pretrained(".", trust_remote_code=True, torch_dtype=torch.bfloat16).eval()
 model.init_special_token_ids(tokenizer)
 ```
+
+`demo.py` of the release asks it about images.
 """
 
 

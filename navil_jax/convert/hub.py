@@ -10,17 +10,19 @@ from navil_jax.errors import UserError
 from navil_jax.paths import is_remote, path_of
 
 PREFIX = "hf://"  # says that an id is meant, whatever folders there are
-WANTED = ("*.json", "*.model", "*.txt", "*.safetensors")  # code and pictures of a repository are not downloaded
+# Code is kept for an export, and never run here; pictures of a repository are not downloaded.
+WANTED = ("*.json", "*.model", "*.txt", "*.safetensors", "*.py", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
 PICKLED = "*.bin"  # where there is nothing else
 
 
 def folder_of(path: str | Path) -> epath.Path:
     """A folder as it is; an id on the hub is downloaded, or taken from the cache where it is already.
 
+    The folder of a repository in the hub's cache (models--NAME--NAME) stands for its snapshot.
     `NAME/NAME` is an id if there is no such folder and no folder of the first name; `hf://NAME/NAME` always is.
 
     Raises:
-      UserError: the package huggingface_hub is missing, or the hub refuses.
+      UserError: the package huggingface_hub is missing, the hub refuses, or a cache holds several snapshots.
     """
     text = str(path)
     if text.startswith(PREFIX):
@@ -28,7 +30,19 @@ def folder_of(path: str | Path) -> epath.Path:
     plain = not is_remote(text) and re.fullmatch(r"[\w.-]+/[\w.-]+", text)
     if plain and not text.startswith(".") and not Path(text).parent.exists():
         return _download(text)
-    return path_of(path)
+    return _snapshot(path_of(path))
+
+
+def _snapshot(folder: epath.Path) -> epath.Path:
+    """Of the folder of a repository in the hub's cache, the one snapshot in it, or that of its branch `main`."""
+    if not (folder.name.startswith("models--") and (folder / "snapshots").is_dir()):
+        return folder
+    found = sorted(entry.name for entry in (folder / "snapshots").iterdir())
+    main = folder / "refs" / "main"
+    name = main.read_text().strip() if main.is_file() else ""
+    if name not in found and len(found) != 1:
+        raise UserError(f"{folder}: the cache of a repository; give one of its snapshots: {', '.join(found) or 'none'}")
+    return folder / "snapshots" / (name if name in found else found[0])
 
 
 def _download(name: str) -> epath.Path:

@@ -1,8 +1,7 @@
 """Import: a folder in the Hugging Face (hf) format -> a checkpoint to start from, to continue or to talk with."""
 
 import dataclasses
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,16 @@ import numpy as np
 from navil_jax.console import Progress
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint, require_whole
 from navil_jax.convert.param_files import ParamsWriter
-from navil_jax.convert.params import iterate_params
-from navil_jax.convert.stored import PARAM_DTYPES, ParamDtype
+from navil_jax.convert.params import iterate_layers, param_info
+from navil_jax.convert.partial import partial_folder
+from navil_jax.convert.stored import PARAM_DTYPES, ParamDtype, TensorInfo
 from navil_jax.convert.writer import check_space
 from navil_jax.errors import UserError
 from navil_jax.train.checkpoint import Record
 
-WRITE_BYTES = 64 << 20  # small parameters are written together
-
 
 def import_checkpoint(source: Path, target: Path, tokenizer: str = "", dtype: ParamDtype | None = None) -> None:
-    """Converts the folder of a NaViL or of a language model of a known family, parameter by parameter.
+    """Converts the folder of a NaViL or of a language model of a known family, layer by layer.
 
     A rerun after an interruption goes on with the parameters that are not written yet.
 
@@ -40,19 +38,18 @@ def import_checkpoint(source: Path, target: Path, tokenizer: str = "", dtype: Pa
         for warning in checkpoint.warnings:
             print(f"warning: {warning}")
         if not dtype and (others := checkpoint.dtypes.keys() - set(PARAM_DTYPES)):
-            raise UserError(f"{source}: parameters in {', '.join(sorted(others))}; choose --dtype float32 or bfloat16")
-        total = sum(
-            math.prod(info.shape) * (np.dtype(dtype) if dtype else info.dtype).itemsize
-            for info in checkpoint.info.values()
-        )
-        writer = ParamsWriter(target, {"import": fingerprint(checkpoint), "dtype": dtype})
-        check_space(target.absolute().parent, total - writer.bytes_written)
+            raise UserError(
+                f"{source}: parameters in {', '.join(sorted(others))}, which cannot be trained; choose --dtype float32 "
+                "(holds every float16 value) or --dtype bfloat16 (holds their range, rounds them to 8 bits)"
+            )
         config = checkpoint.config
-        params = iterate_params(config.model, checkpoint.tensors, skip=writer.written)
-        write_params(writer, params, dtype, total)
-        if dtype:
-            config = dataclasses.replace(config, model=dataclasses.replace(config.model, param_dtype=dtype))
-        writer.finish(Record(config, words.files(), {}, checkpoint.origin))
+        info = param_info(config.model, checkpoint.info, dtype)
+        with partial_folder(target, {"import": fingerprint(checkpoint), "dtype": dtype}) as partial:
+            with ParamsWriter(partial, info) as writer:
+                write_params(writer, info, lambda done: iterate_layers(config.model, checkpoint.tensors, done))
+            if dtype:
+                config = dataclasses.replace(config, model=dataclasses.replace(config.model, param_dtype=dtype))
+            writer.finish(Record(config, words.files(), {}, checkpoint.origin))
 
 
 def fingerprint(checkpoint: OpenCheckpoint) -> dict[str, list[int]]:
@@ -66,23 +63,24 @@ def fingerprint(checkpoint: OpenCheckpoint) -> dict[str, list[int]]:
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
 
 
-def write_params(writer: ParamsWriter, params: Iterable[tuple[str, np.ndarray]], dtype: str | None, total: int) -> None:
-    """Writes those parameters that are not written yet, in `dtype` if given, with progress in bytes of `total`."""
-    done = writer.written
-    waiting: dict[str, np.ndarray] = {}
-    with Progress("parameters", total, "B", done=writer.bytes_written) as progress:
+def write_params(
+    writer: ParamsWriter,
+    info: Mapping[str, TensorInfo],
+    layers: Callable[[Container[str]], Iterable[tuple[str, int | None, np.ndarray]]],
+) -> None:
+    """Writes the parameters that are not written yet, layer by layer, with progress in bytes.
 
-        def write() -> None:
-            if waiting:
-                writer.write(waiting)
-            progress.update(sum(value.nbytes for value in waiting.values()))
-            waiting.clear()
+    Args:
+      writer: of these parameters.
+      info: their shapes and dtypes.
+      layers: gives name, layer and value of all but those that are done.
 
-        for name, value in params:
-            if name in done:
-                continue
-            waiting[name] = np.ascontiguousarray(value, dtype or value.dtype)
-            del value
-            if sum(value.nbytes for value in waiting.values()) >= WRITE_BYTES:
-                write()
-        write()
+    Raises:
+      UserError: the disk is too small, or a value is beyond the range of its dtype.
+    """
+    total, done = sum(x.nbytes for x in info.values()), writer.bytes_written
+    check_space(writer.folder, total - done)
+    with Progress("parameters", total, "B", done=done) as progress:
+        for name, layer, value in layers(frozenset(writer.written)):
+            writer.write(name, layer, value)
+            progress.update(value.size * info[name].dtype.itemsize if name not in writer.written else 0)

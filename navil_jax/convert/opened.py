@@ -16,12 +16,14 @@ from jax.typing import DTypeLike
 
 from navil_jax.config import SPECIAL_TOKENS, Config, DataConfig, ModelConfig
 from navil_jax.convert import hf_config
+from navil_jax.convert.accepted import drop_what_is_no_parameter
 from navil_jax.convert.families import find
 from navil_jax.convert.hub import folder_of
+from navil_jax.convert.kept import kept_files, license_lines
 from navil_jax.convert.param_files import ParamsReader
 from navil_jax.convert.params import TensorView, find_problems, iterate_params, tensor_info
 from navil_jax.convert.reader import TensorFolder
-from navil_jax.convert.stored import TensorInfo, listed
+from navil_jax.convert.stored import TensorInfo, cast, listed
 from navil_jax.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from navil_jax.data.tokenizers.base import JSON_FILE, check_vocabulary
 from navil_jax.errors import UserError
@@ -61,7 +63,7 @@ class OpenCheckpoint:
       tokenizer: None if the folder has none.
       open_contents: gives `contents`.
       record: of the run; None for a Hugging Face folder.
-      warnings: fields of config.json that are not known here.
+      warnings: fields of config.json that are not known here, and tensors that are not read.
       origin: what is kept of an imported folder; see `checkpoint.Record`.
       step: finished training steps; 0 for a Hugging Face folder.
       averaged: whether running averages stand in the place of the trained parameters.
@@ -139,8 +141,8 @@ class OpenCheckpoint:
         params = {}
         for name, value in iterate_params(model, self.tensors):
             shape, sharding = value.shape, wanted[name].sharding
-            cast = lambda index, value=value, dtype=wanted[name].dtype: value[index].astype(dtype)  # noqa: E731
-            params[name] = jax.make_array_from_callback(shape, sharding, cast)
+            shard = lambda index, name=name, value=value: cast(name, value[index], wanted[name].dtype)  # noqa: E731
+            params[name] = jax.make_array_from_callback(shape, sharding, shard)
         return unflatten(params)
 
 
@@ -241,10 +243,14 @@ def _open_pytorch(path: Path, tokenizer: str) -> OpenCheckpoint:
     unknown = tuple(f"{file}: {key} is not known here" for key in hf_config.unknown_fields(said, file))
     lacks_ids = model.vision and not model.special_token_ids
     with_ids = dataclasses.replace(model, special_token_ids=ANY_IDS) if lacks_ids else model
+    unknown += tuple(drop_what_is_no_parameter(folder, with_ids, str(path)))
     problems = find_problems(with_ids, folder.tensors)
     origin = {"config.json": said, "name": path.resolve().name}
+    kept, left = kept_files(path)
+    origin |= {"files": kept, "license": license_lines(path)}
     contents = Contents(folder, folder.tensors, problems)
-    return OpenCheckpoint(path_of(path), "pytorch", config, words, lambda: contents, warnings=unknown, origin=origin)
+    said_of_it = (*unknown, *left)
+    return OpenCheckpoint(path_of(path), "pytorch", config, words, lambda: contents, warnings=said_of_it, origin=origin)
 
 
 def require_whole(checkpoint: OpenCheckpoint) -> Tokenizer:

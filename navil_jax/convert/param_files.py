@@ -1,101 +1,177 @@
-"""The parameters of a checkpoint, written and read one after the other, so that memory holds one of them at a time."""
+"""The parameters of a checkpoint, written a layer at a time and read one after the other, so that memory holds few."""
 
-import contextlib
-import json
-from collections.abc import Iterator
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from etils import epath
-from orbax.checkpoint import v1 as ocp_v1
 
 from navil_jax.config import ModelConfig
-from navil_jax.convert.stored import TensorInfo
+from navil_jax.convert.params import assign
+from navil_jax.convert.stored import TensorInfo, cast, count_not_finite
 from navil_jax.errors import UserError
 from navil_jax.model import lora
 from navil_jax.model.params import flatten, shapes, unflatten
 from navil_jax.train.checkpoint import Checkpoints, Record, reading
-from navil_jax.train.checksums import array_handler
+from navil_jax.train.checksums import CODECS, array_handler
 
 CHUNK_BYTES = 32 << 20  # what a reader of one shard has to read at least
+SMALL_BYTES = 4 << 20  # a parameter up to this size is written as one
+WRITE_BYTES = 64 << 20  # what is written at once
 
 
 class ParamsWriter:
-    """Writes `<workdir>/checkpoints/0`, a checkpoint to start from, some parameters at a time.
+    """Writes `<folder>/checkpoints/0`, a checkpoint to start from, a layer of a parameter at a time; use it in `with`.
 
-    Everything stands in `<workdir>.partial` until `finish`, which renames it. A new writer of the same workdir and the
-    same `purpose` goes on where another was interrupted: `written` names what is there already.
+    A new writer of the same folder goes on where another was interrupted, with the parameters that are not `written`.
 
     Args:
-      workdir: must not exist or be empty; local.
-      purpose: says what is written, such as where from and with which settings; anything that JSON can hold.
-
-    Raises:
-      UserError: the workdir holds something.
+      folder: exists; see `partial.partial_folder`.
+      info: name -> shape and dtype of every parameter.
     """
 
-    def __init__(self, workdir: Path, purpose: dict) -> None:
-        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-            raise UserError(f"{workdir}: is not empty; give a new folder")
-        self.workdir = workdir
-        self._partial = workdir.with_name(f"{workdir.name}.partial").resolve()
-        self._purpose = self._partial / "purpose.json"
-        if not (self._purpose.exists() and json.loads(self._purpose.read_text()) == purpose):
-            epath.Path(self._partial).rmtree(missing_ok=True)
-            self._partial.mkdir(parents=True)
-            self._purpose.write_text(json.dumps(purpose))
-        self._context = ocp_v1.Context()
-        saving = self._context.array.saving
-        saving.storage_options.chunk_byte_size = CHUNK_BYTES
-        saving.storage_options.shard_axes = (0,)
-        saving.use_compression = False  # trained weights shrink by little, and compressing them is slower than the disk
-        self._context.memory.deepcopy_host_arrays = False
+    def __init__(self, folder: Path, info: Mapping[str, TensorInfo]) -> None:
+        self.folder, self._info = folder, info
+        self._params, self._journal = folder / "params", folder / "written.txt"
+        lines = self._journal.read_text().split("\n")[:-1] if self._journal.exists() else []
+        self.written = set(lines)
+        if not (self._params.exists() or (folder / "checkpoints").exists()):
+            self._save_outline()
+        base = {"driver": "ocdbt", "base": f"file://{self._params.absolute()}/"}
+        self._base, self._context = base, ts.Context()
+        self._arrays: dict[str, ts.TensorStore] = {}
+        self._small: dict[str, np.ndarray] = {}
+        self._left: dict[str, int] = {}
+        self._bad: Counter[str] = Counter()
+        self._waiting: list[str] = []
+        self._writes: list[ts.WriteFutures] = []
+        self._bytes = 0
 
-    @property
-    def written(self) -> frozenset[str]:
-        """Names of the parameters that are on disk."""
-        files = self._partial.glob("**/_METADATA")
-        keys = (key for file in files for key in json.loads(file.read_text())["tree_metadata"].values())
-        return frozenset("/".join(part["key"] for part in key["key_metadata"]) for key in keys)
+    def _save_outline(self) -> None:
+        """The tree of the parameters as Orbax describes it, with one number for each; `write` makes the arrays anew."""
+        outline = unflatten({name: np.zeros(1, info.dtype) for name, info in self._info.items()})
+        with ocp.Checkpointer(array_handler()) as checkpointer:
+            checkpointer.save(self._params.absolute(), args=ocp.args.PyTreeSave(outline))
+
+    def __enter__(self) -> "ParamsWriter":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._commit()
 
     @property
     def bytes_written(self) -> int:
-        return sum(file.stat().st_size for file in self._partial.rglob("*") if file.is_file())
+        return sum(self._info[name].nbytes for name in self.written)
 
-    def write(self, values: dict[str, np.ndarray]) -> None:
-        """Returns when these parameters, by name, are on disk. Raises `UserError` if it is full."""
-        with self._context, _full_disk_named(self._partial):
-            ocp_v1.partial.save(self._partial / "params", unflatten(values))
+    def write(self, name: str, layer: int | None, value: np.ndarray) -> None:
+        """Takes a layer of a parameter, or the whole, in any floating dtype; what is `written` is passed over.
+
+        A parameter is `written` some time after its last layer came.
+
+        Raises:
+          UserError: a value is beyond the range of the parameter's dtype.
+        """
+        if name in self.written:
+            return
+        info = self._info[name]
+        if name not in self._left:
+            self._left[name] = int(np.prod(info.shape))
+            self._open(name)
+        at = () if layer is None else (layer,)
+        for block, part in _blocks(value, self._chunk(name)[len(at) :]):
+            whole = np.empty(part.shape, part.dtype)
+            assign(whole, part)
+            self._bad[name] += count_not_finite(whole)
+            self._put(name, (*at, *block), cast(name, whole, info.dtype))
+            if self._bytes >= WRITE_BYTES:
+                self._commit()
+        self._left[name] -= value.size
+        if not self._left[name]:
+            self._complete(name)
+
+    def _chunk(self, name: str) -> tuple[int, ...]:
+        info = self._info[name]
+        if info.nbytes <= SMALL_BYTES:
+            return info.shape
+        chunk, size = [1] if "/layers/" in name else [], info.nbytes
+        for axis, length in enumerate(info.shape):
+            size //= length  # of one index of this axis
+            if axis == len(chunk):
+                chunk.append(min(length, max(1, CHUNK_BYTES // size)))
+                if size <= CHUNK_BYTES:
+                    break
+        return (*chunk, *info.shape[len(chunk) :])
+
+    def _open(self, name: str) -> None:
+        info, chunk = self._info[name], self._chunk(name)
+        grid = {"name": "regular", "configuration": {"chunk_shape": chunk}}
+        metadata = {"shape": info.shape, "data_type": info.dtype.name, "chunk_grid": grid, "codecs": [*CODECS]}
+        path = f"{name.replace('/', '.')}/"
+        spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {**self._base, "path": path}, "metadata": metadata}
+        spec["store_data_equal_to_fill_value"] = True
+        opened = ts.open(spec, create=True, delete_existing=True, context=self._context).result()
+        self._arrays[name] = opened
+        if chunk == info.shape:
+            self._small[name] = np.empty(info.shape, info.dtype)
+
+    def _put(self, name: str, block: tuple, value: np.ndarray) -> None:
+        if name in self._small:
+            self._small[name][block] = value
+        else:
+            self._stage(self._arrays[name], block, value)
+
+    def _stage(self, array: ts.TensorStore, block: tuple, value: np.ndarray) -> None:
+        self._writes.append(array[block].write(value))
+        self._bytes += value.nbytes
+
+    def _complete(self, name: str) -> None:
+        if name in self._small:
+            self._stage(self._arrays[name], (), self._small.pop(name))
+        if bad := self._bad[name]:
+            print(f"warning: {name}: {bad:,} values are infinite or no numbers, as in the source")
+        del self._arrays[name], self._left[name]
+        self._waiting.append(name)
+
+    def _commit(self) -> None:
+        for write in self._writes:
+            write.result()
+        self._writes.clear()
+        self._bytes = 0
+        if self._waiting:
+            with self._journal.open("a") as journal:
+                journal.writelines(f"{name}\n" for name in self._waiting)
+                journal.flush()
+                os.fsync(journal.fileno())
+            self.written |= set(self._waiting)
+            self._waiting.clear()
 
     def finish(self, record: Record) -> None:
-        """Adds the record and moves all into place. Interrupted anywhere, it can be called again by a new writer."""
-        params, step = self._partial / "params", self._partial / "checkpoints" / "0"
-        with _full_disk_named(self._partial):
-            if not params.exists() and not (step / "params").exists():
-                with self._context:
-                    ocp_v1.partial.finalize(params)
-            with Checkpoints(self._partial / "checkpoints", keep=1) as checkpoints:
-                checkpoints.save(0, None, record)
+        """Adds the record. Interrupted anywhere, it can be called again by a new writer."""
+        self._commit()
+        step = self.folder / "checkpoints" / "0"
+        with Checkpoints(epath.Path(self.folder / "checkpoints"), keep=1) as checkpoints:
+            checkpoints.save(0, None, record)
         if not (step / "params").exists():
-            (params / "state").rename(step / "params")
-        epath.Path(params).rmtree(missing_ok=True)
-        self._purpose.unlink()
-        if self.workdir.exists():
-            self.workdir.rmdir()
-        self._partial.rename(self.workdir)
+            self._params.rename(step / "params")
+        self._journal.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:  # the storage library has only words for it
-        if "No space left" not in str(error):
-            raise
-        raise UserError(f"{folder}: the disk is full; make space and run the same command, it goes on") from error
+def _blocks(value: np.ndarray, chunk: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """The chunks of an array, each with its place."""
+    steps = (range(0, length, size) for length, size in zip(value.shape, chunk, strict=True))
+    for start in itertools.product(*steps):
+        ends = (min(i + size, length) for i, size, length in zip(start, chunk, value.shape, strict=True))
+        block = tuple(slice(first, end) for first, end in zip(start, ends, strict=True))
+        yield block, value[block]
 
 
 class ParamsReader:

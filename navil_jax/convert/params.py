@@ -1,7 +1,8 @@
 """Tensors of a PyTorch checkpoint -> parameters, and back, by the name table; every key and shape is accounted for.
 
 Both directions go parameter by parameter: a tensor of one layer is a slice of a parameter that is stacked over layers,
-so that whoever takes the results one after the other holds one parameter at a time (three for queries, keys, values).
+so that whoever takes the results one after the other holds one parameter at a time (three for queries, keys, values),
+or one layer of it with `iterate_layers`.
 """
 
 from collections import defaultdict
@@ -63,10 +64,38 @@ def iterate_params(
         values = [np.empty(shapes[name].shape, dtype) for name in names]
         for entry in entries:
             for value, part in zip(values, entry.to_params(tensors[entry.tensor]), strict=True):
-                _assign(value if entry.layer is None else value[entry.layer], part)
+                assign(value if entry.layer is None else value[entry.layer], part)
         values.reverse()
         for name in names:
             yield name, values.pop()
+
+
+def iterate_layers(
+    config: ModelConfig, tensors: Mapping[str, np.ndarray], skip: Container[str] = ()
+) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    """The parameters layer by layer, as `param_files.ParamsWriter` takes them; arguments as in `iterate_params`.
+
+    Yields:
+      Name, layer (None: the parameter has none) and value, mostly a view on the tensor.
+    """
+    for names, entries in _by_params(config).items():
+        if all(name in skip for name in names):
+            continue
+        for entry in entries:
+            for name, part in zip(names, entry.to_params(tensors[entry.tensor]), strict=True):
+                yield name, entry.layer, part
+
+
+def param_info(
+    config: ModelConfig, tensors: Mapping[str, TensorInfo], dtype: str | None = None
+) -> dict[str, TensorInfo]:
+    """Shape and dtype of every parameter, the latter that of its tensors or `dtype`. The inverse of `tensor_info`."""
+    shapes = model_params.flatten(model_params.shapes(config))
+    return {
+        name: TensorInfo(shapes[name].shape, np.dtype(dtype) if dtype else tensors[entries[0].tensor].dtype)
+        for names, entries in _by_params(config).items()
+        for name in names
+    }
 
 
 def params_from_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> model_params.Params:
@@ -111,7 +140,7 @@ class TensorView(Mapping[str, np.ndarray]):
         values = (value if entry.layer is None else value[entry.layer] for value in self._held.values())
         transposed = entry.to_tensor(tuple(values))
         result = np.empty(transposed.shape, transposed.dtype)
-        _assign(result, transposed)
+        assign(result, transposed)
         return result
 
     def __iter__(self) -> Iterator[str]:
@@ -135,7 +164,7 @@ def tensor_info(config: ModelConfig, params: Mapping[str, TensorInfo]) -> dict[s
     }
 
 
-def _assign(target: np.ndarray, source: np.ndarray) -> None:
+def assign(target: np.ndarray, source: np.ndarray) -> None:
     """`target[...] = source`. In strips of the last axis a transposed source takes a tenth of NumPy's time."""
     bits = f"u{target.dtype.itemsize}"
     target, source = target.view(bits), source.view(bits)

@@ -1,6 +1,5 @@
 """The weight files of a PyTorch checkpoint folder: what they hold, and each tensor as a view on its file."""
 
-import json
 import mmap
 import os
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from navil_jax.convert.stored import DTYPES, StoredTensor, are_counts, listed
+from navil_jax.convert.stored import DTYPES, StoredTensor, are_counts, listed, parsed
 from navil_jax.convert.torch_pickle import pickled_tensors
 from navil_jax.errors import UserError
 
@@ -123,7 +122,7 @@ def _find(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 def _read_index(file: Path) -> dict[str, str]:
     try:
-        index = json.loads(file.read_bytes())["weight_map"]
+        index = parsed(file.read_bytes())["weight_map"]
         if not all(isinstance(shard, str) and Path(shard).name == shard for shard in index.values()):
             raise ValueError("weight_map")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -149,7 +148,7 @@ def _safetensors(file: Path) -> dict[str, StoredTensor]:
         header = opened.read(length)
     tensors, unreadable, place = {}, [], 0
     try:
-        entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        entries = {name: entry for name, entry in parsed(header).items() if name != "__metadata__"}
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
             code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             if code not in DTYPES:

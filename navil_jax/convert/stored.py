@@ -1,6 +1,7 @@
 """Tensors as they lie in files: what is known of them before their data is read."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
+
+from navil_jax.errors import UserError
 
 ParamDtype = Literal["float32", "bfloat16"]  # what parameters may be stored as
 PARAM_DTYPES: tuple[ParamDtype, ...] = get_args(ParamDtype)
@@ -73,6 +76,38 @@ class StoredTensor(TensorInfo):
             return self.nbytes
         steps = zip(self.shape, self.strides, strict=True)
         return sum((size - 1) * stride for size, stride in steps) + self.dtype.itemsize
+
+
+def count_not_finite(value: np.ndarray) -> int:
+    """How many elements are infinite or nan; of 8-bit types, which mark them otherwise, 0."""
+    if value.dtype.itemsize < 2:
+        return 0
+    bits = f"u{value.dtype.itemsize}"
+    infinity = np.array(np.inf, value.dtype).view(bits)
+    return int(np.count_nonzero((value.view(bits) & infinity) == infinity))
+
+
+def cast(name: str, value: np.ndarray, dtype: np.dtype | str) -> np.ndarray:
+    """The value in another floating dtype.
+
+    Raises:
+      UserError: a finite element is beyond the range of `dtype`.
+    """
+    if value.dtype == dtype:
+        return value
+    with np.errstate(over="ignore"):
+        result = value.astype(dtype)
+    if (lost := count_not_finite(result)) and (lost := lost - count_not_finite(value)) > 0:
+        raise UserError(f"{name}: {lost} values of {value.dtype} are beyond the range of {dtype}; choose a wider dtype")
+    return result
+
+
+def parsed(content: str | bytes) -> Any:
+    """What JSON says. Raises `ValueError` for whatever is wrong with it; it may come from anywhere."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def are_counts(*numbers: Any) -> bool:

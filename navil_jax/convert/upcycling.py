@@ -1,7 +1,7 @@
 """Upcycling: a pre-trained language model and a recipe -> a NaViL to train from (paper, finding 1; section 3.3)."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import jax
@@ -11,8 +11,9 @@ from navil_jax.config import Config, ModelConfig, validate
 from navil_jax.convert.importing import fingerprint, write_params
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint, require_whole
 from navil_jax.convert.param_files import ParamsWriter
-from navil_jax.convert.params import iterate_params
-from navil_jax.convert.writer import check_space
+from navil_jax.convert.params import iterate_layers
+from navil_jax.convert.partial import partial_folder
+from navil_jax.convert.stored import TensorInfo
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.tokenizers.base import with_special_tokens
 from navil_jax.errors import UserError
@@ -51,15 +52,15 @@ def initialise_from(language_model: Path, recipe: Config, target: Path, tokenize
             raise UserError(f"{language_model}: is a whole NaViL; use `import` and start from that")
         grown = with_special_tokens(words)
         config = _recipe_for(recipe, checkpoint, grown)
+        dtype = np.dtype(config.model.param_dtype)
         wanted = model_params.flatten(model_params.shapes(config.model))
-        total = sum(leaf.size * leaf.dtype.itemsize for leaf in wanted.values())
+        info = {name: TensorInfo(leaf.shape, dtype) for name, leaf in wanted.items()}
         purpose = {"init": fingerprint(checkpoint), "model": repr(config.model), "seed": config.seed}
-        writer = ParamsWriter(target, purpose)
-        check_space(target.absolute().parent, total - writer.bytes_written)
-        params = _params(config, checkpoint, words.vocab_size, writer.written)
-        write_params(writer, params, config.model.param_dtype, total)
-        origin = {"name": checkpoint.origin.get("name", language_model.name)}
-        writer.finish(Record(config, grown.files(), {}, origin))
+        with partial_folder(target, purpose) as partial:
+            with ParamsWriter(partial, info) as writer:
+                write_params(writer, info, lambda done: _layers(config, checkpoint, words.vocab_size, done))
+            origin = {"name": checkpoint.origin.get("name", language_model.name)}
+            writer.finish(Record(config, grown.files(), {}, origin))
 
 
 def _recipe_for(recipe: Config, checkpoint: OpenCheckpoint, grown: Tokenizer) -> Config:
@@ -86,28 +87,28 @@ def _recipe_for(recipe: Config, checkpoint: OpenCheckpoint, grown: Tokenizer) ->
     return config
 
 
-def _params(
-    config: Config, checkpoint: OpenCheckpoint, words: int, done: frozenset[str]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Every parameter that is not done, one after the other; the checkpoint's tokenizer has so many words."""
+def _layers(
+    config: Config, checkpoint: OpenCheckpoint, words: int, done: Container[str]
+) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    """Every parameter that is not done, layer by layer; the checkpoint's tokenizer has so many words."""
     wanted = model_params.flatten(model_params.shapes(config.model))
     language = checkpoint.config.model
     copies = {name.replace("/text/", "/visual/"): name for name in wanted if "/text/" in name}
     twins = {text: visual for visual, text in copies.items() if visual in wanted}
-    finished = {name for name in done if twins.get(name, name) in done}
+    taken = model_params.flatten(model_params.shapes(language)).keys()
+    finished = {name for name in taken if name in done and twins.get(name, name) in done}
     used = min(words, language.decoder.vocab_size)
     serial = config.model.decoder.serial_visual_output
-    taken = set()
-    for name, value in iterate_params(language, checkpoint.tensors, skip=finished):
-        taken |= {name, twins.get(name, name)}
+    for name, layer, value in iterate_layers(language, checkpoint.tensors, skip=finished):
         if name in VOCABULARY:
             value = _grow(value, used, config.model, axis=VOCABULARY.index(name))
-        yield name, value
+        yield name, layer, value
         if name in twins:
             is_serial = serial and "/out/" in name
-            yield twins[name], _identity(wanted[twins[name]].shape, value.dtype) if is_serial else value
-    for name in wanted.keys() - taken - done:
-        yield name, np.asarray(_fresh(config, name))
+            yield twins[name], layer, _identity(wanted[twins[name]].shape[1:], value.dtype) if is_serial else value
+    for name in wanted.keys() - taken - {twins.get(name, name) for name in taken}:
+        if name not in done:
+            yield name, None, np.asarray(_fresh(config, name))
 
 
 def _grow(value: np.ndarray, used: int, model: ModelConfig, axis: int) -> np.ndarray:
@@ -123,11 +124,8 @@ def _grow(value: np.ndarray, used: int, model: ModelConfig, axis: int) -> np.nda
 
 
 def _identity(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Identity matrices [layers, H, H], or zeros for biases [layers, H]."""
-    value = np.zeros(shape, dtype)
-    if len(shape) == 3:
-        value[:, np.arange(shape[1]), np.arange(shape[1])] = 1
-    return value
+    """The identity matrix [H, H] of a layer, or zeros for its bias [H]."""
+    return np.eye(shape[0], dtype=dtype) if len(shape) == 2 else np.zeros(shape, dtype)
 
 
 def _fresh(config: Config, name: str) -> jax.Array:

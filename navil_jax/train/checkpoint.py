@@ -176,10 +176,8 @@ class Checkpoints:
         for item, wanted in arrays.items():
             self._check_shapes(item, wanted)
         self._check_processes()
-        items = self._restore(
-            iterator=RestoreIterator(iterator),
-            **{item: _restore_args(wanted) for item, wanted in arrays.items()},
-        )
+        items = self._restore(**{item: _restore_args(wanted) for item, wanted in arrays.items()})
+        self._restore(iterator=RestoreIterator(iterator))  # last: it starts to read data, in threads of its own
         return items["params"], items["optimizer"], items["ema"] if ema else {}
 
     @property

@@ -158,4 +158,5 @@ def _read(array: ts.TensorStore) -> None:
     chunk = [int(size or 1) for size in array.chunk_layout.read_chunk.shape or array.shape]
     steps = (range(0, size, step) for size, step in zip(array.shape, chunk, strict=True))
     for start in itertools.product(*steps):
-        array[tuple(slice(first, first + step) for first, step in zip(start, chunk, strict=True))].read().result()
+        ends = (min(first + step, size) for first, step, size in zip(start, chunk, array.shape, strict=True))
+        array[tuple(slice(first, end) for first, end in zip(start, ends, strict=True))].read().result()

@@ -61,6 +61,7 @@ FAMILY = Family(
     template="internlm2-chat",
     tokenizer=SentencePieceTokenizer,
     limits=_limits,
+    released={"attn_implementation": "flash_attention_2"},
     auto_map={
         "AutoConfig": "configuration_internlm2.InternLM2Config",
         "AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM",

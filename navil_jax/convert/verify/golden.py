@@ -20,6 +20,7 @@ from navil_jax.config import SPECIAL_TOKENS, ModelConfig
 from navil_jax.convert.hf_config import model_config, read_config
 from navil_jax.convert.params import params_from_tensors
 from navil_jax.convert.reader import TensorFolder
+from navil_jax.convert.stored import parsed
 from navil_jax.data.images import window_order
 from navil_jax.errors import UserError
 from navil_jax.model.params import Params
@@ -133,9 +134,11 @@ def load_case(folder: Path, params: Params | None = None) -> Case:
 
 def _read_info(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / INFO_FILE).read_text())
+        return parsed((folder / INFO_FILE).read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{folder / INFO_FILE}: line {error.lineno}: not valid JSON ({error.msg})") from error
+    except ValueError as error:
+        raise UserError(f"{folder / INFO_FILE}: cannot be read ({error})") from error
 
 
 def window_index(case: Case) -> np.ndarray:
