@@ -1,9 +1,27 @@
 """Weights both ways: `python -m navil_jax.convert {init,import,export,verify,inspect} ...`."""
 
+# ruff: noqa: E402
+
+import os
+import signal
+import sys
+from types import FrameType
+
+STOPPED = "stopped; the same command goes on from here"
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Ends the process: what is written so far is whole, and nothing that a library prints on the way is of use."""
+    os.write(sys.stderr.fileno(), f"{STOPPED}\n".encode())
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _stop)  # before the imports, which take a second
+
 import argparse
 import importlib
 import inspect
-import sys
 from collections.abc import Sequence
 
 from absl import logging
@@ -43,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 130
 
 
