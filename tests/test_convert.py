@@ -1,10 +1,12 @@
 """Checkpoints in and out: byte-equal round trips, the initialised model, faults, meshes."""
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -317,6 +319,22 @@ def test_an_interrupted_import_goes_on(tmp_path, monkeypatch, capsys):
         assert_equal_bytes(dict(checkpoint.tensors), load_file(source / "model.safetensors"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "source"]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoints"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_ctrl_c_is_one_line_whenever_it_comes(seconds, tmp_path):
+    """While modules are imported, too."""
+    arguments = ["import", copy_case("internlm2_small", tmp_path / "source"), tmp_path / "run"]
+    call = [sys.executable, "-m", "navil_jax.convert", *map(str, arguments)]
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=seconds)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate()[1]
+    assert process.returncode == 130
+    assert error in ("stopped\n", "stopped; the same command goes on from here\n")  # the first while modules load
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("sizes", [(10**9, 10**9, 10**9), (0, 10**9, 50_000), (0, 9_000, 10**9)])

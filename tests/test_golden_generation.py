@@ -24,8 +24,8 @@ class TestImages:
     def test_stop_token_ends_the_answer_and_belongs_to_it(self, name: str):
         case = load_case(name)
         stop = case.info["gen_stop"]
-        dictated, id_of_stop = Recorder(stop["forced"]), case.info["eos_token_id"]
-        prompt = case.prompt("gen")
+        dictated, id_of_stop = Recorder([stop["forced"]]), case.info["eos_token_id"]
+        prompt = case.prompts("gen")[0]
         assert engine(case).generate([prompt], dictated, len(stop["forced"]), id_of_stop) == [stop["returned"]]
 
     def test_from_files_to_text(self, name: str):
@@ -36,7 +36,7 @@ class TestImages:
         images = [assistant.read_image(file) for file in sorted((FOLDER / name).glob("image_*.png"))]
         history = [tuple(turn) for turn in sample.get("history") or ()]
         prompt = assistant.prompt(history, sample["question"], images)
-        expected = case.prompt("gen")
+        expected = case.prompts("gen")[0]
         assert prompt.keys() == expected.keys()
         for key in ("visual_tokens", "visual_positions", "text_tokens", "text_positions", *patch_features(case)):
             np.testing.assert_array_equal(prompt[key], expected[key], err_msg=key)

@@ -365,4 +365,6 @@ def test_padding_row_of_the_embedding_gets_no_gradient():
 def test_to_slots_is_the_inverse_of_in_order():
     batch = build_batch(tiny_model(), [[fake_sample(np.random.default_rng(0), tiny_model(), with_image=True)]])
     values = np.arange(np.count_nonzero(batch.segment_ids))
-    np.testing.assert_array_equal(in_order(batch, to_slots(batch, values, -1)), values)
+    np.testing.assert_array_equal(
+        in_order(batch, to_slots(batch, values[None], -1, np.ones((1, len(values)), bool))), values
+    )

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from navil_jax.convert import __main__ as convert
 from navil_jax.convert.verify import tensors as tensor_differences
-from navil_jax.convert.verify.compare import Pair, by_group, forward_pairs, text_training_pairs
+from navil_jax.convert.verify.compare import Pair, by_group, forward_pairs, text_pairs, text_training_pairs
 from navil_jax.convert.verify.golden import load_case as load_golden
 from navil_jax.convert.verify.outputs import Allowed, distributions, made_batch, report
 from navil_jax.convert.verify.tensors import compare_tensor, rounding
@@ -184,9 +184,69 @@ def test_a_golden_folder_of_another_size_with_images(tmp_path: Path, capsys: pyt
     assert [name for name, group in groups.items() if not group.within] == ["connector"]
 
 
+PADDING = 5
+
+
+def two_rows(folder: Path, like: Path) -> Path:
+    """The golden numbers of a released case twice, in rows padded at the right and at the left."""
+    shutil.copytree(like, folder)
+    arrays = load_file(folder / "golden.safetensors")
+    length = arrays["inputs.input_ids"].shape[1]
+    doubled = {"inputs.attention_mask": np.ones((1, length), np.int64)}
+    for name, value in (arrays | doubled).items():
+        if name.startswith("textonly") or "window_index" in name or "cu_" in name:
+            arrays[name] = value
+        elif value.ndim > 1 and value.shape[:2] == (1, length):
+            widths = [(0, 0)] * (value.ndim - 2)
+            fill = -100 if "labels" in name else 0
+            rows = [np.pad(value[0], [width, *widths], constant_values=fill) for width in ((0, PADDING), (PADDING, 0))]
+            arrays[name] = np.stack(rows)
+        else:
+            arrays[name] = np.concatenate([value, value])
+    save_file(arrays, folder / "golden.safetensors")
+    info = json.loads((folder / "golden.json").read_text())
+    del info["feature_scale"]
+    (folder / "golden.json").write_text(json.dumps(info))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["internlm2_small", "internlm2_windowed"])
+def test_rows_with_images_are_compared_without_their_padding(name, tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = two_rows(tmp_path / "golden", FOLDER / name)
+    status, said, _ = verify(capsys, FOLDER / name, "--golden", folder)
+    assert (status, said["outputs"]["ok"]) == (0, True)
+    _, plain, _ = verify(capsys, FOLDER / name, "--golden", FOLDER / name)
+    assert said["outputs"]["tensors"] == plain["outputs"]["tensors"] - 2  # the feature scales
+    arrays = load_file(folder / "golden.safetensors")
+    arrays["logits"][1, -1, 3] += 0.01
+    arrays["vision.mlp1"][-1, 0, 0] += 0.01
+    save_file(arrays, folder / "golden.safetensors")
+    groups = by_group(forward_pairs(load_golden(folder)))
+    assert [group for group, found in groups.items() if not found.within] == ["connector", "logits"]
+
+
+def test_rows_of_text_are_compared(tmp_path: Path):
+    folder = shutil.copytree(TEXT, tmp_path / "golden")
+    assert {pair.tensor for pair in text_pairs(load_golden(folder), "batch")} >= {"batch.logits"}
+    assert all(pair.within_tolerance for pair in text_pairs(load_golden(folder), "batch"))
+    arrays = load_file(folder / "golden.safetensors")
+    arrays["batch.logits"][0, 2, 0] += 0.01
+    save_file(arrays, folder / "golden.safetensors")
+    assert not all(pair.within_tolerance for pair in text_pairs(load_golden(folder), "batch"))
+
+
+def test_images_that_no_row_takes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = shutil.copytree(IMAGE, tmp_path / "golden")
+    arrays = load_file(folder / "golden.safetensors")
+    arrays["inputs.image_grid_thw"] = arrays["inputs.image_grid_thw"][:-1]
+    save_file(arrays, folder / "golden.safetensors")
+    assert "has image tokens that are not those of inputs.image_grid_thw" in refused(capsys, IMAGE, "--golden", folder)
+
+
 def test_golden_names_come_from_the_folder():
     text, image = load_case("text_only_internlm2"), load_golden(IMAGE)
-    assert text.texts == ["long", "text0", "text1"]
+    assert text.texts == ["batch", "long", "text0", "text1"]
     assert text.generations == ["gen", "gen_cross", "gen_long"]
     assert (text.has_images, image.has_images) == (False, True)
     assert image.texts == ["textonly"]

@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from navil_jax.batch import Batch
 from navil_jax.convert.params import tensors_from_params
-from navil_jax.convert.verify.golden import Case, image_batch, in_order, text_batch, to_slots, window_index
+from navil_jax.convert.verify.golden import Case, image_batch, in_rows, text_batch, to_slots, window_index
 from navil_jax.errors import UserError
 from navil_jax.generate.engine import Engine
 from navil_jax.generate.sampling import Sampler
@@ -158,27 +158,35 @@ def forward_pairs(case: Case) -> list[Pair]:
 
 def _forward(case: Case) -> dict[str, np.ndarray]:
     """Ours by the name of the golden tensor, in its shape."""
-    batch, vision = image_batch(case), case.config.encoder
-    patches, side = len(case.arrays["inputs.pixel_u8"]), vision.merge_size
-    units = patches // vision.unit_patches
+    batch, side = image_batch(case), case.config.encoder.merge_size
+    real, golden = case.real("inputs"), case.arrays
     out = jax.jit(functools.partial(_intermediates, case))(case.params, batch)
-    embedded, angles = (np.asarray(out[key])[0, :patches] for key in ("embedded", "angles"))
+    patches = [len(sample["patches"]) for sample in case.samples("inputs", images=True)]
+
+    def of_patches(x: jax.Array, each: int = 1) -> np.ndarray:
+        """[B, slots, ...] -> those of all rows, of units of `each` patches."""
+        return np.concatenate([np.asarray(x)[row, : count // each] for row, count in enumerate(patches)])
+
+    def of_tokens(name: str, x: jax.Array) -> np.ndarray:
+        return in_rows(batch, x, real, golden.get(name))
+
+    embedded, angles = of_patches(out["embedded"]), of_patches(out["angles"])
+    last = of_patches(out["last"])
     result = {
         "vision.layer_input": embedded,
         "vision.patch_embeds": _raster(case, embedded),
         "vision.rotary_windowed": angles,
         "vision.rotary_angles": _raster(case, angles),
-        "vision.last_hidden_state": np.asarray(out["last"])[0, :patches].reshape(units, side, side, -1),
-        "vision.pixel_shuffle": np.asarray(out["features"])[0, :units, None],
-        "vision.mlp1": np.asarray(out["connected"])[0, :units, None],
-        "llm.input_embeds": in_order(batch, out["input_embeds"])[None],
-        "llm.final_norm": in_order(batch, out["final_norm"])[None],
-        "logits": in_order(batch, out["logits"])[None],
+        "vision.last_hidden_state": last.reshape(-1, side, side, last.shape[-1]),
+        "vision.pixel_shuffle": of_patches(out["features"], side**2)[:, None],
+        "vision.mlp1": of_patches(out["connected"], side**2)[:, None],
     }
     result |= {f"{text}.logits": text_logits(case, text) for text in case.texts}
-    result |= {f"vision.layer_{i}": np.asarray(x)[0, :patches] for i, x in enumerate(out["vision_layers"])}
-    result |= {f"llm.attn_out_{i}": in_order(batch, x)[None] for i, x in enumerate(out["attention"])}
-    return result | {f"llm.layer_{i}": in_order(batch, x)[None] for i, x in enumerate(out["hidden"])}
+    result |= {f"vision.layer_{i}": of_patches(x) for i, x in enumerate(out["vision_layers"])}
+    named = {"llm.input_embeds": out["input_embeds"], "llm.final_norm": out["final_norm"], "logits": out["logits"]}
+    named |= {f"llm.attn_out_{i}": x for i, x in enumerate(out["attention"])}
+    named |= {f"llm.layer_{i}": x for i, x in enumerate(out["hidden"])}
+    return result | {name: of_tokens(name, x) for name, x in named.items()}
 
 
 def _intermediates(case: Case, params: Params, batch: Batch) -> dict[str, jax.Array]:
@@ -219,10 +227,10 @@ def _raster(case: Case, x: np.ndarray) -> np.ndarray:
 
 
 def text_logits(case: Case, text: str) -> np.ndarray:
-    """[1, n, vocab] of one text."""
+    """[rows, n, vocab] of one text."""
     batch = text_batch(case, text)
     model = model_params.bind(case.config, case.params)
-    return in_order(batch, model.logits(model(batch)[0]))[None]
+    return in_rows(batch, model.logits(model(batch)[0]), case.real(text), case.arrays.get(f"{text}.logits"))
 
 
 @functools.cache
@@ -246,20 +254,25 @@ def train(case: Case, variant: str) -> tuple[tuple[jax.Array, jax.Array], Params
     Unweighted, positions whose input is `<IMG_CONTEXT>` are left out; weighted, they count like all others, and the
     weights of positions without a label stay in the sum that divides.
     """
-    batch, arrays = image_batch(case), case.arrays
-    tokens = arrays["inputs.input_ids"][0]
-    labels = arrays["inputs.labels_all" if "labels_all" in variant else "inputs.labels"][0]
-    targets = np.append(labels[1:], IGNORED)
+    batch, arrays, real = image_batch(case), case.arrays, case.real("inputs")
+    tokens = arrays["inputs.input_ids"]
+    targets = _next(arrays["inputs.labels_all" if "labels_all" in variant else "inputs.labels"], IGNORED)
     has_target = targets != IGNORED
     if variant.startswith("plain"):
         counted = has_target & (tokens != case.config.special_id("<IMG_CONTEXT>"))
         weights = counted.astype(np.float32)
     else:
         counted = has_target
-        weight = arrays["inputs.loss_weight_answer" if variant == "weighted_answer" else "inputs.loss_weight_all"][0]
-        weights = np.append(weight[1:], 0).astype(np.float32)
-    targets = to_slots(batch, np.where(has_target, targets, -1), -1)
-    return _training_program(case)(targets, to_slots(batch, weights, 0), to_slots(batch, counted, False))
+        weight = arrays["inputs.loss_weight_answer" if variant == "weighted_answer" else "inputs.loss_weight_all"]
+        weights = _next(weight, 0).astype(np.float32)
+    slots = functools.partial(to_slots, batch, real=real)
+    targets = slots(np.where(has_target, targets, -1), -1)
+    return _training_program(case)(targets, slots(weights, 0), slots(counted, False))
+
+
+def _next(values: np.ndarray, last: float) -> np.ndarray:
+    """Values [rows, n] of the position after, `last` for the last one."""
+    return np.concatenate([values[:, 1:], np.full_like(values[:, :1], last)], axis=1)
 
 
 def loss_pairs(case: Case, variant: str) -> list[Pair]:
@@ -308,16 +321,17 @@ def text_pairs(case: Case, text: str) -> list[Pair]:
     tensors += [("decoder layers", f"layer_{layer}", x) for layer, x in enumerate(hidden)]
     tensors += [("final norm", "final_norm", final_norm), ("logits", "logits", logits)]
     return [
-        Pair(group, f"{text}.{tensor}", in_order(batch, x)[None], case.arrays[f"{text}.{tensor}"])
+        Pair(group, f"{text}.{tensor}", in_rows(batch, x, case.real(text), golden), golden)
         for group, tensor, x in tensors
-        if f"{text}.{tensor}" in case.arrays
+        if (golden := case.arrays.get(f"{text}.{tensor}")) is not None
     ]
 
 
 def text_training(case: Case, text: str) -> tuple[jax.Array, Params]:
     """Loss of a text, the mean over all its next tokens, and the gradients."""
-    tokens, batch = case.arrays[f"{text}.input_ids"][0], text_batch(case, text)
-    targets = jnp.asarray(to_slots(batch, np.append(tokens[1:], -1), -1))
+    real, batch = case.real(text), text_batch(case, text)
+    tokens = np.where(real, case.arrays[f"{text}.input_ids"], -1)
+    targets = jnp.asarray(to_slots(batch, _next(tokens, -1), -1, real))
 
     def loss(params: Params) -> jax.Array:
         model = model_params.bind(case.config, params)
@@ -339,17 +353,18 @@ def engine(case: Case) -> Engine:
 
 
 class Recorder:
-    """Chooses the likeliest tokens, or those dictated, and keeps the logits of each step."""
+    """Chooses the likeliest tokens, or those dictated to each row, and keeps the logits of each step."""
 
-    def __init__(self, dictated: list[int] | None = None):
-        self.dictated = dictated
+    def __init__(self, dictated: Sequence[Sequence[int]] | None = None, rows: int = 1):
+        self.dictated, self.rows = dictated, rows
         self.logits: list[np.ndarray] = []
 
     def __call__(self, logits: jax.Array, step: int) -> jax.Array:
-        self.logits.append(np.asarray(logits[0]))
+        self.logits.append(np.asarray(logits[: self.rows]))
         if self.dictated is None:
             return Sampler()(logits, step)
-        return jnp.full(len(logits), self.dictated[step], jnp.int32)
+        tokens = [row[step] for row in self.dictated]
+        return jnp.asarray([*tokens, *tokens[:1] * (len(logits) - len(tokens))], jnp.int32)
 
 
 def generation_pairs(case: Case, name: str, follow: bool = False) -> list[Pair]:
@@ -362,9 +377,9 @@ def generation_pairs(case: Case, name: str, follow: bool = False) -> list[Pair]:
         race that turns does not make all later logits those of another text.
     """
     golden, forced = case.arrays[f"{name}.tokens"], name.endswith("forced")
-    recorder = Recorder(golden[0].tolist() if forced or follow else None)
-    tokens = engine(case).generate([case.prompt(name)], recorder, golden.shape[1], NO_STOP)
-    logits = np.stack(recorder.logits)[None]
+    recorder = Recorder(golden.tolist() if forced or follow else None, len(golden))
+    tokens = engine(case).generate(case.prompts(name), recorder, golden.shape[1], NO_STOP)
+    logits = np.stack(recorder.logits, axis=1)
     tokens = logits.argmax(axis=-1) if follow and not forced else tokens
     pairs = [Pair("generated tokens", f"{name}.tokens", tokens, golden)]
     if f"{name}.logits" in case.arrays:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from navil_jax.batch import Batch, BatchSpec, SampleFeatures
-from navil_jax.config import SPECIAL_TOKENS, ModelConfig
+from navil_jax.config import SPECIAL_TOKENS, ModelConfig, VisionConfig
 from navil_jax.convert.hf_config import model_config, read_config
 from navil_jax.convert.params import params_from_tensors
 from navil_jax.convert.reader import TensorFolder
@@ -76,9 +76,7 @@ class Case:
         return [
             name
             for name in self._with_inputs()
-            if f"{name}.tokens" not in self.arrays
-            and f"{name}.logits" in self.arrays
-            and len(self.arrays[f"{name}.input_ids"]) == 1  # several texts stand in a padded batch
+            if f"{name}.tokens" not in self.arrays and f"{name}.logits" in self.arrays
         ]
 
     @property
@@ -86,11 +84,36 @@ class Case:
         """Names of the generations; those whose name ends with `forced` had their tokens dictated."""
         return [name.removesuffix(".tokens") for name in sorted(self.arrays) if name.endswith(".tokens")]
 
-    def prompt(self, generation: str) -> SampleFeatures:
-        """What a generation starts from; one without a prompt of its own shares that of `gen`."""
-        own = f"{generation}.input_ids"
-        tokens = self.arrays[own if own in self.arrays else "gen.input_ids"]
-        return sample_features(self.config, tokens[0], patch_features(self) if self.has_images else None)
+    def prompts(self, generation: str) -> list[SampleFeatures]:
+        """What the rows of a generation start from; one without a prompt of its own shares that of `gen`."""
+        name = generation if f"{generation}.input_ids" in self.arrays else "gen"
+        return self.samples(name, self.has_images)
+
+    def real(self, name: str) -> np.ndarray:
+        """[rows, n] bool: where `<name>.input_ids` are no padding."""
+        tokens = self.arrays[f"{name}.input_ids"]
+        mask = self.arrays.get(f"{name}.attention_mask")
+        return np.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+
+    def samples(self, name: str, images: bool = False) -> list[SampleFeatures]:
+        """The rows of `<name>.input_ids`, if `images` with those of the row."""
+        rows = zip(self.arrays[f"{name}.input_ids"], self.real(name), strict=True)
+        return [
+            sample_features(self.config, tokens[real], patch_features(self, row) if images else None)
+            for row, (tokens, real) in enumerate(rows)
+        ]
+
+    def scales(self, row: int) -> tuple[int, list[tuple[int, int]]]:
+        """(first of its patches, grids of its scales) of a row of `inputs`; rows take scales by their image tokens."""
+        side, tokens = self.config.encoder.merge_size, self.arrays["inputs.input_ids"]
+        wanted = np.count_nonzero(tokens == self.config.special_id("<IMG_CONTEXT>"), axis=1)
+        units = [rows * cols // side**2 for rows, cols in self.grids]
+        ends, limits = np.cumsum(units), np.cumsum(wanted)
+        if not np.isin(limits, [0, *ends]).all() or limits[-1] != sum(units):
+            raise UserError(f"{self.name}: {ARRAYS_FILE} has image tokens that are not those of inputs.image_grid_thw")
+        first = limits[row] - wanted[row]
+        own = [grid for grid, end in zip(self.grids, ends, strict=True) if first < end <= limits[row]]
+        return int(first) * side**2, own
 
     def _with_inputs(self) -> Iterator[str]:
         return (name.removesuffix(".input_ids") for name in sorted(self.arrays) if name.endswith(".input_ids"))
@@ -143,26 +166,28 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 def window_index(case: Case) -> np.ndarray:
     """Order of the merged units of all scales: place i of the encoder holds unit window_index[i] of raster order."""
-    vision, parts, start = case.config.encoder, [], 0
-    side = vision.merge_size
-    for rows, cols in case.grids:
+    return _window_index(case.config.encoder, case.grids)
+
+
+def _window_index(vision: VisionConfig, grids: list[tuple[int, int]]) -> np.ndarray:
+    parts, start, side = [np.zeros(0, np.int64)], 0, vision.merge_size
+    for rows, cols in grids:
         order = window_order(rows // side, cols // side, vision.window_size // side)
         parts.append(start + order)
         start += len(order)
     return np.concatenate(parts)
 
 
-def patch_features(case: Case) -> dict[str, np.ndarray]:
-    """Patches of the case in window order, as the pipeline gives them."""
-    vision, order = case.config.encoder, window_index(case)
-    unit = vision.unit_patches
-    coords = np.concatenate([merge_block_coords(*grid, vision.merge_size) for grid in case.grids])
+def patch_features(case: Case, row: int = 0) -> dict[str, np.ndarray]:
+    """Patches of a row of the case in window order, as the pipeline gives them."""
+    vision, (first, grids) = case.config.encoder, case.scales(row)
+    order, unit = _window_index(vision, grids), vision.unit_patches
+    coords = [np.zeros((0, unit, 2), np.int64), *(merge_block_coords(*grid, vision.merge_size) for grid in grids)]
+    pixels = case.arrays["inputs.pixel_u8"][first : first + len(order) * unit]
     return {
-        "patches": case.arrays["inputs.pixel_u8"]
-        .reshape(-1, unit, vision.patch_dim)[order]
-        .reshape(-1, vision.patch_dim),
-        "patch_coords": coords[order].reshape(-1, 2),
-        "patch_blocks": np.repeat(np.arange(len(case.grids)) + 1, [rows * cols for rows, cols in case.grids]),
+        "patches": pixels.reshape(-1, unit, vision.patch_dim)[order].reshape(-1, vision.patch_dim),
+        "patch_coords": np.concatenate(coords)[order].reshape(-1, 2),
+        "patch_blocks": np.repeat(np.arange(len(grids)) + 1, [rows * cols for rows, cols in grids]),
     }
 
 
@@ -213,14 +238,13 @@ def build_batch(config: ModelConfig, rows: list[list[SampleFeatures]]) -> Batch:
 
 
 def image_batch(case: Case) -> Batch:
-    """The one row of a case with images."""
-    sample = sample_features(case.config, case.arrays["inputs.input_ids"][0], patch_features(case))
-    return build_batch(case.config, [[sample]])
+    """The rows of a case with images."""
+    return build_batch(case.config, [[sample] for sample in case.samples("inputs", images=True)])
 
 
 def text_batch(case: Case, text: str) -> Batch:
-    """The one row of a text of the case."""
-    return build_batch(case.config, [[sample_features(case.config, case.arrays[f"{text}.input_ids"][0])]])
+    """The rows of a text of the case."""
+    return build_batch(case.config, [[sample] for sample in case.samples(text)])
 
 
 def in_order(batch: Batch, x: jax.Array, row: int = 0, segment: int = 1) -> np.ndarray:
@@ -229,8 +253,25 @@ def in_order(batch: Batch, x: jax.Array, row: int = 0, segment: int = 1) -> np.n
     return np.asarray(x[row])[sequence[np.asarray(batch.segment_ids[row])[sequence] == segment]]
 
 
-def to_slots(batch: Batch, values: np.ndarray, fill: float) -> np.ndarray:
-    """Values [n] of row 0's sample in reading order -> [B, L] in slot order."""
+def in_rows(batch: Batch, x: jax.Array, real: np.ndarray, golden: np.ndarray | None = None) -> np.ndarray:
+    """Values [B, L, ...] in slot order -> [rows, n, ...] in reading order; padding has the golden values, or zeros.
+
+    Args:
+      real: [rows, n], see `Case.real`.
+      golden: [rows, n, ...].
+    """
+    values = [in_order(batch, x, row) for row in range(len(real))]
+    result = np.zeros((*real.shape, *values[0].shape[1:]), values[0].dtype)
+    if golden is not None and golden.shape == result.shape:
+        result[~real] = golden[~real]
+    for row, value in enumerate(values):
+        result[row, real[row]] = value
+    return result
+
+
+def to_slots(batch: Batch, values: np.ndarray, fill: float, real: np.ndarray) -> np.ndarray:
+    """Values [rows, n] in reading order -> [B, L] in slot order; those of padding are left out."""
     result = np.full(batch.tokens.shape, fill, values.dtype)
-    result[0, np.asarray(batch.reading_order[0])[: len(values)]] = values
+    for row, chosen in enumerate(real):
+        result[row, np.asarray(batch.reading_order[row])[: np.count_nonzero(chosen)]] = values[row, chosen]
     return result
