@@ -39,15 +39,21 @@ def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str =
 
 
 def _interrupt(number: int, frame: types.FrameType | None) -> None:
-    """Ctrl-C: libraries that are just being imported cannot bear an exception, so that the process ends at once."""
+    """Ctrl-C: where modules are imported, which cannot bear an exception, or nobody awaits one, the process ends."""
+    awaited = False
     while frame is not None:
         if "importlib._bootstrap" in frame.f_code.co_filename:
-            print("stopped", file=sys.stderr, flush=True)
-            os._exit(130)
+            awaited = False
+            break
+        awaited |= frame.f_code.co_filename == _DOOR
         frame = frame.f_back
-    raise KeyboardInterrupt
+    if awaited:
+        raise KeyboardInterrupt
+    os.write(2, b"stopped\n")
+    os._exit(130)
 
 
+_DOOR = os.path.join(os.path.dirname(__file__), "errors.py")  # what catches it
 _IS_COMMAND = sys.argv[:1] == ["-m"] or os.path.basename((sys.argv or [""])[0]).startswith("navil-")
 if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # some run where Ctrl-C is ignored
     signal.signal(signal.SIGINT, _interrupt)

@@ -214,6 +214,6 @@ def test_files_where_folders_belong(tmp_path, capsys):
     source = copy_case(TIED, tmp_path / "a")
     (tmp_path / "file").write_text("x")
     assert "not a folder" in refused(capsys, "import", tmp_path / "file", tmp_path / "run")
-    assert "a file; give a new folder" in refused(capsys, "import", source, tmp_path / "file")
-    assert "a file; give a new folder" in refused(capsys, "import", source, tmp_path / "file" / "below")
+    assert "is a file, a folder belongs there" in refused(capsys, "import", source, tmp_path / "file")
+    assert "is a file, a folder belongs there" in refused(capsys, "import", source, tmp_path / "file" / "below")
     shutil.rmtree(source)

@@ -155,7 +155,7 @@ def test_a_converted_checkpoint_has_none(tmp_path: Path):
 def test_averages_that_are_gone_are_told(tmp_path: Path, run: Path):
     workdir = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "5" / "ema")
-    with pytest.raises(UserError, match="5: ema is missing; if half copied"):
+    with pytest.raises(UserError, match=r"5: ema is missing; .*if half copied"):
         started(workdir)
     assert convert.main(["export", str(workdir), str(tmp_path / "out")]) == 2
 

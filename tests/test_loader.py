@@ -112,7 +112,7 @@ def test_flags_hold_for_the_checkpoint(folders: Path, tmp_path: Path, capsys: py
     [
         (["--evaluators", "nothing"], "config.evaluators: no 'nothing'; the nearest is "),
         (["--evaluators", "json:Nothing"], "json:Nothing"),
-        (["--samples", "-1"], "--samples: -1 is negative"),
+        (["--samples", "-1"], "--samples: must be at least 0, not -1"),
         (["--config.model.decoder.depth=3"], "its params are those of another model"),
     ],
 )

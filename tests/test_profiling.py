@@ -46,7 +46,7 @@ def test_compilations_are_counted_by_name():
     assert min(seconds) > 0
 
 
-@pytest.mark.parametrize("text", ["5", "0,3", "4,3", "1,2,3"])
+@pytest.mark.parametrize("text", ["5", "4,3", "1,2,3"])
 def test_steps_that_are_no_range(text):
     with pytest.raises(UserError, match=r"^config.profile_steps: must be the first and the last step to trace"):
         apply_overrides(Config(), {"profile_steps": text})

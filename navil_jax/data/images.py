@@ -190,7 +190,7 @@ def without_metadata(source: str | Path | bytes) -> bytes | None:
     """
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
     kept = _png_chunks(content) if content.startswith(_PNG) else _jpeg_segments(content)
     bare = b"".join(kept)
