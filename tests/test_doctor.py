@@ -20,7 +20,7 @@ from navil_jax.data.__main__ import main
 from navil_jax.data.features import TooLong, fitting_features
 from navil_jax.data.formats import open_format
 from navil_jax.data.inspect import doctor, examination
-from navil_jax.data.inspect.checkup import BAD, GOOD, NOTE, SHRUNK, TOO_LONG, Checkup
+from navil_jax.data.inspect.checkup import BAD, GOOD, NOTE, RESIZED, TOO_LONG, Checkup
 from navil_jax.data.inspect.examination import examine
 from navil_jax.data.inspect.page import HERE, histogram, render
 from navil_jax.data.inspect.summary import duplicates, shared, slot_advice
@@ -161,19 +161,19 @@ def test_training_agrees_about_every_sample(lines: str, oversize: str) -> None:
     seen = set()
     for index, note in enumerate(notes):
         try:
-            features, shrunk = fitting_features(source[index], config, TOKENIZER, budgets)
+            features, resized = fitting_features(source[index], config, TOKENIZER, budgets)
         except UserError:
             expected = BAD
         except TooLong:
             expected = TOO_LONG
         else:
-            expected = SHRUNK if shrunk else GOOD
+            expected = RESIZED if resized else GOOD
             assert note["learnt_tokens"] == np.count_nonzero(features["text_weights"])
-            if not shrunk:
+            if not resized:
                 assert [note[name] for name in row_budgets(config)] == [len(features[n]) for n in row_budgets(config)]
         assert note["status"] == expected
         seen.add(expected)
-    assert seen == {GOOD, BAD, TOO_LONG} | ({SHRUNK} if oversize == "resize" else set())
+    assert seen == {GOOD, BAD, TOO_LONG} | ({RESIZED} if oversize == "resize" else set())
 
 
 def test_an_interrupted_report_goes_on(

@@ -1,7 +1,7 @@
 """What packed rows of a recipe hold: simulated from stated distributions by the real rules for images and packing.
 
 A recipe without data has no batch to count. So samples are drawn (only their sizes), their images get the grids that
-`data.images` gives them, samples longer than a row are shrunk as `data.features` does, and rows are chosen as
+`data.images` gives them, samples longer than a row are resized as `data.features` does, and rows are chosen as
 `data.packing` chooses them. The distributions are those of `mixtures`.
 """
 

@@ -19,7 +19,7 @@ from navil_jax.data.sample import BadSample, Sample, Source
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 
-UNREAD, GOOD, SHRUNK, TOO_LONG, BAD = range(5)  # status; UNREAD is what a new table is filled with
+UNREAD, GOOD, RESIZED, TOO_LONG, BAD = range(5)  # status; UNREAD is what a new table is filled with
 LITERAL, EMPTY = 1, 2  # flags: the text has what marks an image or a turn, an answer is empty
 NOTE = np.dtype(
     [
@@ -140,7 +140,7 @@ class Checkup:
         small = smaller_images(sizes, self.config, int(note["text_tokens"]), self.budgets)
         needed = np.array([note[name] for name in SIZES], np.int64)
         needed += _image_sizes(sizes, small) - _image_sizes(sizes, self.config)
-        return SHRUNK if all(needed <= [self.budgets[name] for name in SIZES]) else TOO_LONG
+        return RESIZED if all(needed <= [self.budgets[name] for name in SIZES]) else TOO_LONG
 
     @functools.cached_property
     def _markers(self) -> re.Pattern[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from navil_jax.config import Config
 from navil_jax.console import frame
-from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, SHRUNK, SIZES, TOO_LONG, UNREAD, Checkup
+from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, RESIZED, SIZES, TOO_LONG, UNREAD, Checkup
 from navil_jax.data.packing import advise_slots, best_fill
 from navil_jax.errors import UserError
 
@@ -39,7 +39,7 @@ class Summary:
     name: str
     samples: int
     usable: int
-    shrunk: int  # of the usable ones
+    resized: int  # of the usable ones
     too_long: int
     bad: int
     reasons: tuple[Reason, ...]  # the most frequent first
@@ -55,7 +55,7 @@ class Summary:
 
 def usable(notes: np.ndarray) -> np.ndarray:
     """[n] bool, which samples training uses."""
-    return (notes["status"] == GOOD) | (notes["status"] == SHRUNK)
+    return (notes["status"] == GOOD) | (notes["status"] == RESIZED)
 
 
 def summarise(
@@ -70,7 +70,7 @@ def summarise(
         name=name,
         samples=len(notes),
         usable=len(good),
-        shrunk=status[SHRUNK],
+        resized=status[RESIZED],
         too_long=status[TOO_LONG],
         bad=status[BAD],
         reasons=_most_common(reasons, _SHOWN_REASONS),
@@ -158,7 +158,7 @@ def findings(name: str, notes: np.ndarray) -> Iterator[dict[str, str | int]]:
     for flag, text in texts.items():
         for index in np.flatnonzero(notes["flags"] & flag).tolist():
             yield {"source": name, "index": index, "finding": text}
-    for status, text in ((TOO_LONG, "longer than a row"), (SHRUNK, "images made smaller to fit a row")):
+    for status, text in ((TOO_LONG, "longer than a row"), (RESIZED, "images made smaller to fit a row")):
         for index in np.flatnonzero(notes["status"] == status).tolist():
             yield {"source": name, "index": index, "finding": text}
     for index, first in zip(*(array.tolist() for array in duplicates(notes)), strict=True):
@@ -194,10 +194,10 @@ def summary_rows(summary: Summary, budgets: dict[str, int]) -> list[tuple[str, s
                     f"{summary.sums[field]:,}; {low:,} to {high:,} per sample, median {middle:,}{room}",
                 )
             )
-    shrunk = f"; {summary.shrunk:,} more fit with smaller images" if summary.shrunk else ""
+    resized = f"; {summary.resized:,} more fit with smaller images" if summary.resized else ""
     return [
         *rows,
-        ("longer than a row", f"{summary.too_long:,}{shrunk}"),
+        ("longer than a row", f"{summary.too_long:,}{resized}"),
         ("duplicates", f"{summary.duplicates:,}"),
         ("markers in text", f"{summary.literal:,}"),
         ("empty answers", f"{summary.empty:,}"),
