@@ -179,9 +179,9 @@ def folder_for_file(name: str) -> Callable[[Path], object]:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nested": (config_text("[" * 100_000 + "]" * 100_000), "config.json: cannot be read (nested too deep)"),
+    "nested": (config_text("[" * 100_000 + "]" * 100_000), "config.json: cannot be read (nested too deeply)"),
     "digits": (config_text('{"a": ' + "9" * 10_000 + "}"), "config.json: cannot be read"),
-    "nested header": (header(200_000, b"[" * 200_000), "its header is damaged (nested too deep)"),
+    "nested header": (header(200_000, b"[" * 200_000), "its header is damaged (nested too deeply)"),
     "long header": (header(2**40, b"{}"), "truncated, or not a safetensors file"),
     "huge header": (header(2**63, b"{}"), "truncated, or not a safetensors file"),
     "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "truncated, or not a safetensors file"),

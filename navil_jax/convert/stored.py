@@ -107,7 +107,7 @@ def parsed(content: str | bytes) -> Any:
     try:
         return json.loads(content)
     except RecursionError as error:
-        raise ValueError("nested too deep") from error
+        raise ValueError("nested too deeply") from error
 
 
 def are_counts(*numbers: Any) -> bool:
