@@ -116,7 +116,8 @@ def tidy_loops() -> Iterator[None]:
 
 def is_damage(error: Exception) -> bool:
     """Whether the libraries raise this for a damaged file."""
-    return isinstance(error, OSError | ValueError | KeyError | TypeError) or type(error) is Exception
+    wrong_text = (ValueError, LookupError, TypeError, AttributeError, AssertionError, NotImplementedError)
+    return isinstance(error, (OSError, *wrong_text)) or type(error) is Exception
 
 
 def told(error: BaseException) -> str:
