@@ -1,0 +1,1 @@
+"""Attention kernels for TPUs: Pallas programs over the pairs of blocks that share a segment."""

@@ -1,0 +1,76 @@
+"""Which pairs of blocks an attention kernel computes, as a list that is data of the program."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Int32
+
+from navil_jax.batch import AnyArray
+
+FIRST, LAST, PARTIAL = 1, 2, 4  # first or last pair of its block; some of its queries do not see some of its keys
+
+
+class Pairs(NamedTuple):
+    """Pairs of a query block and a key block, and how many of them count."""
+
+    query: Int32[Array, " N"]
+    key: Int32[Array, " N"]
+    flags: Int32[Array, " N"]
+    count: Int32[Array, ""]
+
+
+def needed_blocks(segment_ids: Int[AnyArray, "B S"], block: int, causal: bool) -> Bool[Array, "n n"]:
+    """Which pairs of blocks are computed: those whose ranges of segment ids meet, and every block with itself.
+
+    Args:
+      segment_ids: whole blocks, S = k * block; 0 = empty.
+
+    Returns:
+      n = B * k; query block by key block, the rows one behind the other.
+
+    Example: ids 1 1 | 1 2 | 3 3 with block 2 -> query block 0 sees 0 1 -, block 1 sees 0 1 -, block 2 sees - - 2
+    """
+    first, last = _ranges(segment_ids, block)
+    number = jnp.arange(len(first))
+    row = number // (segment_ids.shape[1] // block)
+    needed = (first[:, None] <= last) & (first <= last[:, None]) & (row[:, None] == row)
+    return needed & (number[:, None] >= number) if causal else needed
+
+
+def _ranges(segment_ids: Int[AnyArray, "B S"], block: int) -> tuple[jax.Array, jax.Array]:
+    """The least and the largest id of each block; its empty positions are a segment of their own."""
+    ids = segment_ids.reshape(-1, block)
+    empty = jnp.iinfo(jnp.int32).max - len(ids) + jnp.arange(len(ids))
+    ids = jnp.where(ids == 0, empty[:, None], ids)
+    return ids.min(axis=1), ids.max(axis=1)
+
+
+def block_pairs(
+    segment_ids: Int[AnyArray, "B S"], block: int, *, causal: bool = False, by_key: bool = False, width: int | None = None
+) -> Pairs:
+    """Lists the pairs of blocks, those of one query block (`by_key`: one key block) side by side.
+
+    Args:
+      segment_ids: whole blocks, S = k * block; 0 = empty.
+      width: the most blocks that one block meets; None: all of its row.
+
+    Example: ids 1 1 | 1 2 | 3 3 with block 2 -> (0, 0 first) (0, 1 last) (1, 0 first) (1, 1 last) (2, 2 first last)
+    """
+    rows, length = segment_ids.shape
+    needed = needed_blocks(segment_ids, block, causal)
+    blocks = len(needed)
+    first, last = _ranges(segment_ids, block)
+    size = blocks * min(length // block, width or blocks)
+    held, other = jnp.nonzero(needed.T if by_key else needed, size=size, fill_value=0)
+    count = needed.sum(dtype=jnp.int32)
+    number = jnp.arange(size)
+    changes = held[1:] != held[:-1]
+    begins = jnp.concatenate([jnp.ones(1, bool), changes])
+    ends = jnp.concatenate([changes, jnp.ones(1, bool)]) | (number == count - 1)
+    whole = (first[held] == last[held]) & (first[other] == last[other])
+    if causal:
+        whole &= held != other
+    flags = FIRST * begins + LAST * ends + PARTIAL * ~whole
+    query, key = (other, held) if by_key else (held, other)
+    return Pairs(*(x.astype(jnp.int32) for x in (query, key, flags)), count)
