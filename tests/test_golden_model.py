@@ -38,7 +38,7 @@ class TestImages:
         layout = vision.layout(jnp.asarray(batch.patch_coords), jnp.asarray(batch.patch_blocks))
         patches = len(case.arrays["inputs.pixel_u8"])
         for layer, windowed in enumerate(np.asarray(vision.windowed_layers())):
-            segments = np.asarray(layout.windows if windowed else layout.blocks)[0, :patches]
+            segments = np.asarray((layout.windows if windowed else layout.scales).ids)[0, :patches]
             limits = [0, *(np.flatnonzero(np.diff(segments)) + 1), patches]
             np.testing.assert_array_equal(limits, case.arrays[f"vision.cu_seqlens_used_{layer}"])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,3 +69,51 @@ def _backward(inputs: int, kept: tuple[jax.Array, ...], gradient: jax.Array) -> 
 
 
 _mixed_product.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def to_turned(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The product of tokens and a kernel, features first; rounded and summed as `product` does.
+
+    Args:
+      x: [B, N, inputs].
+      kernel: [inputs, outputs].
+
+    Returns:
+      [outputs, B, N].
+    """
+    return _dot(kernel.astype(x.dtype), x, (0,), (2,))
+
+
+def _to_turned_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    rounded = kernel.astype(x.dtype)
+    return to_turned(x, rounded), (x, rounded, jnp.zeros(0, kernel.dtype))
+
+
+def _to_turned_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel, like = kept
+    return _dot(gradient, kernel, (0,), (1,)), _dot(x, gradient, (0, 1), (1, 2), like.dtype)
+
+
+@jax.custom_vjp
+def from_turned(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The way back: x [inputs, B, N], kernel [inputs, outputs] -> [B, N, outputs]."""
+    return _dot(x, kernel.astype(x.dtype), (0,), (0,))
+
+
+def _from_turned_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    rounded = kernel.astype(x.dtype)
+    return from_turned(x, rounded), (x, rounded, jnp.zeros(0, kernel.dtype))
+
+
+def _from_turned_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel, like = kept
+    return _dot(kernel, gradient, (1,), (2,)), _dot(x, gradient, (1, 2), (0, 1), like.dtype)
+
+
+def _dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...], dtype: Any = None) -> jax.Array:
+    return jax.lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=dtype)
+
+
+to_turned.defvjp(_to_turned_forward, _to_turned_backward)
+from_turned.defvjp(_from_turned_forward, _from_turned_backward)

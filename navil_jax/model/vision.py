@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 from navil_jax.batch import AnyArray
 from navil_jax.config import ModelConfig, VisionConfig
 from navil_jax.model import layers, rope
-from navil_jax.model.attention import attention
+from navil_jax.model.encoder_attention import Segments, choose, encoder_attention, make_segments
 from navil_jax.sharding import constrain
 
 
@@ -19,8 +19,8 @@ class VisionLayout(NamedTuple):
     """What every layer needs to know of the patches."""
 
     rotation: rope.Rotation
-    blocks: Int32[AnyArray, "B P"]  # the scale of each patch; 0 = empty
-    windows: Int32[Array, "B P"]  # the window of each patch; 0 = empty
+    scales: Segments  # the scale of each patch
+    windows: Segments  # the window of each patch
     longest: int | None  # the most patches of a scale
 
 
@@ -43,7 +43,7 @@ class VisionLayer(nnx.Module):
         scale = functools.partial(jnp.full, (vision.width,), vision.layer_scale_init, jnp.dtype(config.param_dtype))
         self.ls1 = nnx.Param(scale(), **layers.axes("norm"))
         self.ls2 = nnx.Param(scale(), **layers.axes("norm"))
-        self.backend = config.attention
+        self.config = config
 
     def __call__(
         self, x: Float[Array, "B P W"], layout: VisionLayout, windowed: Bool[Array, ""] | bool = False
@@ -55,11 +55,8 @@ class VisionLayer(nnx.Module):
 
     @jax.named_scope("attention")
     def _attend(self, x: jax.Array, layout: VisionLayout, windowed: jax.Array | bool) -> jax.Array:
-        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
-        q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
-        segment_ids = jnp.where(windowed, layout.windows, layout.blocks)
-        out = attention(q, k, v, segment_ids, causal=False, backend=self.backend, longest=layout.longest)
-        return self.proj(constrain(out, "batch", "patches", "vision_heads", "head_dim"))
+        segments = choose(windowed, layout.windows, layout.scales)
+        return encoder_attention(x, self.qkv, self.proj, layout.rotation, segments, self.config, layout.longest)
 
     @jax.named_scope("mlp")
     def _mlp(self, x: jax.Array) -> jax.Array:
@@ -97,8 +94,12 @@ class VisionEncoder(nnx.Module):
     ) -> VisionLayout:
         """Rotation and attention segments of the patches."""
         angles = rope.vision_angles(self.config, coords)
-        windows = window_ids(coords, blocks, self.config)
-        return VisionLayout((jnp.cos(angles), jnp.sin(angles)), blocks, windows, longest)
+        rotation = jnp.cos(angles), jnp.sin(angles)
+        scales = make_segments(blocks, rotation, self.model_config, longest)
+        if self.config.full_attention_layers is None:
+            return VisionLayout(rotation, scales, scales, longest)
+        windows = make_segments(window_ids(coords, blocks, self.config), rotation, self.model_config, longest)
+        return VisionLayout(rotation, scales, windows, longest)
 
     def windowed_layers(self) -> Bool[Array, " depth"]:
         """The layers that attend inside windows."""

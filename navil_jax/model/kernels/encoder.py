@@ -1,6 +1,7 @@
-"""Bidirectional attention inside segments for heads of up to 64 features: rotation, kernels, gradients in one function."""
+"""Bidirectional attention inside segments for heads of 32 or 64 features: rotation, kernels, gradients in one function."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -8,13 +9,20 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from navil_jax.model.kernels import flash, widen
-from navil_jax.model.kernels.flash import LANES, Blocks, Mask
+from navil_jax.model.kernels import flash, spare_rows
+from navil_jax.model.kernels.flash import LANES, Blocks
 from navil_jax.model.kernels.pairs import Pairs, block_pairs
 
 BLOCK = 512  # positions of a block, in rows that are long enough
+WIDTHS = (32, 64)  # of heads that fill registers and leave rows for the mask
 MOST_HEADS, MOST_BACKWARD_HEADS = 14, 4  # of a grid step
 OTHER_BYTES = 10 * 2**20  # of VMEM, beside the gradients of a row's queries
+
+
+def block_size(length: int) -> int:
+    """The length of a block for rows of `length`: whole lanes, few empty positions at the end, at most BLOCK."""
+    blocks = -(-length // BLOCK)
+    return -(-length // (LANES * blocks)) * LANES
 
 
 class Shape(NamedTuple):
@@ -31,7 +39,8 @@ class Shape(NamedTuple):
 class Inputs(NamedTuple):
     """What one call of the kernels reads besides queries, keys and values."""
 
-    tables: widen.Tables
+    cos: Float32[Array, "half S"]
+    sin: Float32[Array, "half S"]
     by_query: Pairs
     by_key: Pairs
     segment_ids: Int32[Array, " S"]
@@ -40,88 +49,83 @@ class Inputs(NamedTuple):
 def make_inputs(
     segment_ids: Int32[Array, "B S"],
     rotation: tuple[Float32[Array, "B S half"], Float32[Array, "B S half"]],
-    shape: Shape,
-    dtype: Any,
+    block: int,
     longest: int | None = None,
 ) -> Inputs:
-    """Lanes and pairs of blocks, the same for all layers whose segments are these.
+    """Rotation and pairs of blocks, the same for all layers whose segments are these.
 
     Args:
       segment_ids: rows of whole blocks; 0 = empty.
       rotation: cosines and sines of every position; half = width / 2.
       longest: the most positions from the first to the last of a segment; None: a whole row.
     """
-    ids = segment_ids.reshape(-1)
-    cos, sin = (x.reshape(ids.size, -1) for x in rotation)
-    tables = widen.Tables(*widen.rotation_lanes(cos, sin), *widen.mask_lanes(ids, shape.width, dtype))
-    width = None if longest is None else -(-2 * longest // shape.block) + 2
-    pairs = functools.partial(block_pairs, segment_ids, shape.block, width=width)
-    return Inputs(tables, pairs(), pairs(by_key=True), ids)
+    cos, sin = (x.reshape(segment_ids.size, -1).T for x in rotation)
+    width = None if longest is None else -(-2 * longest // block) + 2
+    pairs = functools.partial(block_pairs, segment_ids, block, width=width)
+    return Inputs(cos, sin, pairs(), pairs(by_key=True), segment_ids.reshape(-1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(
-    q: Float[Array, "S H*width"],
-    k: Float[Array, "S H*width"],
-    v: Float[Array, "S H*width"],
+    q: Float[Array, "H*width S"],
+    k: Float[Array, "H*width S"],
+    v: Float[Array, "H*width S"],
     inputs: Inputs,
     shape: Shape,
-) -> Float[Array, "S H*width"]:
+) -> Float[Array, "H*width S"]:
     """Rotates queries and keys and lets every position see those of its segment, weights in float32.
 
     Args:
-      q, k, v: as projected, rows one behind the other; heads fill whole registers, H * width = n * LANES.
+      q, k, v: turned, rows one behind the other; heads fill whole registers, H * width = n * LANES.
     """
     return _forward(q, k, v, inputs, shape)[0]
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, inputs: Inputs, shape: Shape) -> tuple[jax.Array, Any]:
     wide_q, wide_k, fits = _widened(q, k, inputs, shape)
-    blocks = Blocks(shape.block, shape.block, heads_per_step(shape, _heads(q, shape)), shape.vmem)
+    heads = len(q) // shape.width
+    blocks = Blocks(shape.block, shape.block, heads_per_step(shape, heads), shape.vmem)
     run = functools.partial(
         flash.forward, wide_q, wide_k, v, inputs.by_query, blocks, width=shape.width, interpret=shape.interpret
     )
-    out, lse = jax.lax.cond(fits, run, lambda: run(Mask(inputs.segment_ids, causal=False)))
-    out, lse = (checkpoint_name(x, "attention") for x in (out, lse.reshape(_heads(q, shape), -1)))
+    out, lse = jax.lax.cond(fits, run, lambda: run(inputs.segment_ids))
+    out, lse = (checkpoint_name(x, "attention") for x in (out, lse.reshape(heads, -1)))
     return out, (q, k, v, inputs, out, lse)
 
 
 def _backward(shape: Shape, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
     q, k, v, inputs, out, lse = kept
     wide_q, wide_k, fits = _widened(q, k, inputs, shape)
-    options = {"width": shape.width, "block": shape.block, "interpret": shape.interpret}
-    inner = widen.inner_products(gradient, out, **options)
-    per = heads_per_step(shape, _heads(q, shape), backward=True)
+    options = {"block": shape.block, "interpret": shape.interpret}
+    inner = spare_rows.inner_products(gradient, out, width=shape.width, **options)
+    per = heads_per_step(shape, len(lse), backward=True)
+    sums = jnp.concatenate([x.reshape(-1, per, x.shape[1]) for x in (lse, inner)], axis=1)
     tile = 256 if shape.block % 256 == 0 else LANES
-    blocks = Blocks(shape.block, tile, per, shape.vmem)
-    grouped = (x.reshape(-1, per, x.shape[1]) for x in (lse, inner))
     run = functools.partial(
         flash.backward,
-        *(wide_q, wide_k, v, gradient, jnp.concatenate(list(grouped), axis=1), inputs.by_key, blocks),
+        *(wide_q, wide_k, v, gradient, sums, inputs.by_key, Blocks(shape.block, tile, per, shape.vmem)),
         width=shape.width,
         row=shape.row,
         interpret=shape.interpret,
     )
-    of_q, of_k, of_v = jax.lax.cond(fits, run, lambda: run(Mask(inputs.segment_ids, causal=False)))
-    narrow = functools.partial(widen.narrow, tables=inputs.tables, dtype=q.dtype, **options)
-    return narrow(of_q, queries=True), narrow(of_k, queries=False), of_v, None
+    of_q, of_k, of_v = jax.lax.cond(fits, run, lambda: run(inputs.segment_ids))
+    narrow = functools.partial(spare_rows.narrow, cos=inputs.cos, sin=inputs.sin, dtype=q.dtype, **options)
+    return narrow(of_q, scale=shape.width**-0.5), narrow(of_k, scale=math.log(2)), of_v, None
 
 
 attend.defvjp(_forward, _backward)
 
 
 def _widened(q: jax.Array, k: jax.Array, inputs: Inputs, shape: Shape) -> tuple[jax.Array, jax.Array, Bool[Array, ""]]:
-    """Queries and keys as the kernels read them, and whether all scores keep to the range of the shift."""
-    make = functools.partial(
-        widen.widen, tables=inputs.tables, width=shape.width, block=shape.block, interpret=shape.interpret
-    )
-    wide_k, largest = make(k, limits=None)
-    wide_q, bounds = make(q, limits=largest)
-    return wide_q, wide_k, bounds.max() <= widen.MOST_BOUND
+    """Rotated queries and keys with their spare rows, and whether all scores keep to the range that these allow.
 
-
-def _heads(x: jax.Array, shape: Shape) -> int:
-    return x.shape[1] // shape.width
+    Queries carry log2(e), multiplied before they are rounded, as the kernels take powers of two.
+    """
+    rotation = inputs.cos, inputs.sin, spare_rows.code(inputs.segment_ids, q.dtype)
+    widen = functools.partial(spare_rows.widen, block=shape.block, interpret=shape.interpret)
+    wide_k, norms = widen(k, *rotation, None, scale=1.0)
+    wide_q, bounds = widen(q, *rotation, norms.max(1), scale=shape.width**-0.5 * math.log2(math.e))
+    return wide_q, wide_k, bounds.max() <= spare_rows.MOST_BOUND
 
 
 def heads_per_step(shape: Shape, heads: int, *, backward: bool = False) -> int:

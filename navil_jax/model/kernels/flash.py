@@ -1,17 +1,18 @@
 """Flash attention, forward and backward, over a list of pairs of blocks.
 
-A grid step computes one pair of blocks for several heads. Scores stand as [keys, queries]: sums and maxima run over
-sublanes, in the vector units, and values stream through probabilities that the matrix unit holds, so that heads of 64
-features fill it. Stages of neighbouring tiles stand side by side in the program, as the compiler does not look far ahead.
+A grid step computes one pair of blocks for several heads. All arrays are turned, features by positions, as the compiler
+likes to lay out activations whose width is no multiple of a register's 128 lanes. Scores stand as [keys, queries]: sums and
+maxima run over sublanes, in the vector units, and values stream through probabilities that the matrix unit holds, so that
+heads of 64 features fill it. Stages of neighbouring tiles stand side by side in the program, as the compiler does not look
+far ahead.
 
-Arrays are [positions, heads * lanes], as the projections of a layer write them: a head of a query or key has LANES lanes,
-a head of a value `width`. There are two ways to mask and to keep powers of two in range:
-  lanes  by spare lanes of queries and keys (`widen.py`): scores arrive masked and shifted, nothing is done here
-  exact  by segment ids in pairs that need it, and by a running maximum
+A head of a query or key has LANES rows, a head of a value `width`. Two ways to mask and to keep powers of two in range:
+  spare rows  of queries and keys hold both (`spare_rows.py`): scores arrive masked and shifted, nothing is done here
+  exact       segment ids in pairs that need it, and a running maximum
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,47 +35,37 @@ class Blocks(NamedTuple):
 
     block: int  # positions of a block
     tile: int  # queries of a block at a time
-    heads: int  # query heads of a grid step; a multiple of those that share a key
+    heads: int  # of a grid step
     vmem: int  # bytes that a kernel may take
 
 
-class Mask(NamedTuple):
-    """What the exact way of masking reads."""
-
-    segment_ids: Int32[Array, " S"]
-    causal: bool
-
-
 def forward(
-    q: Float[Array, "S H*lanes"],
-    k: Float[Array, "S K*lanes"],
-    v: Float[Array, "S K*width"],
+    q: Float[Array, "H*lanes S"],
+    k: Float[Array, "H*lanes S"],
+    v: Float[Array, "H*width S"],
     pairs: Pairs,
     blocks: Blocks,
-    mask: Mask | None = None,
+    segment_ids: Int32[Array, " S"] | None = None,
     *,
     width: int,
     interpret: Any = False,
-) -> tuple[Float[Array, "S H*width"], Float32[Array, "groups heads S"]]:
+) -> tuple[Float[Array, "H*width S"], Float32[Array, "groups heads S"]]:
     """Attention of every query block over its key blocks.
 
     Args:
-      q: scaled so that a score's power of two is its weight; query head h reads key head h // (H / K).
+      q: scaled so that a score's power of two is its weight.
       pairs: those of a query block side by side.
-      mask: of the exact way; None: queries and keys hold it in their lanes.
+      segment_ids: for the exact way; None: spare rows hold the mask.
 
     Returns:
       Output in q's dtype, and log2 of the sum of each query's powers, heads in groups of `blocks.heads`.
     """
-    length, heads = q.shape[0], q.shape[1] // LANES
-    per, sharing = blocks.heads, heads // (v.shape[1] // width)
-    keys_per = per // sharing
-    exact = mask is not None
-    assert sharing == 1 or width == LANES, "shared keys need heads of 128"
+    length, heads, per = q.shape[1], q.shape[0] // LANES, blocks.heads
+    exact = segment_ids is not None
 
     def kernel(query_ref: Any, key_ref: Any, flags_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
-        ids, (out_ref, lse_ref, out_acc, sum_acc, values, top_acc) = refs[:-6], refs[-6:]
-        query, key, flags = (ref[pl.program_id(1)] for ref in (query_ref, key_ref, flags_ref))
+        ids, (out_ref, lse_ref, out_acc, sum_acc, keys, top_acc) = refs[:-6], refs[-6:]
+        flags = flags_ref[pl.program_id(1)]
 
         @pl.when(flags & FIRST != 0)
         def _() -> None:
@@ -83,93 +74,88 @@ def forward(
             if exact:
                 top_acc[...] = jnp.full_like(top_acc, MASKED)
 
-        values[...] = v_ref[...].T
+        for head in range(per):
+            keys[:, _rows(head, LANES)] = k_ref[_rows(head, LANES)].T
 
         def work(partial: bool) -> None:
             def scores(head: int, columns: slice) -> jax.Array:
-                s = _dot(k_ref[:, _lanes(head // sharing)], q_ref[columns, _lanes(head)], _NT)
-                return jnp.where(_sees(mask, ids, columns, query, key, blocks), s, MASKED) if partial else s
+                s = _dot(keys[:, _rows(head, LANES)], q_ref[_rows(head, LANES), columns], _NN)
+                return jnp.where(_same_segment(ids, columns, blocks), s, MASKED) if partial else s
 
             def weights(head: int, columns: slice, s: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-                if not exact:
-                    p = jnp.exp2(s)
-                    sum_acc[head, :, columns] += p.reshape(-1, SUBLANES, p.shape[1]).sum(0)
-                    return p.astype(q_ref.dtype), None
-                before = top_acc[head, :1, columns]
-                top = jnp.maximum(before, s.max(0, keepdims=True))
-                p, scale = jnp.exp2(s - top), jnp.exp2(before - top)
-                part = p.reshape(-1, SUBLANES, p.shape[1]).sum(0)
-                sum_acc[head, :, columns] = scale * sum_acc[head, :, columns] + part
-                top_acc[head, :1, columns] = top
+                scale = None
+                if exact:
+                    before = top_acc[head, :1, columns]
+                    top_acc[head, :1, columns] = jnp.maximum(before, s.max(0, keepdims=True))
+                    s = s - top_acc[head, :1, columns]
+                    scale = jnp.exp2(before - top_acc[head, :1, columns])
+                    sum_acc[head, :, columns] *= scale
+                p = jnp.exp2(s)
+                sum_acc[head, :, columns] += p.reshape(-1, SUBLANES, blocks.tile).sum(0)
                 return p.astype(q_ref.dtype), scale
 
             def add(head: int, columns: slice, given: tuple[jax.Array, jax.Array | None]) -> None:
                 p, scale = given
-                out = _dot(values[_rows(head // sharing, width)], p, _NN)
                 rows = _rows(head, width)
-                out_acc[rows, columns] = out + out_acc[rows, columns] * (1.0 if scale is None else scale)
+                before = out_acc[rows, columns]
+                out_acc[rows, columns] = _dot(v_ref[rows], p, _NN) + (before if scale is None else before * scale)
 
             _side_by_side(blocks, scores, weights, add)
 
-        if exact:
-            pl.when(flags & PARTIAL != 0)(functools.partial(work, True))
-            pl.when(flags & PARTIAL == 0)(functools.partial(work, False))
-        else:
-            work(False)
+        _where_needed(work, exact, flags)
 
         @pl.when(flags & LAST != 0)
         def _() -> None:
             for head in range(per):
                 rows, total = _rows(head, width), sum_acc[head].sum(0, keepdims=True)
-                out_acc[rows] = out_acc[rows] / total
+                out_ref[rows] = (out_acc[rows] / total).astype(out_ref.dtype)
                 lse = jnp.log2(total)
                 lse_ref[0, head : head + 1] = lse + top_acc[head, :1] if exact else lse
-            out_ref[...] = out_acc[...].T.astype(out_ref.dtype)
 
-    tables, specs = _tables(mask, blocks.block)
+    tables, specs = _tables(segment_ids, blocks.block)
     return pl.pallas_call(
         kernel,
         out_shape=[
-            jax.ShapeDtypeStruct((length, heads * width), q.dtype),
+            jax.ShapeDtypeStruct(v.shape, q.dtype),
             jax.ShapeDtypeStruct((heads // per, per, length), jnp.float32),
         ],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(heads // per, pairs.count),
             in_specs=[
-                _folded(0, blocks.block, per * LANES),
-                _folded(1, blocks.block, keys_per * LANES),
-                _folded(1, blocks.block, keys_per * width),
+                _turned(0, per * LANES, blocks),
+                _turned(1, per * LANES, blocks),
+                _turned(1, per * width, blocks),
                 *specs,
             ],
-            out_specs=[_folded(0, blocks.block, per * width), _by_query(blocks, per)],
+            out_specs=[_turned(0, per * width, blocks), _of_queries(per, blocks)],
             scratch_shapes=[
                 pltpu.VMEM((per * width, blocks.block), jnp.float32),
                 pltpu.VMEM((per, SUBLANES, blocks.block), jnp.float32),
-                pltpu.VMEM((keys_per * width, blocks.block), v.dtype),
+                pltpu.VMEM((blocks.block, per * LANES), k.dtype),
                 pltpu.VMEM((per if exact else 1, SUBLANES, blocks.block), jnp.float32),
             ],
         ),
         compiler_params=_compiler_params(blocks),
-        name=f"packed_fwd_{'exact' if exact else 'lanes'}",
+        name=f"packed_fwd_{'exact' if exact else 'spare'}",
         interpret=interpret,
     )(*pairs[:3], q, k, v, *tables)
 
 
 def backward(
-    q: Float[Array, "S H*lanes"],
-    k: Float[Array, "S K*lanes"],
-    v: Float[Array, "S K*width"],
-    gradient: Float[Array, "S H*width"],
+    q: Float[Array, "H*lanes S"],
+    k: Float[Array, "H*lanes S"],
+    v: Float[Array, "H*width S"],
+    gradient: Float[Array, "H*width S"],
     sums: Float32[Array, "groups 2*heads S"],
     pairs: Pairs,
     blocks: Blocks,
-    mask: Mask | None = None,
+    segment_ids: Int32[Array, " S"] | None = None,
     *,
     width: int,
     row: int,
     interpret: Any = False,
-) -> tuple[Float32[Array, "H*width S"], Float32[Array, "S K*width"], Float[Array, "S K*width"]]:
+) -> tuple[Float32[Array, "H*width S"], Float32[Array, "H*width S"], Float[Array, "H*width S"]]:
     """Gradients of `forward`, its scores computed anew.
 
     Args:
@@ -179,19 +165,17 @@ def backward(
       row: positions of a row; gradients of a row's queries are held in VMEM, `blocks.heads * width * row` numbers.
 
     Returns:
-      Gradients of queries, turned, and of keys, both but for a factor ln 2 that the base brings; and of values.
+      Gradients of queries and keys but for a factor ln 2, which the base of the powers brings; and of values.
     """
-    length, heads = q.shape[0], q.shape[1] // LANES
-    per, sharing, block = blocks.heads, heads // (v.shape[1] // width), blocks.block
-    keys_per, dtype = per // sharing, q.dtype
-    exact = mask is not None
+    length, heads, per, block = q.shape[1], q.shape[0] // LANES, blocks.heads, blocks.block
+    exact, dtype = segment_ids is not None, q.dtype
 
-    def kernel(query_ref: Any, key_ref: Any, flags_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, g_ref: Any, sums_ref: Any, *refs: Any) -> None:
-        ids, (dq_ref, dk_ref, dv_ref), scratch = refs[:-11], refs[-11:-8], refs[-8:]
-        dq_acc, dk_acc, dv_acc, keys, queries, gradients, v_acc, copied = scratch
-        group = pl.program_id(0)
-        query, key, flags = (ref[pl.program_id(1)] for ref in (query_ref, key_ref, flags_ref))
-        start, here = (pl.multiple_of(jax.lax.rem(number * block, row), block) for number in (query, key))
+    def kernel(query_ref: Any, key_ref: Any, flags_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
+        (g_ref, sums_ref, *ids), (dq_ref, dk_ref, dv_ref), scratch = refs[:-9], refs[-9:-6], refs[-6:]
+        dq_acc, dk_acc, dv_acc, keys, values, copied = scratch
+        number = pl.program_id(1)
+        flags = flags_ref[number]
+        start, here = (pl.multiple_of(jax.lax.rem(ref[number] * block, row), block) for ref in (query_ref, key_ref))
 
         @pl.when((flags & FIRST != 0) & (here == 0))
         def _() -> None:
@@ -201,20 +185,16 @@ def backward(
         def _() -> None:
             dk_acc[...] = jnp.zeros_like(dk_acc)
             dv_acc[...] = jnp.zeros_like(dv_acc)
-            for head in range(keys_per):
-                keys[_rows(head, width)] = k_ref[:, _lanes(head)].T[:width]
-                v_acc[:, _lanes(head)] = _alone(v_ref, head, width)
-
-        for head in range(per):
-            queries[_rows(head, width)] = q_ref[:, _lanes(head)].T[:width]
-        gradients[...] = g_ref[...].T
+            for head in range(per):
+                keys[:, _rows(head, LANES)] = k_ref[_rows(head, LANES)].T
+                values[:, _rows(head, LANES)] = _alone(v_ref[_register(head, width)].T, head, width)
 
         def work(partial: bool) -> None:
             def products(head: int, columns: slice) -> tuple[jax.Array, jax.Array]:
-                s = _dot(k_ref[:, _lanes(head // sharing)], q_ref[columns, _lanes(head)], _NT)
-                if partial:
-                    s = jnp.where(_sees(mask, ids, columns, query, key, blocks), s, MASKED)
-                return s, _dot(v_acc[:, _lanes(head // sharing)], g_ref[columns, _tile(head, width)], _NT)
+                own = _rows(head, LANES)
+                s = _dot(keys[:, own], q_ref[own, columns], _NN)
+                s = jnp.where(_same_segment(ids, columns, blocks), s, MASKED) if partial else s
+                return s, _dot(values[:, own], g_ref[_register(head, width), columns], _NN)
 
             def slopes(head: int, columns: slice, given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
                 s, dp = given
@@ -224,63 +204,58 @@ def backward(
 
             def add(head: int, columns: slice, given: tuple[jax.Array, jax.Array]) -> None:
                 p, ds = given
-                mine, shared = _rows(head, width), _rows(head // sharing, width)
-                dv_acc[shared] += _dot(gradients[mine, columns], p, _NT)
-                dk_acc[shared] += _dot(queries[mine, columns], ds, _NT)
+                rows, features = _rows(head, width), slice(head * LANES, head * LANES + width)
+                dv_acc[rows] += _dot(g_ref[rows, columns], p, _NT)
+                dk_acc[rows] += _dot(q_ref[features, columns], ds, _NT)
                 there = pl.ds(pl.multiple_of(start + columns.start, blocks.tile), blocks.tile)
-                dq_acc[mine, there] += _dot(keys[shared], ds, _NN)
+                dq_acc[rows, there] += _dot(k_ref[features], ds, _NN)
 
             _side_by_side(blocks, products, slopes, add)
 
-        if exact:
-            pl.when(flags & PARTIAL != 0)(functools.partial(work, True))
-            pl.when(flags & PARTIAL == 0)(functools.partial(work, False))
-        else:
-            work(False)
+        _where_needed(work, exact, flags)
 
         @pl.when(flags & LAST != 0)
         def _() -> None:
-            dk_ref[...] = dk_acc[...].T
-            dv_ref[...] = dv_acc[...].T.astype(dv_ref.dtype)
+            dk_ref[...] = dk_acc[...]
+            dv_ref[...] = dv_acc[...].astype(dv_ref.dtype)
 
         @pl.when((flags & LAST != 0) & (here == row - block))
         def _() -> None:
-            target = dq_ref.at[pl.ds(group * per * width, per * width), pl.ds(key * block - here, row)]
+            of_row = pl.ds(key_ref[number] * block - here, row)
+            target = dq_ref.at[pl.ds(pl.program_id(0) * per * width, per * width), of_row]
             copy = pltpu.make_async_copy(dq_acc, target, copied)
             copy.start()
             copy.wait()
 
-    tables, specs = _tables(mask, block)
+    tables, specs = _tables(segment_ids, block)
+    by_key = functools.partial(_turned, 1, blocks=blocks)
     return pl.pallas_call(
         kernel,
         out_shape=[
-            jax.ShapeDtypeStruct((heads * width, length), jnp.float32),
-            jax.ShapeDtypeStruct(v.shape, jnp.float32),
+            *(jax.ShapeDtypeStruct(v.shape, jnp.float32),) * 2,
             jax.ShapeDtypeStruct(v.shape, v.dtype),
         ],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(heads // per, pairs.count),
             in_specs=[
-                _folded(0, block, per * LANES),
-                _folded(1, block, keys_per * LANES),
-                _folded(1, block, keys_per * width),
-                _folded(0, block, per * width),
-                _by_query(blocks, 2 * per),
+                _turned(0, per * LANES, blocks),
+                by_key(per * LANES),
+                by_key(per * width),
+                _turned(0, per * width, blocks),
+                _of_queries(2 * per, blocks),
                 *specs,
             ],
-            out_specs=[pl.BlockSpec(memory_space=pl.ANY), *(_folded(1, block, keys_per * width),) * 2],
+            out_specs=[pl.BlockSpec(memory_space=pl.ANY), by_key(per * width), by_key(per * width)],
             scratch_shapes=[
                 pltpu.VMEM((per * width, row), jnp.float32),
-                *(pltpu.VMEM((keys_per * width, block), jnp.float32),) * 2,
-                pltpu.VMEM((keys_per * width, block), dtype),
-                *(pltpu.VMEM((per * width, block), dtype),) * 2,
-                pltpu.VMEM((block, keys_per * LANES), dtype),
+                *(pltpu.VMEM((per * width, block), jnp.float32),) * 2,
+                *(pltpu.VMEM((block, per * LANES), dtype),) * 2,
                 pltpu.SemaphoreType.DMA,
             ],
         ),
         compiler_params=_compiler_params(blocks),
-        name=f"packed_bwd_{'exact' if exact else 'lanes'}",
+        name=f"packed_bwd_{'exact' if exact else 'spare'}",
         interpret=interpret,
     )(*pairs[:3], q, k, v, gradient, sums, *tables)
 
@@ -290,11 +265,8 @@ def _side_by_side(blocks: Blocks, *stages: Callable[..., Any]) -> None:
 
     Example: stages a b, tiles 0 1 2 -> a0 a1 b0 a2 b1 b2
     """
-    tiles = [
-        (head, slice(start, start + blocks.tile))
-        for head in range(blocks.heads)
-        for start in range(0, blocks.block, blocks.tile)
-    ]
+    starts = range(0, blocks.block, blocks.tile)
+    tiles = [(head, slice(start, start + blocks.tile)) for head in range(blocks.heads) for start in starts]
     made: list[dict[int, Any]] = [{} for _ in stages]
     for step in range(len(tiles) + len(stages) - 1):
         for number, stage in enumerate(stages):
@@ -304,54 +276,54 @@ def _side_by_side(blocks: Blocks, *stages: Callable[..., Any]) -> None:
                 made[number][at] = stage(*tiles[at], *given)
 
 
-def _lanes(head: int) -> slice:
-    return slice(head * LANES, (head + 1) * LANES)
+def _where_needed(work: Callable[[bool], None], exact: bool, flags: jax.Array) -> None:
+    """Runs the work of a pair, with a mask where that is the kernel's to apply and the pair needs one."""
+    if not exact:
+        return work(False)
+    pl.when(flags & PARTIAL != 0)(functools.partial(work, True))
+    pl.when(flags & PARTIAL == 0)(functools.partial(work, False))
+    return None
 
 
 def _rows(head: int, width: int) -> slice:
     return slice(head * width, (head + 1) * width)
 
 
-def _tile(head: int, width: int) -> slice:
-    """The lanes of the registers that hold a head of `width` features; other heads may stand beside it."""
+def _register(head: int, width: int) -> slice:
+    """The rows of the heads that share a register of lanes with this one, once they are turned."""
     first = head * width // LANES * LANES
     return slice(first, first + LANES)
 
 
-def _alone(ref: Any, head: int, width: int) -> jax.Array:
-    """A head's registers with zeros in the place of other heads."""
-    values, first = ref[:, _tile(head, width)], head * width % LANES
-    lane = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+def _alone(values: jax.Array, head: int, width: int) -> jax.Array:
+    """[keys, LANES] with zeros in the place of other heads."""
+    lane, first = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1), head * width % LANES
     return jnp.where((lane >= first) & (lane < first + width), values, jnp.zeros_like(values))
 
 
-def _sees(mask: Mask, ids: Sequence[Any], columns: slice, query: jax.Array, key: jax.Array, blocks: Blocks) -> jax.Array:
+def _same_segment(ids: Any, columns: slice, blocks: Blocks) -> jax.Array:
     """[keys, queries of a tile]: whether the query sees the key."""
     of_queries, of_keys = ids
-    sees = jnp.tile(of_keys[...], (1, blocks.tile // LANES)) == of_queries[:1, columns]
-    if mask.causal:
-        position = functools.partial(jax.lax.broadcasted_iota, jnp.int32, sees.shape)
-        sees &= key * blocks.block + position(0) <= query * blocks.block + columns.start + position(1)
-    return sees
+    return jnp.tile(of_keys[...], (1, blocks.tile // LANES)) == of_queries[:1, columns]
 
 
-def _tables(mask: Mask | None, block: int) -> tuple[list[jax.Array], list[pl.BlockSpec]]:
+def _tables(segment_ids: Int32[Array, " S"] | None, block: int) -> tuple[list[jax.Array], list[pl.BlockSpec]]:
     """Segment ids of queries along lanes and of keys along sublanes, as the exact way reads them."""
-    if mask is None:
+    if segment_ids is None:
         return [], []
-    ids = mask.segment_ids
-    tables = [jnp.broadcast_to(ids, (SUBLANES, ids.size)), jnp.broadcast_to(ids[:, None], (ids.size, LANES))]
+    size = segment_ids.size
+    tables = [jnp.broadcast_to(segment_ids, (SUBLANES, size)), jnp.broadcast_to(segment_ids[:, None], (size, LANES))]
     by_query = pl.BlockSpec((SUBLANES, block), lambda group, n, query, key, flags: (0, query[n]))
     by_key = pl.BlockSpec((block, LANES), lambda group, n, query, key, flags: (key[n], 0))
     return tables, [by_query, by_key]
 
 
-def _folded(side: int, block: int, lanes: int) -> pl.BlockSpec:
-    """Positions of a pair's query block (side 0) or key block (1), lanes of the step's heads."""
-    return pl.BlockSpec((block, lanes), lambda group, n, *pairs: (pairs[side][n], group))
+def _turned(side: int, rows: int, blocks: Blocks) -> pl.BlockSpec:
+    """Rows of the step's heads, positions of a pair's query block (side 0) or key block (1)."""
+    return pl.BlockSpec((rows, blocks.block), lambda group, n, *pairs: (group, pairs[side][n]))
 
 
-def _by_query(blocks: Blocks, numbers: int) -> pl.BlockSpec:
+def _of_queries(numbers: int, blocks: Blocks) -> pl.BlockSpec:
     """So many numbers for each query."""
     return pl.BlockSpec((1, numbers, blocks.block), lambda group, n, query, key, flags: (group, 0, query[n]))
 

@@ -62,7 +62,9 @@ def block_pairs(
     blocks = len(needed)
     first, last = _ranges(segment_ids, block)
     size = blocks * min(length // block, width or blocks)
-    held, other = jnp.nonzero(needed.T if by_key else needed, size=size, fill_value=0)
+    index = jnp.arange(blocks * blocks)
+    order = jnp.sort(jnp.where((needed.T if by_key else needed).ravel(), index, index.size - 1))[:size]
+    held, other = order // blocks, order % blocks
     count = needed.sum(dtype=jnp.int32)
     number = jnp.arange(size)
     changes = held[1:] != held[:-1]
