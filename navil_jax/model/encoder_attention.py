@@ -29,7 +29,7 @@ Weights = nnx.State  # of a projection: kernel, bias and factors of an update wh
 class Segments(NamedTuple):
     """Which patches see each other, and what the kernels read of it."""
 
-    ids: Int32[AnyArray, "B P"]  # 0 = empty
+    ids: Int32[Array, "B P"]  # 0 = empty
     inputs: encoder.Inputs | None  # a leading axis: of the devices that split the batch; None: not for kernels
 
 
@@ -41,7 +41,7 @@ def make_segments(
     Args:
       longest: the most patches from the first to the last of one segment; None: a whole row.
     """
-    shape = kernel_shape(config, ids.shape[1])
+    ids, shape = jnp.asarray(ids), kernel_shape(config, ids.shape[1])
     if shape is None:
         return Segments(ids, None)
 
@@ -54,7 +54,7 @@ def make_segments(
     make = _on_devices(local, (rows, features, features), partition_spec(("batch",)))
     empty = jax.eval_shape(make, ids, *rotation)
     inputs = jax.lax.platform_dependent(
-        jnp.asarray(ids), *rotation, tpu=make, default=lambda *_: jax.tree.map(jnp.zeros_like, empty)
+        ids, *rotation, tpu=make, default=lambda *_: jax.tree.map(jnp.zeros_like, empty)
     )
     return Segments(ids, inputs)
 
