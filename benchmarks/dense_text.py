@@ -141,7 +141,7 @@ def _figures(
     seconds: float,
     versions: dict[str, str],
 ) -> dict[str, Any]:
-    timing = model_time(program, PLACE, devices, PLACE.devices, full_row(), PLACE.generation.kernel_efficiency)
+    timing = model_time(program, PLACE, devices, PLACE.devices, full_row())
     return {
         "compute_seconds": sum(timing.compute.values()),
         "kernel_seconds": sum(timing.kernels.values()),

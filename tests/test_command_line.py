@@ -133,8 +133,8 @@ PROBES: dict[str, list[tuple[Sequence[str], str]]] = {
         (("--config", RECIPE, "--topology", "v5p-8", "--mesh", "data=--1"), "--mesh: 'data=--1' is no AXIS=SIZE"),
         (("--config", RECIPE, "--topology", "v5p-8", "--mesh", "data=-1"), "config.mesh: at most one axis"),
         (
-            ("--config", RECIPE, "--topology", "v5p-8", "--kernel-efficiency", "2"),
-            "--kernel-efficiency: must be above 0",
+            ("--config", RECIPE, "--topology", "v5p-8", "--slices", "0"),
+            "--slices: must be at least 1",
         ),
         (("--config", RECIPE, "--topology", "v5p-8", "--mixture", "x"), "--mixture: invalid choice: 'x'"),
         (("--config", RECIPE, "--topology", "v5p-8", "--json", "folder"), "--json: folder: is a folder"),

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from navil_jax.model.attention import needed_blocks
 from navil_jax.model.flops import Counts
+from navil_jax.model.kernels.pairs import needed_blocks
+from navil_jax.plan import timing as timing_module
 from navil_jax.plan.hlo import Collective, Kernel, Loop, Program
+from navil_jax.plan.schedule import Cycles
 from navil_jax.plan.statistics import BatchStatistics, executed_pairs
-from navil_jax.plan.timing import EMPTY_STEP_SECONDS, HOP_SECONDS, Timing, collective_seconds, heaviest, model_time
+from navil_jax.plan.timing import HOP_SECONDS, Timing, collective_seconds, heaviest, model_time
 from navil_jax.plan.topology import Slice, parse_topology
 
 GB = 1e9
@@ -71,7 +73,7 @@ def test_overlap_goes_as_far_as_the_loop_has_work():
     row = (0, 1, 2, 3)
     apart, between = Collective("all-gather", GB, row, True, ""), Collective("all-gather", GB / 2, row, False, "")
     loop = Loop("body", 10, {"decoder": 1.75e6}, (apart, between), ())  # a millisecond of work
-    timing = model_time(Program((loop,)), place, places(place), 1, None, 0.5)
+    timing = model_time(Program((loop,)), place, places(place), 1, None)
     long, short = (collective_seconds(one, place, places(place)) for one in (apart, between))
     assert timing.compute == {"decoder": pytest.approx(0.01)}
     assert timing.exposed == pytest.approx(10 * (short + long - 0.001))
@@ -80,7 +82,7 @@ def test_overlap_goes_as_far_as_the_loop_has_work():
     assert timing.collective_counts == {"all-gather": 20}
     assert timing.collective_bytes == {"all-gather": pytest.approx(15 * GB)}
     busy = dataclasses.replace(loop, cycles={"decoder": 1.75e9})
-    assert model_time(Program((busy,)), place, places(place), 1, None, 0.5).exposed == pytest.approx(10 * short)
+    assert model_time(Program((busy,)), place, places(place), 1, None).exposed == pytest.approx(10 * short)
 
 
 def statistics(
@@ -93,14 +95,21 @@ def statistics(
 SETTINGS = json.dumps({f"block_{axis}{pass_}": 512 for axis in ("q", "kv") for pass_ in ("", "_dq", "_dkv")})
 
 
+@pytest.fixture
+def step_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> Cycles:
+    step = Cycles(empty=200, work=3000, once=500, matrix=0.9)
+    monkeypatch.setattr(timing_module, "cycles", lambda case, generation: step)
+    return step
+
+
 @pytest.mark.parametrize(("name", "products"), [("splash_mha_fwd", 2), ("splash_mha_dq", 3), ("splash_mha_dkv", 4)])
 @pytest.mark.parametrize(
     ("tower", "queries"),
     [("decoder", "bf16[16,4096,128]"), ("vision", "bf16[16,4096,128]"), ("vision", "bf16[2,8,4096,128]")],
 )
-def test_kernels_by_hand(name: str, products: int, tower: str, queries: str):
-    """Rows of 2,048 places in blocks of 512, two of them on a device; a segment of 1,024 and one of 512 places."""
-    place = parse_topology("v5p-8")
+def test_splash_kernels_by_hand(name: str, products: int, tower: str, queries: str, step_of_a_kernel: Cycles):
+    """Rows of 2,048 positions in blocks of 512, two on a device; a segment of 1,024 and one of 512 positions."""
+    place, step = parse_topology("v5p-8"), step_of_a_kernel
     kernel = Kernel(
         name,
         ("s32[1,8,4]", "s32[1,8,4]", queries, "bf16[8,4096,128]", "s32[4096,128]"),
@@ -113,17 +122,38 @@ def test_kernels_by_hand(name: str, products: int, tower: str, queries: str):
         places(place),
         4,
         statistics([(1024, 512)], [(1024, 512)], 2048, (1,)),
-        0.5,
     )
-    blocks = 2 * (5 if tower == "decoder" else 6)  # 3 or 4, 1, and the empty one with itself, in both rows
-    flops = 2 * products * blocks * 512**2 * 16 * 128
+    computed = 2 * (5 if tower == "decoder" else 6)  # 3 or 4, 1, and the empty one with itself, in both rows
+    flops = 2 * products * computed * 512**2 * 16 * 128
     assert found.kernel_flops == {tower: pytest.approx(3 * flops)}
     assert found.kernel_pairs == {
-        tower: pytest.approx(blocks * 512**2 / 2 / (1.25 * 2**20 / (1 if tower == "vision" else 2)))
+        tower: pytest.approx(computed * 512**2 / 2 / (1.25 * 2**20 / (1 if tower == "vision" else 2)))
     }
-    empty = (8 * 4 - blocks) * 16 * EMPTY_STEP_SECONDS
-    assert found.kernels == {tower: pytest.approx(3 * (flops / (0.5 * 459e12) + empty))}
+    cycles = 8 * (8 * 4 * step.empty + computed * step.work + 8 * step.once)  # eight heads on each of two cores
+    assert found.kernels == {tower: pytest.approx(3 * cycles * 1.03 / 1.75e9)}
     assert found.waiting == pytest.approx(0)  # all rows are alike
+
+
+def test_packed_kernels_by_hand(step_of_a_kernel: Cycles):
+    """24 heads of 64, eight a step; the grid holds no step that computes nothing."""
+    place, step = parse_topology("v6e-4"), step_of_a_kernel
+    sizes = {"width": 64, "block": 512, "tile": 256, "heads": 8}
+    table, wide, thin = ("s32[64]",) * 3, "bf16[3072,2048]", "bf16[1536,2048]"
+    rows = statistics([(1024, 512)], [(1024, 512)], 2048, (1,))
+
+    def modelled(name: str, *operands: str, **settings: int) -> Timing:
+        kernel = Kernel(name, operands, json.dumps(settings), "vision attention")
+        return model_time(Program((Loop("body", 1, {}, (), (kernel,)),)), place, places(place), 4, rows)
+
+    forward = modelled("packed_fwd_spare", *table, wide, wide, thin, **sizes)
+    assert forward.kernels == {"vision": pytest.approx(3 * (6 * 3200 + 4 * 500) * 1.05 / 1.75e9)}
+    assert forward.kernel_flops == {"vision": pytest.approx(2 * 2 * 6 * 512**2 * 24 * 64)}
+    backward = modelled("packed_bwd_spare", *table, wide, wide, thin, thin, "f32[3,16,2048]", **sizes)
+    gradients = 24 * 64 * 2048 * (1 / 1024 / 1.75e9 + 4 / 1.64e12)
+    assert backward.kernels == {"vision": pytest.approx(forward.kernels["vision"] + gradients)}
+    assert modelled("packed_fwd_exact", *table, wide, wide, thin, **sizes).kernels == {"vision": 0}
+    widened = modelled("packed_widen_keys", thin, "f32[32,2048]", width=64, block=512)
+    assert widened.kernels == {"vision": pytest.approx(4 * 6 * step.computed * 1.05 / 1.75e9)}
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
@@ -162,7 +192,7 @@ def test_grouping_never_makes_devices_wait_longer(costs: list[int], rows: int, h
     assert 0.8 * mean <= grouped <= 1.1 * apart
 
 
-def test_waiting_by_hand():
+def test_waiting_by_hand(step_of_a_kernel: Cycles):
     """A row of one long segment beside a row of two: with 64 devices some have the long one, at 4 : 2 blocks."""
     place = parse_topology("v5p-128")
     kernel = Kernel("splash_mha_fwd", ("s32[1,2,2]", "s32[1,2,2]", "bf16[16,1024,128]"), SETTINGS, "vision attention")
@@ -170,11 +200,12 @@ def test_waiting_by_hand():
     program = Program((Loop("body", 1, {}, (), (kernel,)),))
 
     def model(steps: int) -> Timing:
-        return model_time(program, place, places(place), 64, statistics(rows, rows, 1024, (4, 2), steps), 0.5)
+        return model_time(program, place, places(place), 64, statistics(rows, rows, 1024, (4, 2), steps))
 
     found = model(1)
-    block = 4 * 512**2 * 16 * 128 / (0.5 * 459e12)
-    assert found.kernels["vision"] == pytest.approx(3 * block + 16 * EMPTY_STEP_SECONDS)
-    assert found.waiting == pytest.approx(block - 16 * EMPTY_STEP_SECONDS)
+    block = 8 * step_of_a_kernel.work * 1.03 / 1.75e9
+    others = 8 * (4 * step_of_a_kernel.empty + 2 * step_of_a_kernel.once) * 1.03 / 1.75e9
+    assert found.kernels["vision"] == pytest.approx(3 * block + others)
+    assert found.waiting == pytest.approx(block)
     assert found.step == pytest.approx(found.work + found.waiting)
     assert model(16).waiting < found.waiting / 2

@@ -23,7 +23,7 @@ from navil_jax.sharding import constrain, partition_spec, shards
 
 VMEM_MIB = {"TPU v4": 15, "TPU v5 lite": 100, "TPU v6 lite": 100}  # that a kernel may take; others: OTHER_VMEM_MIB
 OTHER_VMEM_MIB = 58
-Weights = nnx.State  # of a projection: kernel, bias and factors of an update where it has them
+Weights = dict[str, Array]  # of a projection: kernel, bias and factors of an update where it has them
 
 
 class Segments(NamedTuple):
@@ -45,9 +45,9 @@ def make_segments(
     if shape is None:
         return Segments(ids, None)
 
-    def local(ids: jax.Array, *rotation: jax.Array) -> encoder.Inputs:
-        ids, *rotation = (_padded(x, shape.row) for x in (ids, *rotation))
-        inputs = encoder.make_inputs(ids, tuple(rotation), shape.block, longest)
+    def local(ids: jax.Array, cos: jax.Array, sin: jax.Array) -> encoder.Inputs:
+        ids, cos, sin = (_padded(x, shape.row) for x in (ids, cos, sin))
+        inputs = encoder.make_inputs(ids, (cos, sin), shape.block, longest)
         return jax.tree.map(lambda x: x[None], inputs)
 
     rows, features = partition_spec(("batch", "positions")), partition_spec(("batch", "positions", None))
@@ -80,18 +80,18 @@ def encoder_attention(
       longest: as `make_segments` got it.
     """
 
-    def plain(x: jax.Array, qkv: Weights, proj: Weights, *_: Any) -> jax.Array:
-        q, k, v = jnp.moveaxis(nnx.merge(qkv_graph, qkv)(x), 2, 0)
+    def plain(x: jax.Array, *_: Any) -> jax.Array:
+        q, k, v = jnp.moveaxis(qkv(x), 2, 0)
         q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
         out = attention(q, k, v, segments.ids, causal=False, backend=config.attention, longest=longest)
-        return nnx.merge(proj_graph, proj)(constrain(out, "batch", "patches", "vision_heads", "head_dim"))
+        return proj(constrain(out, "batch", "patches", "vision_heads", "head_dim"))
 
-    (qkv_graph, qkv_weights), (proj_graph, proj_weights) = nnx.split(qkv), nnx.split(proj)
     shape = kernel_shape(config, x.shape[1])
     if shape is None or segments.inputs is None:
-        return plain(x, qkv_weights, proj_weights)
+        return plain(x)
+    weights = (nnx.to_pure_dict(nnx.state(layer)) for layer in (qkv, proj))
     packed = functools.partial(packed_attention, config=config, shape=shape)
-    return jax.lax.platform_dependent(x, qkv_weights, proj_weights, segments.inputs, tpu=packed, default=plain)
+    return jax.lax.platform_dependent(x, *weights, segments.inputs, tpu=packed, default=plain)
 
 
 def packed_attention(
@@ -117,12 +117,12 @@ def packed_attention(
         return jax.lax.optimization_barrier(own.reshape(*own.shape[:-2], -1))  # else XLA folds it into a gradient
 
     def projected(part: int) -> jax.Array:
-        y = to_turned(x, of_part(part, qkv["kernel"][...]))
+        y = to_turned(x, of_part(part, qkv["kernel"]))
         if "bias" in qkv:
-            y = (y.astype(jnp.float32) + of_part(part, qkv["bias"][...])[:, None, None]).astype(y.dtype)
+            y = (y.astype(jnp.float32) + of_part(part, qkv["bias"])[:, None, None]).astype(y.dtype)
         if A in qkv:
-            low = product(x, qkv[A][...], 1)
-            y = y + config.lora_scale * to_turned(low, of_part(part, qkv[B][...]))
+            low = product(x, qkv[A], 1)
+            y = y + config.lora_scale * to_turned(low, of_part(part, qkv[B]))
         return constrain(y, *turned)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, inputs: encoder.Inputs) -> jax.Array:
@@ -137,25 +137,29 @@ def packed_attention(
 
     run = _on_devices(local, (spec, spec, spec, partition_spec(("batch",))), spec)
     out = constrain(run(*map(projected, range(3)), inputs), *turned)
-    y = from_turned(out, of_heads(proj["kernel"][...]))
-    y = (y.astype(jnp.float32) + proj["bias"][...].astype(jnp.float32)).astype(y.dtype)
+    y = from_turned(out, of_heads(proj["kernel"]))
+    y = (y.astype(jnp.float32) + proj["bias"].astype(jnp.float32)).astype(y.dtype)
     if A in proj:
-        y = y + config.lora_scale * product(from_turned(out, of_heads(proj[A][...])), proj[B][...], 1)
+        y = y + config.lora_scale * product(from_turned(out, of_heads(proj[A])), proj[B], 1)
     return y
 
 
 def kernel_shape(config: ModelConfig, length: int) -> encoder.Shape | None:
     """How the kernels divide rows of `length` patches on the mesh in scope; None where they do not serve."""
     vision = config.encoder
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    vmem = VMEM_MIB.get(device.device_kind if device is not None else "", OTHER_VMEM_MIB) * 2**20
     if config.attention != "auto" or config.compute_dtype != "bfloat16" or vision.head_dim not in encoder.WIDTHS:
         return None
     block = encoder.block_size(length)
-    shape = encoder.Shape(vision.head_dim, -(-length // block) * block, block, cores(), vmem)
+    shape = encoder.Shape(vision.head_dim, -(-length // block) * block, block, cores(), vmem_bytes())
     multiple = _multiple(shape)
     heads = -(-vision.num_heads // multiple) * multiple // shards("attention_heads")
     return shape if encoder.heads_per_step(shape, heads, backward=True) else None
+
+
+def vmem_bytes() -> int:
+    """What a kernel may take of VMEM on the devices of the mesh in scope."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return VMEM_MIB.get(device.device_kind if device is not None else "", OTHER_VMEM_MIB) * 2**20
 
 
 def _multiple(shape: encoder.Shape) -> int:

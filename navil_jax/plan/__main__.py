@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from navil_jax.config import Config, MeshConfig, validate
 from navil_jax.config.flags import parse
-from navil_jax.config.ranges import Amount, Axis, Count, PositiveShare, read_as
+from navil_jax.config.ranges import Amount, Axis, Count, read_as
 from navil_jax.console import markdown_table
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.paths import new_file
@@ -79,7 +79,7 @@ def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], 
             if not options.sweep:
                 print(report.text(plans[-1]), flush=True)
             if options.inference:
-                found = plan_inference(plans[-1].config, place, plans[-1].statistics, options.kernel_efficiency)
+                found = plan_inference(plans[-1].config, place, plans[-1].statistics)
                 print(report.inference_text(found, place), flush=True)
     if len(lines) > 1 or options.sweep:
         print(markdown_table(lines))
@@ -99,7 +99,6 @@ def _plan(config: Config, place: Slice, options: argparse.Namespace) -> "Plan":
         place,
         simulate(config, options.mixture),
         rows=options.batch,
-        efficiency=options.kernel_efficiency,
         effort=options.effort,
         search=not options.no_search,
         hlo=str(options.hlo or ""),
@@ -144,12 +143,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--mixture", choices=list(MIXTURES), default="captions", help="what the rows are taken to hold (docs/tpu.md)")
     add("--effort", choices=["full", "fast"], default="full", help="fast: only whether it fits")
     add("--no-search", action="store_true", help="does not look for the largest batch that fits")
-    add(
-        "--kernel-efficiency",
-        type=read_as(PositiveShare),
-        metavar="SHARE",
-        help="of the peak, that attention kernels are taken to reach",
-    )
     add("--shardings", action="store_true", help="prints how every parameter lies on the slice, and compiles nothing")
     add("--inference", action="store_true", help="also compiles prefill and decoding (navil_jax/generate/engine.py)")
     add("--json", type=new_file, metavar="FILE", help="writes all figures")

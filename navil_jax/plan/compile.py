@@ -90,7 +90,7 @@ def compile_for(
         raise UserError(f"the TPU compiler is missing; install it: pip install '{LIBTPU}' (no TPU is needed)")
     request = {"config": to_json(_relevant(config, rows)), "topology": place.name, "rows": rows, "task": task}
     request["shape"] = list(place.shape)
-    file = _cache_folder() / f"{_key(request, effort)}.json"
+    file = cache_folder() / f"{_key(request, effort)}.json"
     if file.is_file() and not hlo:
         answer = json.loads(file.read_text())
     else:
@@ -116,7 +116,8 @@ def _relevant(config: Config, rows: int) -> Config:
     return dataclasses.replace(config, data=data, workdir="", init_from="", resume_with="", init_model=False)
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where compiled plans and measured kernels are kept."""
     named = os.environ.get("NAVIL_PLAN_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(at_home(named)) if named else Path(home) / "navil_jax" / "plans"
@@ -138,7 +139,7 @@ def _ask(request: dict[str, Any], effort: Effort) -> dict[str, Any]:
         question, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
         question.write_text(json.dumps(request))
         command = [sys.executable, "-m", "navil_jax.plan.worker", str(question), str(answer)]
-        done = subprocess.run(command, env=_environment(effort), capture_output=True, text=True)
+        done = subprocess.run(command, env=compiler_environment(effort), capture_output=True, text=True)
         if done.returncode < 0:
             raise UserError(
                 f"the TPU compiler crashed (signal {-done.returncode}) on {request['task']} for {request['topology']}; "
@@ -149,7 +150,7 @@ def _ask(request: dict[str, Any], effort: Effort) -> dict[str, Any]:
         return json.loads(answer.read_text())
 
 
-def _environment(effort: Effort) -> dict[str, str]:
+def compiler_environment(effort: Effort) -> dict[str, str]:
     """This process's environment, made right for a TPU compiler without a TPU."""
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS" and not name.startswith("JAX_")}
     quiet = dict.fromkeys(("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"), "3")

@@ -29,7 +29,6 @@ class Plan:
     statistics: BatchStatistics
     timing: Timing | None  # None: it does not fit, or was compiled with too little effort to tell
     useful: dict[str, Flops]  # of a step
-    efficiency: float  # share of the peak that attention kernels are taken to reach
     largest_rows: int | None  # global rows that fit; 0: not even one per device; None: not searched
 
     @property
@@ -86,7 +85,6 @@ def make_plan(
     place: Slice,
     statistics: BatchStatistics,
     rows: int | None = None,
-    efficiency: float | None = None,
     effort: Effort = "full",
     search: bool = True,
     hlo: str = "",
@@ -95,7 +93,6 @@ def make_plan(
 
     Args:
       rows: of the global batch; None: config.data.rows; 0: the most that fit.
-      efficiency: share of the peak that attention kernels reach; None: what is assumed of this kind of TPU.
       effort: fast: memory only.
       search: whether to look for the largest batch that fits.
 
@@ -118,13 +115,13 @@ def make_plan(
     compiled = compile_for(config, place, rows, effort=effort, hlo=hlo)
     if search and largest is None:
         largest = largest_rows(config, place, shards)
-    timing, share = None, efficiency or place.generation.kernel_efficiency
+    timing = None
     if compiled.program and effort == "full" and compiled.total <= place.generation.hbm:
-        timing = model_time(compiled.program, place, compiled.devices, _groups(compiled), statistics, share)
+        timing = model_time(compiled.program, place, compiled.devices, _groups(compiled), statistics)
     trainable, _ = split_trainable(config.optimizer, model_params.shapes(config.model))
     trained = set(model_params.flatten(trainable))
     useful = useful_flops(config.model, statistics.counts.scaled(rows), trained)
-    return Plan(config, place, rows, compiled, statistics, timing, useful, share, largest)
+    return Plan(config, place, rows, compiled, statistics, timing, useful, largest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +134,7 @@ class Inference:
     timing: Timing | None
 
 
-def plan_inference(
-    config: Config, place: Slice, statistics: BatchStatistics, efficiency: float | None
-) -> list[Inference]:
+def plan_inference(config: Config, place: Slice, statistics: BatchStatistics) -> list[Inference]:
     """Compiles the two programs of `inference.engine` for a slice.
 
     Raises:
@@ -151,8 +146,7 @@ def plan_inference(
         compiled = compile_for(config, place, rows, task)
         timing = None
         if compiled.program and compiled.total <= place.generation.hbm:
-            share = efficiency or place.generation.kernel_efficiency
-            timing = model_time(compiled.program, place, compiled.devices, _groups(compiled), statistics, share)
+            timing = model_time(compiled.program, place, compiled.devices, _groups(compiled), statistics)
         found.append(Inference(task, rows, compiled, timing))
     return found
 
@@ -255,7 +249,6 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "compile_seconds": compiled.seconds,
         "compile_host_bytes": compiled.host_bytes,
         "effort": compiled.effort,
-        "kernel_efficiency": plan.efficiency,
         "peak_flops_of_a_device": plan.place.generation.peak,
         "useful_flops": {part: flops._asdict() for part, flops in plan.useful.items()},
         "row": dataclasses.asdict(statistics.counts) | {"samples": statistics.samples, "fill": statistics.fill},

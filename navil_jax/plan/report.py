@@ -179,8 +179,8 @@ def _sources(plan: Plan) -> str:
     return (
         f"From the TPU compiler: memory, cycles outside of kernels, which collectives (compiled in "
         f"{compiled.seconds:.0f} s, {compiled.host_bytes / GIB:.1f} GiB of host memory).\n"
-        f"From a model: attention kernels at {plan.efficiency:.0%} of peak with heads of 128, "
-        f"collectives at {generation.link / 1e9:g} GB/s a link and direction; the rows' contents.\n"
+        f"From the compiler's schedules: cycles of attention kernels (static, times {generation.kernel_factor:g}).\n"
+        f"From a model: collectives at {generation.link / 1e9:g} GB/s a link and direction; the rows' contents.\n"
         "Left out: the host (reading data, start-up, checkpoints, evaluation), contention on the network, slow or lost "
         "chips. Nothing of it was run on a TPU."
     )

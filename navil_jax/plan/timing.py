@@ -2,8 +2,8 @@
 
 Three sources, told apart in every report:
   compiler  cycles of fusions and copies (its estimate, at the chip's clock)
-  model     attention kernels: FLOPs of the blocks that they compute, at a stated share of the peak, as the compiler
-            says nothing of their inside
+  schedule  attention kernels: the cycles that the compiler schedules for a step of their grid (`plan/kernels.py`),
+            times the steps that simulated rows need, times measured over static time
   model     collectives: bytes over the links between the devices of a group, rings and lines of the slice's torus
 Collectives that the compiler runs beside other work are taken to be hidden as far as the work of their own loop goes.
 Devices meet in collectives in every layer, so that in each tower all of them wait for the one whose rows hold the most
@@ -12,26 +12,23 @@ Left out: the host, contention with other jobs on the network between slices, an
 """
 
 import dataclasses
-import json
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from navil_jax.model.kernels.flash import LANES
+from navil_jax.model.kernels.spare_rows import ROWS
 from navil_jax.plan.hlo import Collective, Kernel, Loop, Program
+from navil_jax.plan.kernels import PRODUCTS, case_of, cycles
 from navil_jax.plan.statistics import BatchStatistics, executed_pairs
-from navil_jax.plan.topology import Slice
+from navil_jax.plan.topology import Generation, Slice
 
 HOP_SECONDS = 1e-6  # of a message from chip to chip
-EMPTY_STEP_SECONDS = 0.35e-6  # of a grid step of a kernel that computes nothing
 DRAWS = 200  # of rows for all devices, to find the heaviest one
-LANES = 128  # a smaller head fills the matrix unit only in part
-
-# A splash kernel -> products of its inside, each 2 FLOPs per pair, head and feature.
-_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+REGISTER = 1024  # numbers that are written in a cycle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +67,6 @@ def model_time(
     devices: Sequence[Sequence[int]],
     groups: int,
     statistics: BatchStatistics | None,
-    efficiency: float,
 ) -> Timing:
     """Models a step.
 
@@ -79,7 +75,6 @@ def model_time(
       devices: of every place in the mesh: the device's x, y, z, core and slice.
       groups: of devices that each have rows of their own.
       statistics: what the rows hold; None: kernels take every block.
-      efficiency: share of the peak that attention kernels reach with heads of 128.
     """
     compute: dict[str, float] = defaultdict(float)
     kernels: dict[str, float] = defaultdict(float)
@@ -92,12 +87,12 @@ def model_time(
     rows: dict[str, int] = {}
     exposed = 0.0
     for loop in program.loops:
-        for label, cycles in loop.cycles.items():
-            compute[label] += loop.runs * cycles / place.generation.clock
+        for label, estimate in loop.cycles.items():
+            compute[label] += loop.runs * estimate / place.generation.clock
         inside = 0.0
         for kernel in loop.kernels:
             tower = kernel.label.split(" ")[0]
-            cost = _kernel_cost(kernel, place, statistics, efficiency)
+            cost = _kernel_cost(kernel, place.generation, statistics)
             flops[tower] += loop.runs * cost.flops
             by_row[tower] = by_row.get(tower, 0.0) + loop.runs * cost.by_row
             kernels[tower] += loop.runs * cost.seconds
@@ -215,44 +210,49 @@ class _KernelCost(NamedTuple):
         return self.rows * float(self.by_row.mean())
 
 
-def _kernel_cost(kernel: Kernel, place: Slice, statistics: BatchStatistics | None, efficiency: float) -> _KernelCost:
-    products = next((count for word, count in _PRODUCTS.items() if f"_{word}" in kernel.name), 0)
-    shapes = [_ARRAY.fullmatch(operand) for operand in kernel.operands]
-    grids, queries = (
-        [_sizes(shape) for shape in shapes if shape and (shape[1][0] == "s") == table] for table in (True, False)
-    )
-    if not products or not grids or not queries:
+def _kernel_cost(kernel: Kernel, generation: Generation, statistics: BatchStatistics | None) -> _KernelCost:
+    case = case_of(kernel)
+    if case is None or kernel.name.endswith("_exact"):  # the exact way runs only where scores leave their range
         return _KernelCost(0.0, np.zeros(1), 1, 0.0)
-    heads, places, features = queries[0]
-    settings = json.loads(kernel.settings) if kernel.settings else {}
-    suffix = {"fwd": "", "dq": "_dq", "dkv": "_dkv"}[next(word for word in _PRODUCTS if f"_{word}" in kernel.name)]
-    block_q, block_kv = settings.get(f"block_q{suffix}", 512), settings.get(f"block_kv{suffix}", 512)
-    rows, pairs, needed = _pairs(kernel, statistics, places, block_q, block_kv)
-    work = 2.0 * products * pairs * heads * features
-    passed = math.prod(grids[0]) / rows - pairs / (block_q * block_kv)
-    share = efficiency * min(1.0, features / LANES)
-    seconds = work / (place.generation.peak * share) + heads * np.maximum(passed, 0.0) * EMPTY_STEP_SECONDS
-    return _KernelCost(rows * float(work.mean()), seconds, rows, float(pairs.mean()) / needed if needed else 0.0)
+    step = cycles(case, generation.name)
+    arrays = [sizes for shape in kernel.operands if shape[0] != "s" and len(sizes := _sizes(shape)) > 1]
+    if case.name not in PRODUCTS:  # on every register of heads, at every position
+        rows, length = arrays[0]
+        steps = -(-rows // ROWS) * (length // case.block)
+        found = np.array([steps * step.computed / generation.cores / generation.clock * generation.kernel_factor])
+        return _KernelCost(0.0, found, 1, 0.0)
+    packed = case.name.startswith("packed")
+    heads, length = (arrays[0][0] // LANES, arrays[0][1]) if packed else (math.prod(arrays[0][:-2]), arrays[0][-2])
+    rows, pairs, needed = _pairs(kernel, statistics, length, case.block)
+    blocks, computed = length / rows / case.block, pairs / case.block**2
+    groups = math.ceil(heads / case.heads / generation.cores)
+    if packed:
+        taken = computed * step.computed + blocks * step.once
+    else:
+        visited = math.prod(_sizes(next(shape for shape in kernel.operands if shape[0] == "s")))
+        taken = np.maximum(visited / rows, computed) * step.empty + computed * step.work + blocks * step.once
+    taken = taken * groups * generation.kernel_factor / generation.clock
+    if case.name == "packed_bwd":  # gradients of a row's queries are zeroed, and copied to HBM
+        numbers = case.heads * case.width * length / rows
+        copying = 4 * generation.cores / generation.bandwidth
+        taken = taken + groups * numbers * (1 / REGISTER / generation.clock + copying)
+    flops = 2.0 * PRODUCTS[case.name] * float(pairs.mean()) * heads * case.width
+    return _KernelCost(rows * flops, taken, rows, float(pairs.mean()) / needed if needed else 0.0)
 
 
-_ARRAY = re.compile(r"([a-z]\w*)\[(\d+,\d+,\d+(?:,\d+)?)\]")  # with three dimensions, or heads in groups
-
-
-def _sizes(shape: re.Match[str]) -> tuple[int, int, int]:
-    """The three dimensions of an array, those of groups of heads as one."""
-    *heads, rows, columns = (int(size) for size in shape[2].split(","))
-    return math.prod(heads), rows, columns
+def _sizes(shape: str) -> tuple[int, ...]:
+    """Example: bf16[16,8192,128] -> 16 8192 128"""
+    return tuple(int(size) for size in shape.partition("[")[2].rstrip("]").split(",") if size)
 
 
 def _pairs(
-    kernel: Kernel, statistics: BatchStatistics | None, places: int, block_q: int, block_kv: int
+    kernel: Kernel, statistics: BatchStatistics | None, length: int, block: int
 ) -> tuple[int, np.ndarray, float]:
     """Rows of a device, pairs that the kernel computes for each head in each simulated row, and the mean of needed."""
     if statistics is None:
-        return 1, np.array([float(places) ** 2]), 0.0
+        return 1, np.array([float(length) ** 2]), 0.0
     causal = not kernel.label.startswith("vision")
     lengths = statistics.token_lengths if causal else statistics.patch_lengths
     slots = statistics.token_slots if causal else statistics.patch_slots
     needed = statistics.counts.token_pairs if causal else statistics.counts.patch_pairs
-    rows = places // (-(-slots // block_q) * block_q)
-    return rows, executed_pairs(lengths, slots, block_q, block_kv, causal), needed
+    return length // (-(-slots // block) * block), executed_pairs(lengths, slots, block, block, causal), needed

@@ -30,18 +30,24 @@ class Generation:
     clock: float  # Hz
     link: float  # bytes/s of one ICI link in one direction
     dcn: float  # bytes/s of a chip to other slices
-    kernel_efficiency: float  # share of the peak that the attention kernels are assumed to reach
+    bandwidth: float  # bytes/s of a device's HBM
+    cores: int  # of a device
+    kernel_factor: float  # measured over static time of kernels, at this clock (sources: docs/tpu.md)
     chip_config: str = "default"  # v4: megacore joins the two cores of a chip to one device, as JAX has them
 
 
 GIB = 2**30
 GENERATIONS = (
-    Generation("v4", "v4", (), 3, 2, 1, 275e12, 30.75 * GIB, 1.05e9, 50e9, 3.125e9, 0.5, "megacore"),
-    Generation("v5e", "v5e", ("v5litepod", "v5lite"), 2, 1, 1, 197e12, 15.75 * GIB, 1.5e9, 50e9, 3.125e9, 0.5),
-    Generation("v5p", "v5p", ("v5",), 3, 2, 1, 459e12, 95.74 * GIB, 1.75e9, 100e9, 6.25e9, 0.5),
-    Generation("v6e", "v6e", ("v6", "trillium"), 2, 1, 1, 918e12, 31.25 * GIB, 1.75e9, 100e9, 12.5e9, 0.5),
+    Generation("v4", "v4", (), 3, 2, 1, 275e12, 30.75 * GIB, 1.05e9, 50e9, 3.125e9, 1.2e12, 2, 1.03, "megacore"),
     Generation(
-        "tpu7x", "tpu7x", ("v7x", "tpu7", "ironwood"), 3, 2, 2, 1153.5e12, 94.75 * GIB, 1.9e9, 100e9, 12.5e9, 0.5
+        *("v5e", "v5e", ("v5litepod", "v5lite"), 2, 1, 1, 197e12, 15.75 * GIB, 1.5e9),
+        *(50e9, 3.125e9, 0.82e12, 1, 1.03),
+    ),
+    Generation("v5p", "v5p", ("v5",), 3, 2, 1, 459e12, 95.74 * GIB, 1.75e9, 100e9, 6.25e9, 2.765e12, 2, 1.03),
+    Generation("v6e", "v6e", ("v6", "trillium"), 2, 1, 1, 918e12, 31.25 * GIB, 1.75e9, 100e9, 12.5e9, 1.64e12, 1, 1.05),
+    Generation(
+        *("tpu7x", "tpu7x", ("v7x", "tpu7", "ironwood"), 3, 2, 2, 1153.5e12, 94.75 * GIB, 1.9e9),
+        *(100e9, 12.5e9, 3.69e12, 1, 1.02),
     ),
 )
 _LARGEST_CUBE = (16, 16, 24)  # chips; the largest 3-D slice, and the most of each side

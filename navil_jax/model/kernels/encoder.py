@@ -1,4 +1,4 @@
-"""Bidirectional attention inside segments for heads of 32 or 64 features: rotation, kernels, gradients in one function."""
+"""The encoder's attention on TPUs as one function: rotation, kernels and gradients, for heads of 32 or 64 features."""
 
 import functools
 import math
@@ -109,8 +109,11 @@ def _backward(shape: Shape, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
         interpret=shape.interpret,
     )
     of_q, of_k, of_v = jax.lax.cond(fits, run, lambda: run(inputs.segment_ids))
-    narrow = functools.partial(spare_rows.narrow, cos=inputs.cos, sin=inputs.sin, dtype=q.dtype, **options)
-    return narrow(of_q, scale=shape.width**-0.5), narrow(of_k, scale=math.log(2)), of_v, None
+    of_q, of_k = (
+        spare_rows.narrow(of, inputs.cos, inputs.sin, scale=scale, dtype=q.dtype, **options)
+        for of, scale in ((of_q, shape.width**-0.5), (of_k, math.log(2)))
+    )
+    return of_q, of_k, of_v, None
 
 
 attend.defvjp(_forward, _backward)
@@ -123,8 +126,8 @@ def _widened(q: jax.Array, k: jax.Array, inputs: Inputs, shape: Shape) -> tuple[
     """
     rotation = inputs.cos, inputs.sin, spare_rows.code(inputs.segment_ids, q.dtype)
     widen = functools.partial(spare_rows.widen, block=shape.block, interpret=shape.interpret)
-    wide_k, norms = widen(k, *rotation, None, scale=1.0)
-    wide_q, bounds = widen(q, *rotation, norms.max(1), scale=shape.width**-0.5 * math.log2(math.e))
+    wide_k, norms = widen(k, *rotation, limits=None, scale=1.0)
+    wide_q, bounds = widen(q, *rotation, limits=norms.max(1), scale=shape.width**-0.5 * math.log2(math.e))
     return wide_q, wide_k, bounds.max() <= spare_rows.MOST_BOUND
 
 

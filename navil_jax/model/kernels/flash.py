@@ -1,10 +1,10 @@
 """Flash attention, forward and backward, over a list of pairs of blocks.
 
 A grid step computes one pair of blocks for several heads. All arrays are turned, features by positions, as the compiler
-likes to lay out activations whose width is no multiple of a register's 128 lanes. Scores stand as [keys, queries]: sums and
-maxima run over sublanes, in the vector units, and values stream through probabilities that the matrix unit holds, so that
-heads of 64 features fill it. Stages of neighbouring tiles stand side by side in the program, as the compiler does not look
-far ahead.
+likes to lay out activations whose width is no multiple of a register's 128 lanes. Scores stand as [keys, queries]:
+sums and maxima run over sublanes, in the vector units, and values stream through probabilities that the matrix unit
+holds, so that heads of 64 features fill it. Stages of neighbouring tiles stand side by side in the program, as the
+compiler does not look far ahead.
 
 A head of a query or key has LANES rows, a head of a value `width`. Two ways to mask and to keep powers of two in range:
   spare rows  of queries and keys hold both (`spare_rows.py`): scores arrive masked and shifted, nothing is done here
@@ -12,6 +12,7 @@ A head of a query or key has LANES rows, a head of a value `width`. Two ways to 
 """
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ def forward(
         ],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(heads // per, pairs.count),
+            grid=(heads // per, pairs.used),
             in_specs=[
                 _turned(0, per * LANES, blocks),
                 _turned(1, per * LANES, blocks),
@@ -138,6 +139,7 @@ def forward(
         ),
         compiler_params=_compiler_params(blocks),
         name=f"packed_fwd_{'exact' if exact else 'spare'}",
+        metadata=settings(width=width, block=blocks.block, tile=blocks.tile, heads=per),
         interpret=interpret,
     )(*pairs[:3], q, k, v, *tables)
 
@@ -167,7 +169,7 @@ def backward(
     Returns:
       Gradients of queries and keys but for a factor ln 2, which the base of the powers brings; and of values.
     """
-    length, heads, per, block = q.shape[1], q.shape[0] // LANES, blocks.heads, blocks.block
+    heads, per, block = q.shape[0] // LANES, blocks.heads, blocks.block
     exact, dtype = segment_ids is not None, q.dtype
 
     def kernel(query_ref: Any, key_ref: Any, flags_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
@@ -237,7 +239,7 @@ def backward(
         ],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(heads // per, pairs.count),
+            grid=(heads // per, pairs.used),
             in_specs=[
                 _turned(0, per * LANES, blocks),
                 by_key(per * LANES),
@@ -256,8 +258,14 @@ def backward(
         ),
         compiler_params=_compiler_params(blocks),
         name=f"packed_bwd_{'exact' if exact else 'spare'}",
+        metadata=settings(width=width, block=block, tile=blocks.tile, heads=per),
         interpret=interpret,
     )(*pairs[:3], q, k, v, gradient, sums, *tables)
+
+
+def settings(**sizes: int) -> dict[str, str]:
+    """What a kernel says of itself in the compiled program and in profiles."""
+    return {"xprof_metadata": json.dumps(sizes)}
 
 
 def _side_by_side(blocks: Blocks, *stages: Callable[..., Any]) -> None:

@@ -12,12 +12,12 @@ FIRST, LAST, PARTIAL = 1, 2, 4  # first or last pair of its block; some of its q
 
 
 class Pairs(NamedTuple):
-    """Pairs of a query block and a key block, and how many of them count."""
+    """Pairs of a query block and a key block."""
 
     query: Int32[Array, " N"]
     key: Int32[Array, " N"]
     flags: Int32[Array, " N"]
-    count: Int32[Array, ""]
+    used: Int32[Array, ""]  # of the places; the others hold nothing
 
 
 def needed_blocks(segment_ids: Int[AnyArray, "B S"], block: int, causal: bool) -> Bool[Array, "n n"]:
@@ -47,7 +47,12 @@ def _ranges(segment_ids: Int[AnyArray, "B S"], block: int) -> tuple[jax.Array, j
 
 
 def block_pairs(
-    segment_ids: Int[AnyArray, "B S"], block: int, *, causal: bool = False, by_key: bool = False, width: int | None = None
+    segment_ids: Int[AnyArray, "B S"],
+    block: int,
+    *,
+    causal: bool = False,
+    by_key: bool = False,
+    width: int | None = None,
 ) -> Pairs:
     """Lists the pairs of blocks, those of one query block (`by_key`: one key block) side by side.
 
@@ -57,7 +62,7 @@ def block_pairs(
 
     Example: ids 1 1 | 1 2 | 3 3 with block 2 -> (0, 0 first) (0, 1 last) (1, 0 first) (1, 1 last) (2, 2 first last)
     """
-    rows, length = segment_ids.shape
+    length = segment_ids.shape[1]
     needed = needed_blocks(segment_ids, block, causal)
     blocks = len(needed)
     first, last = _ranges(segment_ids, block)
@@ -75,4 +80,4 @@ def block_pairs(
         whole &= held != other
     flags = FIRST * begins + LAST * ends + PARTIAL * ~whole
     query, key = (other, held) if by_key else (held, other)
-    return Pairs(*(x.astype(jnp.int32) for x in (query, key, flags)), count)
+    return Pairs(query.astype(jnp.int32), key.astype(jnp.int32), flags.astype(jnp.int32), count)

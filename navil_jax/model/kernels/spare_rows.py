@@ -1,13 +1,13 @@
 """Rotates queries and keys, and puts below a head's features what masks scores and keeps their powers in range.
 
-The matrix unit sums over 128 products; a head of up to 64 features leaves half of them unused. At no cost for the vector
-units these carry
+The matrix unit sums over 128 products; a head of up to 64 features leaves half of them unused. At no cost for the
+vector units these carry
   the mask   a code of 16 signs for each segment: equal codes add 0 to a score, others -256 or less
-  the shift  of each query, less than an upper bound of its scores (its norm times the largest norm of a key) by ROOM: no
-             running maximum is needed as long as that bound is at most MOST_BOUND
+  the shift  of each query, less than an upper bound of its scores (its norm times the largest norm of a key) by ROOM:
+             no running maximum is needed as long as that bound is at most MOST_BOUND
 
-Example: a head of 64: rows 0-63 its features, 64-79 the code (times 128 in queries), 80 the constant of the mask, 81 the
-shift (1 in keys), 82-127 nothing.
+Example: a head of 64: rows 0-63 its features, 64-79 the code (times 128 in queries), 80 the constant of the mask, 81
+the shift (1 in keys), 82-127 nothing.
 """
 
 import functools
@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
-from navil_jax.model.kernels.flash import LANES
+from navil_jax.model.kernels.flash import LANES, settings
 
 CODE = 16  # signs of a segment's code
 STEP = 128.0  # a sign that differs adds -2 * STEP
@@ -58,12 +58,14 @@ def widen(
     per, queries = rows // width, limits is not None
     fill = LANES - width - CODE
 
-    def kernel(limit_ref: Any, x_ref: Any, cos_ref: Any, sin_ref: Any, signs_ref: Any, out_ref: Any, norm_ref: Any) -> None:
+    def kernel(limit_ref: Any, x_ref: Any, cos_ref: Any, sin_ref: Any, signs_ref: Any, *outputs: Any) -> None:
+        out_ref, norm_ref = outputs
         cos, sin = cos_ref[...] * scale, sin_ref[...] * scale
         code = signs_ref[...] * STEP if queries else signs_ref[...]
         row = jax.lax.broadcasted_iota(jnp.int32, (fill, block), 0)
         for head in range(per):
-            first, second = (x_ref[head * width + at : head * width + at + half].astype(jnp.float32) for at in (0, half))
+            start = head * width
+            first, second = (x_ref[start + at : start + at + half].astype(jnp.float32) for at in (0, half))
             first, second = first * cos - second * sin, second * cos + first * sin
             norm = jnp.sqrt(jnp.sum(first * first + second * second, axis=0, keepdims=True)) * SLACK
             if queries:
@@ -91,6 +93,7 @@ def widen(
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         name=f"packed_widen_{'queries' if queries else 'keys'}",
+        metadata=settings(width=width, block=block),
         interpret=interpret,
     )(jnp.ones(1) if limits is None else limits, x, cos, sin, signs)
     return wide, norms.reshape(-1, length)
@@ -129,6 +132,7 @@ def narrow(
         out_specs=tile((rows, block)),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         name="packed_narrow",
+        metadata=settings(width=2 * half, block=block),
         interpret=interpret,
     )(gradient, cos, sin)
 
@@ -155,6 +159,7 @@ def inner_products(
         out_specs=pl.BlockSpec((1, rows // width, block), lambda n, group: (group, 0, n)),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         name="packed_inner",
+        metadata=settings(width=width, block=block),
         interpret=interpret,
     )(x, y)
     return out.reshape(-1, length)
