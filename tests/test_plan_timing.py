@@ -108,7 +108,7 @@ def step_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> Cycles:
     [("decoder", "bf16[16,4096,128]"), ("vision", "bf16[16,4096,128]"), ("vision", "bf16[2,8,4096,128]")],
 )
 def test_splash_kernels_by_hand(name: str, products: int, tower: str, queries: str, step_of_a_kernel: Cycles):
-    """Rows of 2,048 positions in blocks of 512, two on a device; a segment of 1,024 and one of 512 positions."""
+    """Rows of 2,048 positions in blocks of 512, two on a device; segments of 1,024 and 512 positions."""
     place, step = parse_topology("v5p-8"), step_of_a_kernel
     kernel = Kernel(
         name,
