@@ -11,6 +11,7 @@ from navil_jax.config import Config, EvaluatorConfig
 from navil_jax.config.flags import load_config, parse
 from navil_jax.config.ranges import Amount, read_as
 from navil_jax.errors import UserError, report_user_errors
+from navil_jax.evaluate.score import score
 from navil_jax.paths import given_path, is_remote, new_folder
 
 ABOUT = """Scores a checkpoint on held-out samples, with the evaluators of its run or with others.
@@ -33,6 +34,8 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["score"]:
+        return score(argv[1:])
     _, options = _parse(argv, Config())
     return _evaluate(argv, options)
 
