@@ -29,11 +29,16 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "texts": lambda value: bool(value) and _are_texts(value),
     "texts, or []": _are_texts,
     "text or texts": lambda value: _is_text(value) or (bool(value) and _are_texts(value)),
+    "options": lambda value: _are_texts(value) or (isinstance(value, dict) and _are_texts([*value, *value.values()])),
     "object": lambda value: isinstance(value, dict),
     "rows": lambda value: isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value),
 }
 NAMES = {"text": "a text", "texts": "a list of texts", "number": "a number", "object": "an object"}
-NAMES |= {"rows": "a list of objects", "texts, or []": "a list of texts, maybe empty"}
+NAMES |= {
+    "options": "a list of texts, or letters and texts",
+    "rows": "a list of objects",
+    "texts, or []": "a list of texts, maybe empty",
+}
 ROW = {"index": "number", "answer": "text", "prediction": "text"}  # of a question with rotated options
 ROW_OPTIONAL = {"judge_replies": "texts, or []", **dict.fromkeys("ABCDEFGHI", "text")}
 

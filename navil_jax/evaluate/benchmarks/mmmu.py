@@ -3,7 +3,7 @@
 import ast
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from navil_jax.evaluate.benchmarks import choices
@@ -131,7 +131,7 @@ def open_is_right(prediction: str, answers: Sequence[str]) -> bool:
     return False
 
 
-def official_letter(prediction: str, options: Sequence[str], forms: Sequence[str]) -> str:
+def official_letter(prediction: str, options: Sequence[str] | Mapping[str, str], forms: Sequence[str]) -> str:
     """The letter that stands in brackets, else in one of the forms, else whose text is inside; the last of several.
 
     Returns:
@@ -173,7 +173,7 @@ def _internvl(line: Line) -> Score:
     if is_open(line):
         return float(open_is_right(line["prediction"], answers_of(line)))
     try:
-        options = letters([option.strip() for option in line["options"]])
+        options = {letter: option.strip() for letter, option in letters(line["options"]).items()}
         return float(choices.internvl(line["prediction"], options) in answers_of(line))
     except IndexError:
         return "error:IndexError"
@@ -208,7 +208,7 @@ PROTOCOLS = {
 MMMU = Benchmark(
     name="mmmu",
     primary=VLMEVALKIT[0],
-    keys={"id": "text", "question_type": "text", "options": "texts, or []", "answer": "text or texts"},
+    keys={"id": "text", "question_type": "text", "options": "options", "answer": "text or texts"},
     optional={"judge_replies": "texts, or []"},
     protocols=PROTOCOLS,
     totals=(*VLMEVALKIT, "internvl", "lmms_eval", "official"),

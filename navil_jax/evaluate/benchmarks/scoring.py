@@ -124,8 +124,10 @@ def overall(scores: Sequence[Score]) -> dict[str, float]:
     return {"Overall": numpy_percent(scores)}
 
 
-def letters(options: Sequence[str]) -> dict[str, str]:
-    """Example: ["cat", "dog"] -> {"A": "cat", "B": "dog"}"""
+def letters(options: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Example: ["cat", "dog"] -> {"A": "cat", "B": "dog"};  {"A": "cat", "C": "dog"}, as B is missing, stays"""
+    if isinstance(options, Mapping):
+        return dict(options)
     return {chr(ord("A") + number): option for number, option in enumerate(options)}
 
 

@@ -18,7 +18,7 @@ from navil_jax.evaluate.benchmarks.scoring import (
     plain,
 )
 
-KEYS = {"options": "texts", "answer": "text"}
+KEYS = {"options": "options", "answer": "text"}
 
 
 def _vlmevalkit(parse: choices.Parse) -> Protocol:
