@@ -100,7 +100,6 @@ def _benchmark(name: str, extras: Callable | None) -> Benchmark:
         protocols=protocols,
         totals=tuple(protocols),
         scale="0..100 (the servers and papers print ANLS x 100)",
-        headline=float,
         extras=extras,
     )
 

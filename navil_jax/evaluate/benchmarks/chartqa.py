@@ -80,5 +80,4 @@ CHARTQA = Benchmark(
     },
     totals=("vlmevalkit_2505", "vlmevalkit_head", "internvl", "lmms_eval"),
     scale="0..100",
-    headline=lambda total: total.get("mean_of_both", total["overall"]),
 )

@@ -134,7 +134,6 @@ def _benchmark(name: str) -> Benchmark:
         protocols=PROTOCOLS,
         totals=(*VLMEVALKIT, INTERNVL),
         scale="0..100 (report_acc prints 0..1)",
-        headline=lambda total: total["Overall"],
         expected=_expected,
         extras=_extras,
         aliases={"internvl": INTERNVL, "internvl_judge": f"{INTERNVL}_judge", "lmms_eval": "lmms_eval_static"},

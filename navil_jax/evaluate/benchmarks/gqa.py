@@ -64,5 +64,4 @@ GQA = Benchmark(
     },
     totals=("internvl", "vlmevalkit_2505", "vlmevalkit_head", "lmms_eval"),
     scale="0..100",
-    headline=lambda total: total["accuracy"],
 )

@@ -148,6 +148,5 @@ MATHVISTA = Benchmark(
     protocols=PROTOCOLS,
     totals=tuple(PROTOCOLS),
     scale="0..100",
-    headline=lambda total: total["Overall"]["acc"],
     aliases={"internvl": "internvl_mathvista", "official": "internvl_mathvista"},
 )

@@ -81,5 +81,4 @@ MME = Benchmark(
     },
     totals=("internvl", "vlmevalkit_2505", "vlmevalkit_head", "lmms_eval"),
     scale="per category acc + acc_plus, 0..200; sum 0..2800",
-    headline=lambda total: total["sum"],
 )

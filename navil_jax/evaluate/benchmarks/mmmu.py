@@ -213,6 +213,5 @@ MMMU = Benchmark(
     protocols=PROTOCOLS,
     totals=(*VLMEVALKIT, "internvl", "lmms_eval", "official"),
     scale="vlmevalkit 0..100; the others 0..1",
-    headline=lambda total: total["Overall"],
     expected=PROTOCOLS[f"{VLMEVALKIT[0]}_judge"].score,
 )

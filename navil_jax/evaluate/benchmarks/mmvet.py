@@ -108,5 +108,4 @@ MMVET = Benchmark(
     },
     totals=(*VLMEVALKIT, "official", "lmms_eval"),
     scale="0..100",
-    headline=lambda total: total["Overall"],
 )

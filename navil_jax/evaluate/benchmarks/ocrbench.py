@@ -76,6 +76,5 @@ OCRBENCH = Benchmark(
     },
     totals=("vlmevalkit_2505", "vlmevalkit_head", "lmms_eval"),
     scale="count of hits (the real set has 1000)",
-    headline=lambda total: total["Final Score"],
     extras=_extras,
 )

@@ -44,7 +44,6 @@ class Benchmark:
         near relative where the primary code raises.
       extras: further totals of a report, of lines and expected scores.
       aliases: other names of protocols.
-      headline: the number of a primary total that papers print, on the paper's scale.
       optional: as `keys`, for what may be missing or null.
       also: more `keys` that a line needs, as it has these.
     """
@@ -54,7 +53,6 @@ class Benchmark:
     keys: Mapping[str, str]
     protocols: Mapping[str, Protocol]
     scale: str
-    headline: Callable[[Any], float]
     expected: Scorer | None = None
     extras: Callable[[Sequence[Line], Sequence[Score]], dict[str, Any]] | None = None
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -75,18 +73,21 @@ class Benchmark:
 
 
 class Replies:
-    """What a judge answers to one question, call after call; the last answer repeats, and none is a judge that fails.
+    """What a judge answers to one question, call after call.
 
-    Attributes:
-      calls: how often it was asked.
+    Args:
+      replies: what it has said, of which the last answer repeats, and none is a judge that fails; or what asks it, from
+        the number of the call, from 1.
     """
 
-    def __init__(self, replies: Sequence[str]) -> None:
-        self._replies, self.calls = list(replies), 0
+    def __init__(self, replies: Sequence[str] | Callable[[int], str | None]) -> None:
+        self._replies, self._calls = replies, 0
 
     def __call__(self) -> str | None:
-        self.calls += 1
-        return self._replies[min(self.calls, len(self._replies)) - 1] if self._replies else None
+        self._calls += 1
+        if callable(self._replies):
+            return self._replies(self._calls)
+        return self._replies[min(self._calls, len(self._replies)) - 1] if self._replies else None
 
 
 def numbers(scores: Sequence[Score]) -> list[float]:
@@ -112,6 +113,21 @@ def grouped(lines: Sequence[Line], scores: Sequence[Score], key: Callable[[Line]
     for line, score in zip(lines, scores, strict=True):
         groups.setdefault(key(line), []).append(score)
     return groups
+
+
+_HEADLINES = ("mean_of_both", "Final Score", "sum", "Overall", "overall", "relaxed_overall", "accuracy", "total")
+
+
+def headline(total: Any) -> float:
+    """The number of a total that papers print: 0..100, of 2800 for MME, of 1000 for OCRBench."""
+    if not isinstance(total, Mapping):
+        return float(total)
+    if "final_over_1000" in total:
+        return float(total["final_over_1000"]) * 1000
+    found = total if "num" in total else total[next(key for key in _HEADLINES if key in total)]
+    if isinstance(found, Mapping):
+        return float(found["acc"]) * (100 if "num" in found else 1)  # with `num`, codes print shares
+    return float(found)
 
 
 def plain(compute: Callable[[Sequence[Score]], Any]) -> Total:

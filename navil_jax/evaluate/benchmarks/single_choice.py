@@ -59,7 +59,6 @@ AI2D = Benchmark(
     protocols={"internvl": _by_rule(_same_letter), **VLMEVALKIT, "lmms_eval": _by_rule(_lmms_ai2d)},
     totals=("internvl", *VLMEVALKIT, "lmms_eval"),
     scale="0..100",
-    headline=float,
 )
 
 
@@ -121,7 +120,6 @@ SCIENCEQA = Benchmark(
     },
     totals=("internvl", *VLMEVALKIT, "lmms_eval", "llava"),
     scale="0..100",
-    headline=float,
     expected=_expected,
     extras=_by_subject,
     optional={"subject": "text"},

@@ -135,7 +135,6 @@ TEXTVQA = Benchmark(
     },
     totals=("internvl", "vlmevalkit_2505", "vlmevalkit_head", "lmms_eval"),
     scale="0..100",
-    headline=float,
     expected=_expected,
     extras=_extras,
 )
