@@ -64,7 +64,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=read_as(Amount), default=0, metavar="N", help="of every source; 0: all (default)")
     add("--out", type=new_folder, metavar="DIR", help="folder for tables and pictures (default: WORKDIR/evaluate)")
     add("--benchmark", default="", metavar="NAME", help="of the paper, in the place of evaluators: docvqa, mme, ...")
-    add("--data", default="", type=given_path, metavar="PATH", help="file or folder with the benchmark's questions")
+    add("--data", type=given_path, metavar="PATH", help="file or folder with the benchmark's questions")
     add("--split", default="", metavar="NAME", help="of the benchmark (default: one whose answers are public)")
     add("--protocol", default="", metavar="P", help="whose prompts and scores: internvl, vlmevalkit, lmms_eval, ...")
     add("--limit", type=read_as(Amount), default=0, metavar="N", help="the first N questions; 0: all (default)")

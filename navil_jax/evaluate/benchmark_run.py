@@ -17,7 +17,7 @@ from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
 from navil_jax.errors import UserError
 from navil_jax.evaluate.answers import answer_all, first_questions, hash_of, lines_of
 from navil_jax.evaluate.benchmarks.catalogue import benchmark_named, protocol_of
-from navil_jax.evaluate.benchmarks.lines import report, scores_of
+from navil_jax.evaluate.benchmarks.lines import first_fault, report, scores_of
 from navil_jax.evaluate.benchmarks.scoring import RANDOM, Benchmark, headline
 from navil_jax.evaluate.cards import read_cards, shown, write_card
 from navil_jax.evaluate.journal import same_settings
@@ -74,7 +74,18 @@ def make_plan(options: argparse.Namespace) -> Plan:
     if not judge and protocol.endswith("_judge"):
         raise UserError(f"--protocol {protocol}: needs a judge; give --judge URL --judge-model NAME")
     questions = read_questions(benchmark.name, Path(options.data), options.split)
+    if not questions.layout.hidden:
+        _check_answers(benchmark, questions)
     return Plan(benchmark, protocol, questions, options.limit, judge)
+
+
+def _check_answers(benchmark: Benchmark, questions: Questions) -> None:
+    """Says before a model is asked what a scorer would miss."""
+    replies: dict[str, Any] = {"judge_replies": []} if benchmark.name in ALWAYS else {}
+    for line in lines_of(questions.records, {record.id: "" for record in questions.records}):
+        if fault := first_fault({**line, **replies}, benchmark):
+            files = ", ".join(map(str, questions.files))
+            raise UserError(f"{files}: question {line['id']}: {fault}; answers are needed for a score")
 
 
 def run_benchmark(options: argparse.Namespace, config_of: Callable[[Config], Config], out: Path) -> None:

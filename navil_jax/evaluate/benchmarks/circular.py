@@ -47,7 +47,7 @@ Resolve = Callable[[Line, str], str | None]
 
 
 def hit(line: Line, parse: choices.Parse, resolve: Resolve, clean: Callable[[Line], str], known: str) -> Score:
-    """1 if every row is right.
+    """1 if every row is right; rows that the parser does not read are resolved one by one, up to the first wrong one.
 
     Args:
       known: letters that may be options.
@@ -56,14 +56,13 @@ def hit(line: Line, parse: choices.Parse, resolve: Resolve, clean: Callable[[Lin
     found = [parse(answer, options_of(row, known)) for row, answer in answers]
     if any(letter and letter != row["answer"] for (row, _), letter in zip(answers, found, strict=True)):
         return 0.0
-    later = [
-        (row["answer"], resolve(row, answer))
-        for (row, answer), letter in zip(answers, found, strict=True)
-        if not letter
-    ]
-    if any(letter not in (truth, RANDOM) for truth, letter in later):
-        return 0.0
-    return RANDOM if any(letter == RANDOM for _, letter in later) else 1.0
+    by_chance = False
+    for (row, answer), letter in zip(answers, found, strict=True):
+        meant = letter or resolve(row, answer)
+        if meant not in (row["answer"], RANDOM):
+            return 0.0
+        by_chance |= meant == RANDOM
+    return RANDOM if by_chance else 1.0
 
 
 def _scorer(parse: choices.Parse, by: str, cleaned: bool = False, known: str = ALL) -> Protocol:
