@@ -159,6 +159,15 @@ def test_the_release_of_mme_is_read():
     assert all(shown(record.images[0]()) == shown(tsv[record.question].images[0]()) for record in found)
 
 
+def test_a_question_without_its_image_is_refused(tmp_path):
+    file = DATA / "gqa" / "hf" / "testdev_balanced_instructions" / "testdev-00000-of-00001.parquet"
+    shutil.copy(file, tmp_path)
+    with pytest.raises(
+        UserError, match="12 questions have no image, the first is 201000000; the images of GQA are a fol"
+    ):
+        read_questions("gqa", tmp_path / file.name)
+
+
 def test_answers_of_hidden_splits_are_missing():
     for name in ("docvqa", "infovqa", "mmbench"):
         for folder in ("tsv", "hf"):

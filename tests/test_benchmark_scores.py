@@ -16,7 +16,7 @@ from navil_jax.evaluate.__main__ import main
 from navil_jax.evaluate.benchmarks import choices
 from navil_jax.evaluate.benchmarks.anls import similarity
 from navil_jax.evaluate.benchmarks.catalogue import BENCHMARKS
-from navil_jax.evaluate.benchmarks.lines import read_lines, report, scores_of
+from navil_jax.evaluate.benchmarks.lines import first_fault, read_lines, report, scores_of
 from navil_jax.evaluate.benchmarks.mmmu import open_is_right
 from navil_jax.evaluate.benchmarks.mmvet import lmms_grade, official_grade, vlmevalkit_grade
 from navil_jax.evaluate.benchmarks.scoring import Replies, edit_distance
@@ -155,6 +155,7 @@ def test_what_the_command_cannot_do_is_one_line(arguments, said, capsys):
         ("A thing like that one here", ["x", "y"], "A", None),
         ("The answer is B. Not A", ["x", "y"], None, "B"),
         ("answer is aluminium", ["x", "y"], None, "A"),
+        ("the answer is d", ["x", "y"], None, None),
         ("B", ["x"], None, None),
         ("Z", ["x", "y"], "Z", "Z"),
         ("Failed to obtain answer via API", ["cat", "dog"], None, None),
@@ -229,6 +230,21 @@ def test_any_text_can_be_scored(prediction, name):
         changed = {**line, "prediction": prediction, **({"passes": rows} if rows else {})}
         found = [protocol.score(changed) for protocol in benchmark.protocols.values()]
         assert all(isinstance(score, str) or math.isnan(score) or 0 <= score <= 1 for score in found)
+
+
+VALUES = [None, True, 0, -1, math.nan, 10**400, "", "A", "[1, 2", "[" * 5000, [], ["x"], [1], {}, {"A": "x"}, {"A": 1}]
+
+
+@given(st.data(), st.sampled_from(sorted(BENCHMARKS)))
+def test_a_line_of_any_kind_is_scored_or_refused(data, name):
+    line = json.loads(json.dumps(data.draw(st.sampled_from(oracle(name)))))
+    changed = line["passes"][0] if "passes" in line and data.draw(st.booleans()) else line
+    changed[data.draw(st.sampled_from(sorted(changed)))] = data.draw(st.sampled_from(VALUES))
+    benchmark = BENCHMARKS[name]
+    fault = first_fault(line, benchmark)
+    found = [] if fault else [len(scores_of(benchmark, [line], protocol)) for protocol in (None, *benchmark.protocols)]
+    assert fault is None or (len(fault.splitlines()) == 1 and len(fault) < 200)
+    assert set(found) <= {1}
 
 
 def test_the_folder_holds_all_benchmarks_of_the_paper():

@@ -25,9 +25,13 @@ def similarity(prediction: str, answers: Sequence[str]) -> float:
     prediction count.
     """
 
+    said = _plain(prediction)
+
     def distance(answer: str) -> float:
-        longest = max(len(answer.upper()), len(prediction.upper()))
-        return edit_distance(_plain(answer), _plain(prediction)) / longest if longest else 0.0
+        longest, meant = max(len(answer.upper()), len(prediction.upper())), _plain(answer)
+        if abs(len(meant) - len(said)) > longest * (1 - THRESHOLD):
+            return 1.0  # too far, whatever the letters are
+        return edit_distance(meant, said) / longest if longest else 0.0
 
     score = 1 - min(map(distance, answers))
     return score if score >= THRESHOLD else 0.0

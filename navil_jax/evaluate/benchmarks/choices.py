@@ -32,7 +32,8 @@ def vlmevalkit_head(answer: str, options: Mapping[str, str]) -> str | None:
     """VLMEvalKit of August 2026: the letter stands among the last four words, and long answers are not searched."""
     if letter := _lone_letter(answer, options, last=4):
         return letter
-    if (stated := _STATED.search(answer)) and not _is_refused(answer):
+    stated = _STATED.search(answer)
+    if stated and stated[1].upper() in options and not _is_refused(answer):
         return stated[1].upper()
     if len(answer.lower()) > 2 * sum(len(text) for text in options.values()):
         return None

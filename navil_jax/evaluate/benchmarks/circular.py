@@ -78,7 +78,7 @@ def _scorer(parse: choices.Parse, by: str, cleaned: bool = False, known: str = A
 
     def resolve(row: Line, answer: str) -> str | None:
         options = options_of(row, known)
-        if by == "judge" and "judge_replies" in row:
+        if by == "judge" and row.get("judge_replies") is not None:
             letter = choices.judged(answer, options, parse, Replies(row["judge_replies"]))
             return LMMS_DRAW if letter == RANDOM and parse is choices.lmms_eval else letter
         return choices.lmms_eval_static(answer, sorted(options)) if by == "static" else None

@@ -54,7 +54,7 @@ def answers_of(line: Line) -> list[str]:
     """
     answer = line["answer"]
     if isinstance(answer, str) and answer.startswith("["):
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             answer = ast.literal_eval(answer)
     return [str(one) for one in answer] if isinstance(answer, list) else [str(line["answer"])]
 
@@ -67,7 +67,7 @@ def _vlmevalkit(parse: choices.Parse, judge: bool) -> Protocol:
         answer = line["answer"] if isinstance(line["answer"], str) else str(line["answer"])
         options = letters([answer, OTHER] if is_open(line) else line["options"])
         truth = answer if re.fullmatch("[A-Z]", answer) else "A"
-        if judge and "judge_replies" in line:
+        if judge and line.get("judge_replies") is not None:
             found: str | None = choices.judged(line["prediction"], options, parse, Replies(line["judge_replies"]))
         else:
             found = parse(line["prediction"], options)

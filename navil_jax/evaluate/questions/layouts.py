@@ -133,6 +133,11 @@ def read_questions(benchmark: str, path: Path, split: str = "") -> Questions:
         seen.add(record.id)
     if not wanted:
         raise UserError(f"--data {path}: has no question of {benchmark}, split {split}")
+    if blind := [record.id for record in wanted if not record.images]:
+        more = (
+            f"; the images of GQA are a folder {GQA_IMAGES} beside that of the questions" if benchmark == "gqa" else ""
+        )
+        raise UserError(f"--data {path}: {len(blind):,} questions have no image, the first is {blind[0]}{more}")
     return Questions(benchmark, split, wanted, files, left_out)
 
 

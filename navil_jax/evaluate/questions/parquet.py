@@ -58,12 +58,18 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], Fetch]]:
         ]
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group, columns=[name for name in names if name not in images]).to_pylist()
-            paths = file.read_row_group(group, columns=[f"{name}.path" for name in images]).to_pylist()
+            paths = file.read_row_group(group, columns=_cheap(file, images)).to_pylist()
             for number, row in enumerate(rows):
                 there = {name: True for name in images if paths[number][name] is not None}
                 yield {**row, **there}, functools.partial(_image, path, group, number)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet: {error}") from None
+
+
+def _cheap(file: Any, images: Sequence[str]) -> list[str]:
+    """Columns that tell which rows have an image: without the bytes, where there is a path beside them."""
+    fields = {name: file.schema_arrow.field(name).type for name in images}
+    return [f"{name}.path" if kind.get_field_index("path") >= 0 else name for name, kind in fields.items()]
 
 
 @functools.lru_cache(maxsize=2)

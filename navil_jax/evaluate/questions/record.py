@@ -200,7 +200,7 @@ def make_record(
         options = {} if benchmark == "mathvista" else options_of(row)
     except KeyError as error:
         raise UserError(f"{where}: has no {error.args[0]}, which {benchmark} needs") from None
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f"{where}: cannot be read as a question of {benchmark}: {error}") from None
     return Record(
         id=row[key] if key else number,
