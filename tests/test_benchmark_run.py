@@ -20,8 +20,10 @@ from navil_jax.evaluate.__main__ import main
 from navil_jax.evaluate.answers import Ask
 from navil_jax.evaluate.benchmarks.catalogue import BENCHMARKS
 from navil_jax.evaluate.cards import read_cards, shown
+from navil_jax.evaluate.journal import Journal
 from navil_jax.evaluate.paper import AVERAGES, FIGURES, average
-from navil_jax.evaluate.questions.layouts import SPLITS
+from navil_jax.evaluate.questions.layouts import SPLITS, read_questions
+from navil_jax.evaluate.submissions import write_submission
 from navil_jax.generate.assistant import Assistant
 
 DATA = FOLDER / "benchmarks" / "data"
@@ -154,6 +156,13 @@ def test_damaged_answers_are_named_with_their_line(model, checkpoint, tmp_path, 
     assert "answers.jsonl: line 1: is damaged" in capsys.readouterr().err
 
 
+def test_two_commands_cannot_write_one_file(model, checkpoint, tmp_path, capsys):
+    with Journal(tmp_path / "gqa-testdev-internvl" / "answers.jsonl"):
+        assert run(checkpoint, tmp_path, "gqa") == 2
+    assert "answers.jsonl: another command writes there" in capsys.readouterr().err
+    assert run(checkpoint, tmp_path, "gqa") == 0
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
@@ -184,6 +193,19 @@ def test_mm_vet_is_submitted_by_names(model, checkpoint, tmp_path):
     assert run(checkpoint, tmp_path, "mmvet") == 0
     found = json.loads(next(tmp_path.glob("*/submission.json")).read_text())
     assert found == {f"v1_{number}": "A" for number in range(12)}
+
+
+def test_mmmu_is_submitted_as_letters_and_texts(tmp_path):
+    records = read_questions("mmmu", DATA / "mmmu" / "tsv").records[:4]
+    said = {record.id: answer for record, answer in zip(records, ["B. Bel", "both", "", "9 apples"], strict=True)}
+    path = write_submission("mmmu", "internvl", records, said, tmp_path)
+    assert path is not None
+    assert json.loads(path.read_text()) == {
+        "validation_Accounting_1": "B",
+        "validation_Art_1": "both",
+        "validation_Biology_1": "",
+        "validation_Math_1": "9 apples",
+    }
 
 
 # A judge behind an endpoint.

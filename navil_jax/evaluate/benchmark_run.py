@@ -94,6 +94,8 @@ def run_benchmark(options: argparse.Namespace, config_of: Callable[[Config], Con
     Args:
       config_of: the config with the flags of the command, from that of the checkpoint.
     """
+    if jax.process_count() > 1:
+        raise UserError("--benchmark: works in one process; evaluate the checkpoint on one host")
     plan = make_plan(options)
     for line in _told(plan):
         print(line, flush=True)

@@ -1,5 +1,6 @@
 """Journal: a file of JSON lines that grows by one for everything done, so that what was stopped goes on."""
 
+import fcntl
 import json
 from pathlib import Path
 from types import TracebackType
@@ -12,14 +13,20 @@ class Journal:
     """Entries by their `id`. A line that a stopped process left half written is dropped.
 
     Raises:
-      UserError: a whole line that is none of ours.
+      UserError: a whole line that is none of ours, or another process that writes there.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._entries: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if path.exists() else b""
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another command writes there; wait for its end, or give another --out") from None
+        self._file.seek(0)
+        content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
         for number, text in enumerate(whole.splitlines(), 1):
             try:
@@ -29,7 +36,6 @@ class Journal:
                 raise UserError(
                     f"{path}: line {number}: is damaged; remove the line, or the file to begin anew"
                 ) from None
-        self._file = path.open("ab")
         self._file.truncate(len(whole))
 
     def __enter__(self) -> "Journal":
