@@ -133,7 +133,7 @@ def test_what_is_answered_is_not_asked_again(model, checkpoint, tmp_path, capsys
 
 def test_more_questions_go_on_from_fewer(model, checkpoint, tmp_path):
     assert run(checkpoint, tmp_path, "ccbench", "--limit", "2") == 0
-    assert (len(model.asked), card_of(tmp_path, "ccbench")["questions"]) == (8, 8)
+    assert [len(model.asked), *(card_of(tmp_path, "ccbench")[key] for key in ("questions", "scored"))] == [8, 8, 2]
     assert run(checkpoint, tmp_path, "ccbench") == 0
     assert (len(model.asked), card_of(tmp_path, "ccbench")["limit"]) == (48, None)
 
@@ -146,6 +146,13 @@ def test_other_settings_need_another_folder(model, checkpoint, tmp_path, capsys)
     assert "give another --out" in error
     assert run(checkpoint, tmp_path, "gqa", "--protocol", "lmms_eval") == 0  # other prompts, other folder
     assert len(model.asked) == 24
+
+
+@pytest.mark.parametrize("flag", ["--config.steps=3", "--config.model.decoder.depth=3", "--config.data.rows=2"])
+def test_flags_without_an_effect_are_refused(flag, model, checkpoint, tmp_path, capsys):
+    assert run(checkpoint, tmp_path, "gqa", flag) == 2
+    assert "--config: beside --benchmark only config.images" in capsys.readouterr().err
+    assert run(checkpoint, tmp_path, "gqa", "--config.data.system_message=Be brief.") == 0
 
 
 def test_damaged_answers_are_named_with_their_line(model, checkpoint, tmp_path, capsys):

@@ -97,14 +97,10 @@ def run_benchmark(options: argparse.Namespace, config_of: Callable[[Config], Con
     if jax.process_count() > 1:
         raise UserError("--benchmark: works in one process; evaluate the checkpoint on one host")
     plan = make_plan(options)
-    for line in _told(plan):
-        print(line, flush=True)
+    print(_told(plan), flush=True)
     checkpoint = _checkpoint(options.checkpoint)
     assistant = load_assistant(options.checkpoint, make_mesh(MeshConfig()))
-    config = config_of(assistant.config)
-    if config.model != assistant.config.model:
-        raise UserError("--config.model: the model is that of the checkpoint; images and data may be set")
-    assistant = dataclasses.replace(assistant, config=config)
+    assistant = dataclasses.replace(assistant, config=_flagged(assistant.config, config_of))
     folder = out / f"{plan.benchmark.name}-{plan.questions.split}-{plan.style}"
     settings = _settings(plan, assistant, checkpoint)
     same_settings(folder / "settings.json", settings)
@@ -117,17 +113,30 @@ def run_benchmark(options: argparse.Namespace, config_of: Callable[[Config], Con
     if plan.questions.layout.hidden or plan.benchmark.name == "mmvet":
         path = write_submission(plan.benchmark.name, plan.style, records, answers, folder)
         print(f"for {WHERE[plan.benchmark.name]}: {path}", flush=True)
-    card = settings | _scored(plan, lines, folder) | _about(plan, records[0], len(records), checkpoint)
+    card = settings | _scored(plan, lines, folder) | _about(plan, records, checkpoint) | {"scored": len(lines)}
     path = write_card(folder, card)
     print(shown(read_cards(out), checkpoint["sha256"]), flush=True)
     print(f"answers, scores and card: {path}")
 
 
-def _told(plan: Plan) -> list[str]:
+def _flagged(own: Config, config_of: Callable[[Config], Config]) -> Config:
+    """The checkpoint's config with the flags of the command, which may change images and the prompt's frame."""
+    config = config_of(own)
+    said = config.data
+    data = dataclasses.replace(own.data, template=said.template, system_message=said.system_message)
+    if dataclasses.replace(own, images=config.images, data=data) != config:
+        raise UserError(
+            "--config: beside --benchmark only config.images, config.data.template and config.data.system_message "
+            "have an effect; leave others out"
+        )
+    return config
+
+
+def _told(plan: Plan) -> str:
     questions = plan.questions
     said = f"{plan.benchmark.name}, {questions.split}: {len(questions.records):,} questions"
     left_out = f"; left out: {questions.left_out}" if questions.left_out else ""
-    return [f"{said} of {', '.join(map(str, questions.files))}{left_out}"]
+    return f"{said} of {', '.join(map(str, questions.files))}{left_out}"
 
 
 def _checkpoint(name: str) -> dict[str, Any]:
@@ -185,17 +194,17 @@ def _scored(plan: Plan, lines: list[dict[str, Any]], folder: Path) -> dict[str, 
     return {"score": headline(total), "total": total, "drawn_by_chance": scores.count(RANDOM), "not_scored": None}
 
 
-def _about(plan: Plan, first: Record, asked: int, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _about(plan: Plan, records: list[Record], checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Where a score comes from."""
     judge = plan.judge
     return {
         "official": plan.questions.layout.official,
         "protocol": plan.protocol,
         "scale": plan.benchmark.scale,
-        "questions": asked,
+        "questions": len(records),
         "limit": plan.limit or None,
         "left_out": plan.questions.left_out or None,
-        "prompt_example": make_prompt(plan.benchmark.name, plan.style, first),
+        "prompt_example": make_prompt(plan.benchmark.name, plan.style, records[0]),
         "decoding": "greedy",
         "seed": Sampler().seed,
         "judge": {"url": judge.url, "model": judge.model, "prompts": "navil_jax"} if judge else None,

@@ -29,7 +29,8 @@ def _text(text: str) -> str:
 
 
 def _is_hit(line: Line, normal: Callable[[str], str]) -> float:
-    return float(any(normal(answer) in normal(line["prediction"]) for answer in line["answer"]))
+    answers = [line["answer"]] if isinstance(line["answer"], str) else line["answer"]
+    return float(any(normal(answer) in normal(line["prediction"]) for answer in answers))
 
 
 def _vlmevalkit(line: Line) -> Score:
@@ -67,7 +68,7 @@ def _extras(lines: Sequence[Line], scores: Sequence[Score]) -> dict[str, Any]:
 OCRBENCH = Benchmark(
     name="ocrbench",
     primary="vlmevalkit_2505",
-    keys={"answer": "texts", "question_type": "text"},
+    keys={"answer": "text or texts", "question_type": "text"},
     optional={"dataset": "text"},
     protocols={
         "vlmevalkit_2505": Protocol(_vlmevalkit, _vlmevalkit_total),

@@ -65,6 +65,10 @@ class _Cell:
     def __init__(self, content: mmap.mmap, start: int, end: int) -> None:
         self._content, self._start, self._end = content, start, end
 
+    @property
+    def is_list(self) -> bool:
+        return self._content[self._start : self._start + 1] == b"["
+
     def text(self) -> str:
         return self._content[self._start : self._end].replace(b'""', b'"').decode()
 
@@ -119,7 +123,7 @@ def _images(cell: object, where: str) -> list[Callable[[], bytes]]:
     """One image, or those of a list."""
     if not isinstance(cell, _Cell):
         return []
-    if cell.text()[:1] != "[":
+    if not cell.is_list:
         return [functools.partial(_decoded, cell, None, where)]
     listed = literal_list(cell.text())
     if listed is None:
