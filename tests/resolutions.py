@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESOLUTION = {"lowest": "lowest-direct", "newest": "highest"}
-ROOMS_ABOVE = ("benchmarks", "docs", "evaluate", "launch", "multihost", "plan", "study")  # not the core
+ROOMS_ABOVE = ("benchmark", "docs", "evaluate", "launch", "multihost", "plan", "study")  # not the core
 SHOWN = ("jax", "flax", "numpy", "numba", "orbax-checkpoint", "grain", "tensorflow-datasets", "pyarrow", "datasets")
 
 

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: `python -m navil_jax.evaluate --checkpoint runs/x`."""
+"""Evaluates a checkpoint: `python -m navil_jax.evaluate --checkpoint runs/x`, or scores answers that are there."""
 
 import argparse
 import dataclasses
@@ -11,6 +11,7 @@ from navil_jax.config import Config, EvaluatorConfig
 from navil_jax.config.flags import load_config, parse
 from navil_jax.config.ranges import Amount, read_as
 from navil_jax.errors import UserError, report_user_errors
+from navil_jax.evaluate.score import score
 from navil_jax.paths import given_path, is_remote, new_folder
 
 ABOUT = """Scores a checkpoint on held-out samples, with the evaluators of its run or with others.
@@ -24,6 +25,12 @@ answers written token by token, as chat would, for 50 samples of each source:
 a released model on the held-out samples of a recipe (model, image sizes and prompt are those of the checkpoint):
   python -m navil_jax.evaluate --checkpoint NaViL-2B --config configs/mine.py
 
+a benchmark of the paper, from the files that it is published in, resumable:
+  python -m navil_jax.evaluate --checkpoint NaViL-2B --benchmark docvqa --data DocVQA_VAL.tsv --out scores
+
+answers that are there already, scored as the benchmark's reference code does (own --help):
+  python -m navil_jax.evaluate score answers.jsonl --benchmark docvqa
+
 Evaluators: held_out (losses, accuracies, the table of kinds; an answer is right if every token is, the true ones before
 it given), generated (greedy answers compared with the truth), or package.module:Class of your own.
 
@@ -33,8 +40,11 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["score"]:
+        return score(argv[1:])
     _, options = _parse(argv, Config())
-    return _evaluate(argv, options)
+    _check_together(options)
+    return _benchmark(argv, options) if options.benchmark else _evaluate(argv, options)
 
 
 def _parse(argv: Sequence[str], default: Config) -> tuple[Config, argparse.Namespace]:
@@ -53,6 +63,31 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--evaluators", default="", metavar="A,B", help="names (default: those of the recipe or run)")
     add("--samples", type=read_as(Amount), default=0, metavar="N", help="of every source; 0: all (default)")
     add("--out", type=new_folder, metavar="DIR", help="folder for tables and pictures (default: WORKDIR/evaluate)")
+    add("--benchmark", default="", metavar="NAME", help="of the paper, in the place of evaluators: docvqa, mme, ...")
+    add("--data", type=given_path, metavar="PATH", help="file or folder with the benchmark's questions")
+    add("--split", default="", metavar="NAME", help="of the benchmark (default: one whose answers are public)")
+    add("--protocol", default="", metavar="P", help="whose prompts and scores: internvl, vlmevalkit, lmms_eval, ...")
+    add("--limit", type=read_as(Amount), default=0, metavar="N", help="the first N questions; 0: all (default)")
+    add("--judge", default="", metavar="URL", help="endpoint of OpenAI's form for benchmarks with a judge")
+    add("--judge-model", default="", metavar="NAME", help="model at the endpoint; its key: OPENAI_API_KEY")
+
+
+def _check_together(options: argparse.Namespace) -> None:
+    """Options that say nothing without --benchmark, or nothing beside it."""
+    of_benchmark = ("data", "split", "protocol", "limit", "judge", "judge_model")
+    wrong, said = (("evaluators", "samples", "config"), "beside") if options.benchmark else (of_benchmark, "without")
+    for name in wrong:
+        if getattr(options, name):
+            raise UserError(f"--{name.replace('_', '-')}: has no effect {said} --benchmark; leave it out")
+
+
+def _benchmark(argv: Sequence[str], options: argparse.Namespace) -> int:
+    from navil_jax.evaluate.benchmark_run import run_benchmark  # --help needs no JAX
+
+    is_run = (Path(options.checkpoint) / "checkpoints").is_dir()
+    out = Path(options.out or (Path(options.checkpoint) / "evaluate" if is_run else "runs/evaluate"))
+    run_benchmark(options, lambda own: _parse(argv, own)[0], out)
+    return 0
 
 
 def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:

@@ -1,0 +1,97 @@
+"""Answers of a model to the questions of a benchmark, kept in a file as they come."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from navil_jax.console import Progress
+from navil_jax.data.images import load_image
+from navil_jax.errors import UserError
+from navil_jax.evaluate.journal import Journal
+from navil_jax.evaluate.questions.prompts import Style, make_prompt
+from navil_jax.evaluate.questions.record import ROTATION, Record
+from navil_jax.generate.assistant import Assistant
+from navil_jax.generate.sampling import Sampler
+
+BLOCK = 1 << 20  # bytes of a file that are hashed at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One question as the model gets it."""
+
+    id: str | int
+    prompt: str
+    images: tuple[bytes | Path, ...]
+
+
+def generate(assistant: Assistant, asks: Iterable[Ask], most_tokens: int) -> Iterator[tuple[Ask, str]]:
+    """Greedy answers in order, without blanks around them. The one place where a benchmark meets the engine."""
+    for ask in asks:
+        images = [assistant.read_image(load_image(image, f"image of question {ask.id}")) for image in ask.images]
+        yield ask, "".join(assistant.answer((), ask.prompt, images, Sampler(), most_tokens)).strip()
+
+
+def answer_all(
+    assistant: Assistant, benchmark: str, style: Style, records: Sequence[Record], most_tokens: int, path: Path
+) -> dict[str | int, str]:
+    """Answers by id; what the file has is not asked again."""
+    with Journal(path) as journal:
+        new = [record for record in records if journal.get(record.id) is None]
+        with Progress(benchmark, len(records), "questions", done=len(records) - len(new)) as progress:
+            asks = (
+                Ask(record.id, make_prompt(benchmark, style, record), tuple(image() for image in record.images))
+                for record in new
+            )
+            for ask, answer in generate(assistant, asks, most_tokens):
+                journal.add({"id": ask.id, "prompt": ask.prompt, "images": len(ask.images), "prediction": answer})
+                progress.update(1)
+        entries = [(record.id, journal.get(record.id)) for record in records]
+    return {key: entry["prediction"] for key, entry in entries if entry is not None}
+
+
+def first_questions(records: Sequence[Record], limit: int) -> list[Record]:
+    """The first questions with all their rotations; 0: all."""
+    if not limit:
+        return list(records)
+    groups = dict.fromkeys(group_of(record) for record in records)
+    kept = set(list(groups)[:limit])
+    return [record for record in records if group_of(record) in kept]
+
+
+def group_of(record: Record) -> str | int:
+    """What rotations of one question share."""
+    index = record.line.get("index")
+    return index % ROTATION if isinstance(index, int) else record.id
+
+
+def lines_of(records: Sequence[Record], answers: Mapping[str | int, str]) -> list[dict[str, Any]]:
+    """Lines for the scorer; the rotations of a question are rows of one."""
+    lines: dict[str | int, dict[str, Any]] = {}
+    for record in records:
+        line = {**record.line, "prediction": answers[record.id]}
+        if "index" not in line:
+            lines[record.id] = {"id": record.id, **line}
+            continue
+        about: dict[str, Any] = {key: line.pop(key) for key in ("question", "category", "l2-category") if key in line}
+        group = lines.setdefault(group_of(record), {"id": group_of(record), "hint": record.hint, **about, "passes": []})
+        if line["index"] < ROTATION:
+            group |= about
+        group["passes"].append(line)
+    return list(lines.values())
+
+
+def hash_of(files: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of files."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        try:
+            with path.open("rb") as file:
+                while block := file.read(BLOCK):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
