@@ -105,14 +105,27 @@ def errors(found, true, used):
     ]
 
 
+class AsTpu:
+    """`jax.lax` with products of float32 as a TPU makes them by default: their factors are rounded to bfloat16."""
+
+    def __getattr__(self, name: str):
+        return getattr(jax.lax, name)
+
+    def dot_general(self, a, b, *args, **options):
+        return jax.lax.dot_general(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), *args, **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 3.0, 10.0])
 @pytest.mark.parametrize("rows", [[[256], [256]], [[1, 100, 60, 30], [128, 128]], [[], [37, 1]], [[3] * 80, [250, 6]]])
-def test_values_and_gradients_are_those_of_float32(rows: list[list[int]], scale: float, made: dict[str, jax.Array]):
+def test_values_and_gradients_are_those_of_float32(
+    rows: list[list[int]], scale: float, made: dict[str, jax.Array], monkeypatch: pytest.MonkeyPatch
+):
     """And no farther from them than splash attention; also where scores leave the range of the shift.
 
-    Interpreted, splash attention multiplies weights of float32; on a TPU both round them to bfloat16 (2**-9) first.
+    Its products are rounded here as a TPU rounds them.
     """
+    monkeypatch.setattr(attention.splash, "lax", AsTpu())
     ids, scaled = jnp.asarray(ids_of(rows, 256)), made["q"] * scale
     arrays = (scaled, made["k"], made["v"], made["out"], ids, jnp.cos(made["angles"]), jnp.sin(made["angles"]))
     shape = encoder.Shape(64, 256, 128, 1, 2**25, INTERPRET)
@@ -121,8 +134,7 @@ def test_values_and_gradients_are_those_of_float32(rows: list[list[int]], scale:
     theirs = reference(*arrays, attend=jax.jit(splash), dtype=jnp.bfloat16)
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in found)
     for mine, other in zip(errors(found, true, used), errors(theirs, true, used), strict=True):
-        print(scale, len(rows), mine, other)
-        assert mine <= np.hypot(1.05 * other, 2**-9), (mine, other)
+        assert mine <= 1.1 * other, (mine, other)
 
 
 @pytest.mark.slow
