@@ -64,7 +64,7 @@ BAD = [
     ({"image": "a.jpg"}, "has none of conversations, messages, texts"),
     ({"image": "none.jpg", "text": "x"}, "no such file"),
     ({"image": "http://x.org/a.jpg", "text": "x"}, "download it first"),
-    ({"image": [None, "a.jpg"], "text": "x"}, "an image must be a path or encoded bytes, not NoneType"),
+    ({"image": [None, "a.jpg"], "text": "x"}, "image: image 1 of 2 is empty; an image must be a path"),
     ({"image": 3, "text": "x"}, "an image must be a path or encoded bytes, not int"),
     ({"image": "a.jpg", "conversations": talk("<image> <image>", "x")}, "1 images but <image> stands 2 times"),
     ({"conversations": talk("<image>", "x")}, "0 images but <image> stands 1 times"),
@@ -325,7 +325,8 @@ def test_addresses_work_like_paths(cache: Path) -> None:
     ],
 )
 def test_ways_to_write_a_conversation(record: dict) -> None:
-    assert conversation(record)[:2] == (None, [("<image>q", "a")])
+    said = conversation(record)
+    assert (said.system, said.turns) == (None, [("<image>q", "a")])
     assert to_sample({"images": [{"bytes": jpeg(), "path": None}], **record}, "k").images == (jpeg(),)
 
 

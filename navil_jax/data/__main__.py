@@ -168,12 +168,15 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
 def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: "Split") -> None:
     """Converts one source, and prints what to write into a recipe."""
     from navil_jax.data.convert import convert
+    from navil_jax.data.inspect.summary import unused_fields
     from navil_jax.data.sources import open_source
 
     origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt}".strip()
     done = convert(open_source(part, split), out, options.shards, origin)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
     print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
+    if done.unused:
+        print(f"  fields of the records that are not used: {unused_fields(done.unused.most_common())}")
     defaults = {field.name: field.default for field in dataclasses.fields(SourceConfig)}
     settings = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "transforms")}
     extra = "".join(f", {name}={value!r}" for name, value in settings.items() if value != defaults[name])

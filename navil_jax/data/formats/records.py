@@ -4,6 +4,7 @@ import abc
 import errno
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,18 +15,19 @@ from navil_jax.data.formats.record_images import (
     NAME_FIELDS,
     check_all_seen,
     image_values,
+    is_given,
     is_missing,
-    is_seen,
     read_image,
 )
-from navil_jax.data.formats.record_text import TEXT_FIELDS, Conversation, conversation
+from navil_jax.data.formats.record_text import SYSTEM_FIELDS, TEXT_FIELDS, Conversation, conversation
 from navil_jax.data.prompt import PLACEHOLDER
 from navil_jax.data.sample import BadSample, Sample, check_index
 from navil_jax.errors import UserError
 
-FIELDS = (*IMAGE_FIELDS, *TEXT_FIELDS, "answer", "system", "kind", "key", "url")  # of a record that are used
+FIELDS = (*IMAGE_FIELDS, *TEXT_FIELDS, *SYSTEM_FIELDS, "answer", "kind", "key", "url")  # that may make a sample
 TEXTS_SAMPLES = 100_000  # most samples of a source whose text trains a tokenizer, evenly spread
 _LONGEST_WORD, _LONGEST_REASON, _LONGEST_NAME = 120, 500, 1000  # characters
+_MOST_UNUSED, _LONGEST_FIELD = 50, 80  # fields of a record that are named as not used, and characters of each
 _LONG_WORD = re.compile(rf"(\S{{{_LONGEST_WORD}}})\S+")
 # What makes a sample bad if its record or image cannot be read; others, of disk or network, are no fault of a sample.
 _SAMPLE_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
@@ -125,18 +127,14 @@ def reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
-def used_columns(path: str, names: Sequence[str]) -> list[str]:
-    """The columns that make samples: those of `FIELDS`, and what may have to be seen beside them.
-
-    Raises:
-      UserError: there is no text, or images by address only.
-    """
+def check_columns(path: str, names: Sequence[str]) -> None:
+    """Raises `UserError` if rows of these columns make no samples: no text, images by address only, a name twice."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
     if not set(TEXT_FIELDS) & set(names):
         raise UserError(f"{path}: no column of {', '.join(TEXT_FIELDS)}; the columns are {', '.join(names)}")
-    images = {*IMAGE_FIELDS, *NAME_FIELDS} & set(names)
-    if {"url", "image_url"} & set(names) and not images:
+    if {"url", "image_url"} & set(names) and not {*IMAGE_FIELDS, *NAME_FIELDS} & set(names):
         raise UserError(f"{path}: has addresses of images only; download them (img2dataset writes parquet with them)")
-    return [name for name in names if not images or name in (*FIELDS, *NAME_FIELDS) or is_seen(name)]
 
 
 def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample:
@@ -157,7 +155,14 @@ def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample
     _check_placeholders(said, len(values))
     images = tuple(read_image(value, root) for value in values)
     name, kind = (_name(record.get(field), field) for field in ("key", "kind"))
-    return Sample(name or key, images, tuple(said.turns), kind, said.system)
+    return Sample(name or key, images, tuple(said.turns), kind, said.system, _unused(record, said))
+
+
+def _unused(record: Mapping[str, Any], said: Conversation) -> tuple[str, ...]:
+    """The fields that say something and are no part of the sample, by name."""
+    used = {*said.used, *IMAGE_FIELDS, *NAME_FIELDS, "key", "kind"}
+    names = {name for name, value in record.items() if name not in used and is_given(value)} | said.unused
+    return tuple(name[:_LONGEST_FIELD] for name in sorted(names)[:_MOST_UNUSED])
 
 
 def _all_images(record: Mapping[str, Any], said: Conversation) -> list[Any]:
