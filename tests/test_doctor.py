@@ -87,7 +87,8 @@ def test_every_fault_is_counted_and_listed(lines: str, tmp_path: Path, capsys: p
     ):
         assert re.search(rf"│ {label} +{re.escape(value)} +│", text), label
     assert "4 of 28 samples are bad, more than data.max_bad_share = 0.01" in text
-    assert re.search(r"1 x no such file: \S*missing\.png \(first train\.jsonl:22\)", text)
+    joined = re.sub(r"[ │\n]", "", text)
+    assert re.search(r"1xnosuchfile:\S*missing\.png\(firsttrain\.jsonl:22\)", joined)
     assert "1 x 1 images but <image> stands 2 times in the questions" in text
     listed = json_lines(out / "quarantine.jsonl")
     assert [(entry["source"], entry["samples"], entry["index"], entry["key"]) for entry in listed] == [
@@ -203,15 +204,15 @@ def test_an_interrupted_report_goes_on(
 
 
 def test_fields_that_are_not_used_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    records = [{"text": f"x {n}", "id": n + 1, **({"url": "u"} if n % 3 else {})} for n in range(9)]
+    records = [{"text": f"x {n}", "id": n + 1, **({"page": "u"} if n % 3 else {})} for n in range(9)]
     lines = write_lines(tmp_path / "train.jsonl", records)
     for _ in range(2):  # the second time from the notes alone
         assert run(lines, tmp_path / "report") == 0
-        assert re.search(r"│ fields not used +id \(9 samples\), url \(6 samples\) +│", capsys.readouterr().out)
-    assert "url (6 samples)" in (tmp_path / "report" / "report.html").read_text()
+        assert re.search(r"│ fields not used +id \(9 samples\), page \(6 samples\) +│", capsys.readouterr().out)
+    assert "page (6 samples)" in (tmp_path / "report" / "report.html").read_text()
     again = ["convert", "--from", "llava", "--path", lines, "--out", str(tmp_path / "shards")]
     assert main(again) == 0
-    assert "not used: id (9 samples), url (6 samples)" in capsys.readouterr().out
+    assert "not used: id (9 samples), page (6 samples)" in capsys.readouterr().out
 
 
 def test_a_report_of_something_else_is_left_alone(lines: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

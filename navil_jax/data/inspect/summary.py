@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from navil_jax.config import Config
-from navil_jax.console import frame
+from navil_jax.console import FRAME, FRAME_EDGES, frame
 from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, RESIZED, SIZES, TOO_LONG, UNREAD, Checkup
 from navil_jax.data.packing import advise_slots, best_fill
 from navil_jax.data.quarantine import kind_of_reason
@@ -179,9 +180,10 @@ def box(summary: Summary, budgets: dict[str, int]) -> str:
     """The summary as text with a frame, for a terminal."""
     lines = []
     for label, text in summary_rows(summary, budgets):
-        lines.append(f"{label:<{_LABEL}}{text}")
-        for found in {"markers in text": summary.marks, "bad": summary.reasons}.get(label, ()):
-            lines.append(f"{'':{_LABEL}}{found.samples:,} x {found.text} (first {found.first})")
+        reasons = {"markers in text": summary.marks, "bad": summary.reasons}.get(label, ())
+        texts = [text, *(f"{found.samples:,} x {found.text} (first {found.first})" for found in reasons)]
+        wrapped = [line for text in texts for line in textwrap.wrap(text, FRAME - FRAME_EDGES - _LABEL)]
+        lines += [f"{head:<{_LABEL}}{line}" for head, line in zip((label, *[""] * len(wrapped)), wrapped, strict=False)]
     return frame(summary.name, lines)
 
 
