@@ -167,7 +167,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: str, mess
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         open_format("llava", str(tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match=r"no folder or pattern with files \.tar"):
+    with pytest.raises(UserError, match=r"the folder has no files \.tar, but "):
         open_format("webdataset", str(tmp_path))
     if not importlib.util.find_spec("gcsfs"):
         with pytest.raises(UserError, match=r"gs://: .*install gcsfs"):

@@ -220,7 +220,7 @@ def resumed_keys(config: Config) -> tuple[str, ...]:
     names = tuple(name.strip() for name in config.resume_with.split(",") if name.strip())
     known = {f"{prefix}.{field.name}" for prefix, group in _groups(Config, "") for field in dataclasses.fields(group)}
     known = {key.removeprefix(".") for key in known} | {prefix for prefix, _ in _groups(Config, "") if prefix}
-    known.add("data.sources.N.fingerprint")
+    known |= {"data.sources.N.fingerprint", "data.sources.N.held_out.fingerprint"}
     for name in names:
         if re.sub(r"\.\d+(?=\.|$)", ".N", name) not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]

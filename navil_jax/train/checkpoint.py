@@ -45,7 +45,7 @@ class Record:
     tokenizer: dict[str, bytes]  # file name -> content
     metrics: dict[str, float]
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the first parameters were converted from
-    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)  # of the training data, by key
+    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)  # of the data, by key
 
 
 class Checkpoints:

@@ -162,8 +162,14 @@ def _is_another(value: Any, images: Sequence[Any], is_own: bool = True) -> bool:
     if isinstance(value, Mapping):
         return any(_is_another(entry, images, is_own) for entry in value.values())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        more = bool(images) and sum(map(_names_a_file, value)) > len(images)
-        return more or any(_is_another(entry, images, is_own) for entry in value)
+        several = [entry for entry in value if _names_a_file(entry)]
+        if images and len(several) > 1:
+            alike, is_own = (
+                zip(several, images, strict=False),
+                is_own and not any(_holds_another(e, ()) for e in several),
+            )
+            return len(several) != len(images) or any(_is_another(entry, [image], is_own) for entry, image in alike)
+        return any(_is_another(entry, images, is_own) for entry in value)
     if not isinstance(value, str) or not _is_file_name(value) or value in [i for i in images if isinstance(i, str)]:
         return False
     if not images or value.lower().startswith(("http://", "https://")):
@@ -271,6 +277,8 @@ def _read_text(text: str, root: str) -> bytes:
 
 def read_path(path: str) -> bytes:
     """The bytes of an image's file. Of addresses, all but failures of disk and network is a ValueError."""
+    if "\0" in path:
+        raise ValueError(f"the name of an image has a null byte ({_short(path.replace(chr(0), '?'))})")
     try:
         return files.read_file(path)
     except (OSError, ValueError, UserError):

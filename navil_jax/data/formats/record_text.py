@@ -67,7 +67,8 @@ def conversation(record: Mapping[str, Any], prompt: str = "") -> Conversation:
       "value": "A cat."}]} -> system None, turns [("<image>\\nWhat?", "A cat.")], no images
     """
     if not isinstance(record, Mapping):
-        raise ValueError(f"a record must be an object, not {type(record).__name__}")
+        array = "; of one JSON array, call the file *.json" if isinstance(record, list) and record else ""
+        raise ValueError(f"a record must be an object, not {type(record).__name__}{array}")
     field = next((field for field in TEXT_FIELDS if not is_missing(record.get(field))), None)
     if field is None:
         raise ValueError(f"has none of {', '.join(TEXT_FIELDS)}; its fields are {', '.join(map(str, record))}")

@@ -3,6 +3,7 @@
 import abc
 import errno
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ _MOST_UNUSED, _LONGEST_FIELD = 50, 80  # fields of a record that are named as no
 _LONG_WORD = re.compile(rf"(\S{{{_LONGEST_WORD}}})\S+")
 # What makes a sample bad if its record or image cannot be read; others, of disk or network, are no fault of a sample.
 _SAMPLE_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+_SAMPLE_ERRNOS |= {errno.ENXIO}  # a pipe or a device
 
 
 class RecordSource(abc.ABC):
@@ -105,6 +107,10 @@ def parse_json(content: bytes) -> Any:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise ValueError("not usable JSON: nested too deeply") from error
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError("not usable JSON: a number of more than 4,300 digits") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,9 +128,19 @@ def reason(error: Exception) -> str:
         return f"not UTF-8 at byte {error.start}"
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    text = f"no such file: {error.filename or error}" if isinstance(error, FileNotFoundError) else str(error)
+    text = _of_system(error) if isinstance(error, OSError) else str(error)
     text = " ".join(_LONG_WORD.sub(r"\1...", text).split()) or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+
+
+def _of_system(error: OSError) -> str:
+    if not error.filename:
+        return f"no such file: {error}" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+    name = os.fsdecode(error.filename)
+    if isinstance(error, FileNotFoundError):
+        link = f" ({files.what_is_wrong(name)})" if os.path.islink(name) else ""
+        return f"no such file: {name}{link}"
+    return f"{name}: {error.strerror}"
 
 
 def check_columns(path: str, names: Sequence[str]) -> None:
