@@ -412,7 +412,7 @@ class TestMeta:
             ('{"a": {"root": "x"}}', "a: annotation is missing"),
             ('{"a": {"annotation": "x", "repeat_time": "2"}}', "a.repeat_time: '2' is of the wrong type"),
             ('{"a": {"annotation": "x", "length": true}}', "a.length: True is of the wrong type"),
-            ('{"a": {"annotation": "x", "repeat_time": 0}}', "a.repeat_time: 0 must be positive"),
+            ('{"a": {"annotation": "x", "repeat_time": 0}}', "a.repeat_time: must be above 0"),
             ('{"a": {"annotation": "x"}, "a": {"annotation": "y"}}', "'a' stands twice in one object"),
             (
                 '{"a": {"annotation": "x", "repeat_times": 2}}',

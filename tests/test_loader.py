@@ -61,6 +61,37 @@ def test_both_formats_hold_the_same_parameters(folders: Path) -> None:
         np.testing.assert_array_equal(value, exported[name], err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("q", "a.png"), r"images: give a list, such as \[\"cat.png\"\], not str"),
+        (("q", 5), "images: give a list"),
+        (("q", np.zeros((4, 4, 3), np.uint8)), "not an array; PIL.Image.fromarray"),
+        (("q", [np.zeros((4, 4, 3), np.uint8)]), "not ndarray; PIL.Image.fromarray"),
+        (("q", [None]), "an image must be a path, bytes or a PIL image, not NoneType"),
+        (("q", [""]), "is empty; give a path"),
+        ((None,), "question: give a str, not NoneType"),
+        (("",), "the question is empty"),
+        (("\ud800",), "no UTF-8 at character 1"),
+        (("q", (), 5), "sampler: give a Sampler"),
+        (("q", (), None, 2.5), "max_new_tokens: give a whole number, not 2.5"),
+        (("q", (), None, True), "max_new_tokens: give a whole number, not True"),
+    ],
+)
+def test_what_cannot_be_asked_says_what_to_give(folders: Path, arguments: tuple, said: str) -> None:
+    loaded = navil_jax.load_pretrained(folders / "run")
+    with pytest.raises((TypeError, UserError), match=said):
+        loaded.ask(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [(None, "not NoneType"), (5, "not int"), (b"x", "not bytes"), ("", "is empty")]
+)
+def test_what_is_no_path_says_what_to_give(path: object, said: str) -> None:
+    with pytest.raises((TypeError, UserError), match=f"path: .*{said}"):
+        navil_jax.load_pretrained(path)  # type: ignore[arg-type]
+
+
 def test_chat_takes_a_hugging_face_folder(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     SHOWN.images[0].save(tmp_path / "shown.png")
     arguments = ["--image", str(tmp_path / "shown.png"), "--prompt", QUESTION, "--max-new-tokens", "8"]

@@ -5,7 +5,8 @@ import os
 from typing import Any
 
 from navil_jax.config import Config, validate
-from navil_jax.config.flags import differences, resumed_keys
+from navil_jax.config.flags import resumed_keys
+from navil_jax.config.plain import differences
 from navil_jax.errors import UserError
 
 # What may differ between a run and its continuation: nothing that changes which numbers come out, but for the length.

@@ -12,7 +12,8 @@ import numpy as np
 
 from navil_jax.config import ModelConfig
 from navil_jax.convert.names import Entry, name_table
-from navil_jax.convert.stored import TensorInfo, listed
+from navil_jax.convert.reader import TensorFolder
+from navil_jax.convert.stored import TensorInfo, check_finite, listed
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 
@@ -63,7 +64,7 @@ def iterate_params(
         dtype = tensors[entries[0].tensor].dtype
         values = [np.empty(shapes[name].shape, dtype) for name in names]
         for entry in entries:
-            for value, part in zip(values, entry.to_params(tensors[entry.tensor]), strict=True):
+            for value, part in zip(values, entry.to_params(_finite(tensors, entry.tensor)), strict=True):
                 assign(value if entry.layer is None else value[entry.layer], part)
         values.reverse()
         for name in names:
@@ -82,8 +83,15 @@ def iterate_layers(
         if all(name in skip for name in names):
             continue
         for entry in entries:
-            for name, part in zip(names, entry.to_params(tensors[entry.tensor]), strict=True):
+            for name, part in zip(names, entry.to_params(_finite(tensors, entry.tensor)), strict=True):
                 yield name, entry.layer, part
+
+
+def _finite(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A tensor. Raises `UserError` if it has values that are infinite or no numbers."""
+    tensor = tensors[name]
+    check_finite(f"{tensors.tensors[name].file}: {name}" if isinstance(tensors, TensorFolder) else name, tensor)
+    return tensor
 
 
 def param_info(

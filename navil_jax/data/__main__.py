@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
-from navil_jax.config.ranges import Amount, read_as
+from navil_jax.config.ranges import Count, read_as
 from navil_jax.errors import Parser, UserError, report_user_errors
 from navil_jax.paths import given_path
 
@@ -93,9 +93,10 @@ def _opened(config: Config) -> "OpenRun":
     from navil_jax.data.run import open_run
 
     with open_start(config, planned=True) as start:
-        if start is None and not config.data.tokenizer:
-            print("training a tokenizer on the text of the sources; --config.data.tokenizer=FOLDER takes another one")
-        return open_run(config, start)
+        opened = open_run(config, start)
+    if opened.trained:
+        print("a tokenizer was trained on the text of the sources; --config.data.tokenizer=FOLDER takes another one")
+    return opened
 
 
 def _convert(argv: Sequence[str]) -> int:
@@ -122,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=given_path, metavar="FOLDER", help="where the shards go, local or at an address")
     add(
         "--shards",
-        type=read_as(Amount),
+        type=read_as(Count),
         default=0,
         metavar="N",
         help=f"number of files (default: one per {SHARD_SAMPLES:,} samples)",

@@ -100,10 +100,12 @@ def _check_plan(out: str, plan: dict[str, str | int]) -> None:
     path = files.join(out, PLAN_FILE)
     if _exists(path):
         found = json.loads(files.read_file(path))
-        if found == {**plan, "files": found.get("files")} and found != plan:
+        changed = [name for name in plan if found.get(name) != plan[name]]
+        if changed == ["files"]:
             raise UserError(f"{out}: holds a conversion of files that have changed; empty it or give another --out")
-        if found != plan:
-            raise UserError(f"{out}: holds a conversion of {found}, not of {plan}; empty it or give another --out")
+        if changed:
+            said = ", and ".join(f"{name} {found.get(name)}, not {plan[name]}" for name in changed if name != "files")
+            raise UserError(f"{out}: holds a conversion of {said}; empty it or give another --out")
         return
     system, bare = files.filesystem(out)
     if system.isdir(bare) and any(name.endswith(SUFFIX) for name in system.ls(bare, detail=False)):

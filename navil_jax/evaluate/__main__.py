@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from navil_jax.config import Config, EvaluatorConfig
-from navil_jax.config.flags import load_config, parse
+from navil_jax.config.flags import PREFIX, load_config, parse, split_overrides
 from navil_jax.config.ranges import Amount, read_as
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.paths import given_path, is_remote, new_folder
@@ -33,7 +33,9 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    _, options = _parse(argv, Config())
+    overrides, rest = split_overrides(argv)
+    known = [f"{PREFIX}{key}={text}" for key, text in overrides.items() if not key.startswith("data.sources.")]
+    _, options = _parse([*rest, *known], Config())  # which sources there are is known once the checkpoint is open
     return _evaluate(argv, options)
 
 
@@ -50,9 +52,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="run, checkpoint, Hugging Face folder or id on its hub",
     )
-    add("--evaluators", default="", metavar="A,B", help="names (default: those of the recipe or run)")
+    add("--evaluators", type=_names, metavar="A,B", help="names (default: those of the recipe or run)")
     add("--samples", type=read_as(Amount), default=0, metavar="N", help="of every source; 0: all (default)")
     add("--out", type=new_folder, metavar="DIR", help="folder for tables and pictures (default: WORKDIR/evaluate)")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """An option's names, for `argparse`."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name; write names such as held_out,generated")
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has a name twice")
+    return names
 
 
 def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:
@@ -68,10 +80,10 @@ def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:
         own = opened.record.config if opened.record else opened.config
         config, _ = _parse(_without_recipe(argv), _recipe(options.config, own))
         if options.evaluators:
-            named = tuple(EvaluatorConfig(name) for name in options.evaluators.split(","))
+            named = tuple(EvaluatorConfig(name) for name in options.evaluators)
             config = dataclasses.replace(config, evaluators=named)
         if not config.data.sources:
-            raise UserError("no data given: use --config RECIPE with the sources to score")
+            raise UserError(f"{options.checkpoint}: names no data; use --config RECIPE with the sources to score")
         config = complete(expand_sources(config), opened.tokenizer)
         use_rules(config.mesh.rules)
         mesh = make_mesh(config.mesh)

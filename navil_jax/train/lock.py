@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from navil_jax.config import Config
-from navil_jax.config.flags import differences, from_json, to_json
+from navil_jax.config.plain import differences, from_json, to_json
 from navil_jax.errors import UserError
 from navil_jax.paths import is_remote, path_of
 

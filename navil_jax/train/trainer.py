@@ -92,6 +92,8 @@ def run(config: Config, start: Start | None = None) -> int:
     ):
         if opened.trained and jax.process_index() == 0:
             opened.tokenizer.save(workdir / "tokenizer")
+        for name in checkpoints.strangers():
+            _say(f"{checkpoints.folder / name}: is no checkpoint, as its name is no step; it is left alone")
         # 3. The stream of batches, from its beginning.
         quarantine = Quarantine(files.local, config.data.quarantine, jax.process_index())
         place = jax.process_index(), jax.process_count()
@@ -115,6 +117,8 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
     """The steps; `before` are the metrics of the step that the run goes on from."""
     config, mesh, step = run.config, run.mesh, int(state.step)
     log = MetricsLog(run.files.local, step) if jax.process_index() == 0 else None
+    if log and log.dropped:
+        _say(f"metrics.jsonl: {log.dropped:,} lines of steps after {step:,}, of an earlier attempt, are dropped")
     recorder = Recorder(config, log, flatten(state.trainable), before)
     evaluations = Evaluations(config, mesh, run.tokenizer, run.files, log, _say)
     profiler = Profiler(config.profile_steps, run.files.local / "profile" if log else None)
@@ -138,6 +142,7 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
             ended = recorder.ended(step)
             if evaluations.due(step) and not ended:
                 recorder.flush()
+                run.lock.check()
                 evaluations.run(state, step)
                 recorder.restart_clock()
             received = stopped(step)
@@ -145,6 +150,8 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
                 recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
                 run.files.upload()
                 _save(run, step, state, recorder.last)
+                if log and log.was_cut():
+                    _say("metrics.jsonl: was emptied or removed while the run goes on; its loss curve begins here")
             if received:
                 run.checkpoints.wait()
                 of = f"{recorder.samples_seen:,} samples" if config.batch_samples else f"step {step} of {config.steps}"
@@ -221,6 +228,7 @@ def _announce(config: Config, mesh: jax.sharding.Mesh, state: TrainState) -> Non
 
 def _report(run: Run, evaluations: Evaluations, state: TrainState, log: MetricsLog | None, recorder: Recorder) -> None:
     """Evaluates on all held-out samples, and says what the run has read."""
+    run.lock.check()
     evaluations.finish(state)
     if log is None:
         return

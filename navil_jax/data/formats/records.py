@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from navil_jax.config.plain import unique_keys
 from navil_jax.data.formats import files
 from navil_jax.data.formats.placeholders import placeholders
 from navil_jax.data.formats.record_images import (
@@ -102,7 +103,7 @@ def is_of_sample(error: OSError) -> bool:
 def parse_json(content: bytes) -> Any:
     """The value of JSON text in UTF-8. ValueError says where it is broken, or which key stands twice in an object."""
     try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
@@ -111,15 +112,6 @@ def parse_json(content: bytes) -> Any:
         if "integer string conversion" not in str(error):
             raise
         raise ValueError("not usable JSON: a number of more than 4,300 digits") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:_LONGEST_WORD]!r} stands twice in one object")
-    return found
 
 
 def reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from navil_jax.config import Config
-from navil_jax.config.flags import differences, from_json, to_json
+from navil_jax.config.plain import differences, from_json, to_json
 from navil_jax.console import Progress
 from navil_jax.data.inspect.checkup import BAD, NOTE, UNREAD, Checkup, Notes
 from navil_jax.data.pool import shared_object, start_pool
