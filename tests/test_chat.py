@@ -79,7 +79,8 @@ def assistant() -> Assistant:
 
 
 def run(*arguments: object) -> int:
-    return chat.main([*map(str, arguments), "--max-new-tokens", "8"])
+    length = () if "--max-new-tokens" in arguments else ("--max-new-tokens", "8")
+    return chat.main([*map(str, arguments), *length])
 
 
 class TestCommand:

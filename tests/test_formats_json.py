@@ -413,6 +413,9 @@ class TestMeta:
             ('{"a": {"annotation": "x", "repeat_time": "2"}}', "a.repeat_time: '2' is of the wrong type"),
             ('{"a": {"annotation": "x", "length": true}}', "a.length: True is of the wrong type"),
             ('{"a": {"annotation": "x", "repeat_time": 0}}', "a.repeat_time: must be above 0"),
+            ('{"a": {"annotation": "x", "repeat_time": NaN}}', "a.repeat_time: must be .*, not nan"),
+            ('{"a": {"annotation": "x", "repeat_time": 1e308}}', "a.repeat_time: must be .*, not 1e.308"),
+            ('{"": {"annotation": "x"}}', "a source has no name"),
             ('{"a": {"annotation": "x"}, "a": {"annotation": "y"}}', "'a' stands twice in one object"),
             (
                 '{"a": {"annotation": "x", "repeat_times": 2}}',
