@@ -37,7 +37,7 @@ FLAGS += [
     "--config.images.max_patches=256",
     f"--config.data.tokenizer={TOKENIZER_FOLDER}",
 ]
-FLAGS += ["--config.data.system_message=S", "--workers", "0"]
+FLAGS += ["--config.data.system_message=S", "--workers=0"]
 GOOD_SAMPLES = 20
 
 
@@ -64,7 +64,9 @@ def lines(tmp_path: Path) -> str:
 
 
 def run(lines: str, out: Path, *more: str) -> int:
-    return main(["doctor", "--source", f"llava:{lines}", "--out", str(out), *FLAGS, *more])
+    given = {flag.partition("=")[0] for flag in more}
+    own = [flag for flag in FLAGS if flag.partition("=")[0] not in given]
+    return main(["doctor", "--source", f"llava:{lines}", "--out", str(out), *own, *more])
 
 
 def json_lines(path: Path) -> list[dict]:

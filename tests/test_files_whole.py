@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from made_data import outcomes, write_lines
 
-from navil_jax.data import formats
 from navil_jax.data.formats import files, open_format
 from navil_jax.data.formats.records import parse_json
 from navil_jax.errors import UserError
@@ -19,7 +18,6 @@ TEXT = {"text": "x"}
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NAVIL_CACHE", str(tmp_path.parent / "cache"))
-    formats._tell_of_others.cache_clear()
     return tmp_path
 
 
@@ -124,7 +122,7 @@ def test_a_number_with_too_many_digits_is_said_in_plain_words() -> None:
 
 
 def test_looking_for_other_files_ends_in_a_large_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_LOOKED_AT", 3)
+    monkeypatch.setattr(files, "LOOKED_AT", 3)
     for number in range(5):
         (folder / f"{number}").mkdir()
         write_lines(folder / f"{number}" / "a.jsonl", [TEXT])

@@ -32,7 +32,7 @@ _KINDS = (
 )
 _MAY_BE_DATA = re.compile(r"\.(?:jsonl?|ndjson|parquet|tar|arrow|csv|tsv|array_record|tfrecord)\b")
 _OWN = re.compile(r"\.index$|\.bad\.jsonl$|^conversion\.json$")  # what this program writes beside data
-_LOOKED_AT, _DEPTH = 10_000, 4  # files, and folders within folders, that are looked through for more data
+LOOKED_AT, _DEPTH = 10_000, 4  # files, and folders within folders, that are looked through for more data
 _BLOCK, _BLOCKS = 1 << 13, 16  # bytes, and how many blocks of a large file tell its version
 CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
 
@@ -139,7 +139,7 @@ def _check_is_file(path: str) -> None:
 
 
 def passed_over(folder: str, suffixes: Sequence[str]) -> list[str]:
-    """What lies in a folder, or below it, and may be data that `expand` leaves out; of `_LOOKED_AT` files at most.
+    """What lies in a folder, or below it, and may be data that `expand` leaves out; of `LOOKED_AT` files at most.
 
     Example: a folder of a.jsonl, a.json.bak and more/b.jsonl -> [".../a.json.bak", ".../more/b.jsonl"]
     """
@@ -155,7 +155,7 @@ def passed_over(folder: str, suffixes: Sequence[str]) -> list[str]:
             if not read and _MAY_BE_DATA.search(plain) and not plain.startswith(".") and not _OWN.search(plain):
                 found.append(join(place, name))
         looked_at += len(names) + len(folders)
-        if looked_at > _LOOKED_AT:
+        if looked_at > LOOKED_AT:
             break
     return sorted(found)
 
