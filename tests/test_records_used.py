@@ -76,6 +76,10 @@ OTHERS = [
     Image.new("RGB", (3, 3)),
     b"\0\0\0\x20ftypisom",
     b"ply\nformat ascii",
+    "b.jpg ",
+    "b.jpg?size=9",
+    np.zeros((4, 4, 3), np.uint8),
+    np.array([BLUE], dtype=object),
 ]
 
 
@@ -123,6 +127,10 @@ def test_what_tells_of_an_image_is_named_as_not_used(image: object, tmp_path: Pa
         ({**TALK, "loss": False}, "loss is False"),
         (messages(weight=0), "messages 2: weight is 0"),
         (messages(weight=0.5), "messages 2: weight is 0.5"),
+        ({**ASKED, "History": [["q", "a"]]}, "History"),
+        (messages(Loss=False), "messages 2: Loss is False"),
+        (messages(loss_mask=0), "messages 2: loss_mask is 0"),
+        (messages(weight="0.5"), "messages 2: weight is 0.5"),
         (messages(loss="false"), "messages 2: loss is False"),
         (messages(train=np.False_), "messages 2: train is False"),
         (messages(masked=True), "messages 2: masked is True"),

@@ -81,7 +81,7 @@ def open_source(entry: SourceConfig | str, split: Split) -> Source:
         nearest = difflib.get_close_matches(entry.name, SOURCES, n=1, cutoff=0)[0]
         raise UserError(
             f"data.sources: no source named {entry.name!r}; nearest is {nearest!r}, all are {sorted(SOURCES)}; "
-            "data in files need a kind and a path"
+            "data in files need a kind and a path, and a source that a recipe adds needs --config with that recipe"
         )
     try:
         return SOURCES[entry.name](split)

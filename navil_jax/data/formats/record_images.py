@@ -45,6 +45,7 @@ _NAMES_ANOTHER = re.compile("ids?|ur[li]s?|links?|src|masks?|seg")  # of them, t
 _HOLDS_ANOTHER = re.compile("masks?|seg")  # and those that may hold one
 _OWN_NAME = re.compile("(?:files?|paths?|folders?|dir|base)(?:name|path)?|keys?|u?uid|origin|location")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_QUERY = re.compile(r"\?\w+=\S*$")  # of an address
 _LONGEST_NAME = 4096  # characters of a file's name with its folders
 _IN_OBJECT = ("bytes", "path", "url", "base64", "data", "file_name")  # where an object holds its image
 # First bytes of images, clips, sounds and clouds of points.
@@ -194,6 +195,9 @@ def _holds_another(value: Any, images: Sequence[Any]) -> bool:
         return is_image or any(_holds_another(entry, images) for entry in value.values())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return any(_holds_another(entry, images) for entry in value)
+    if isinstance(value, np.ndarray):
+        pixels = value.dtype == np.uint8 and value.ndim > 1
+        return pixels or (value.dtype == object and any(_holds_another(entry, images) for entry in value.flat))
     if isinstance(value, bytes):
         return bool(_MAGIC.match(value))
     if isinstance(value, str):
@@ -224,9 +228,9 @@ def _names_a_file(value: Any) -> bool:
 
 
 def _is_file_name(text: str) -> bool:
-    return (
-        len(text) <= _LONGEST_NAME and "\n" not in text and text.lower().endswith((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
-    )
+    if len(text) > _LONGEST_NAME or "\n" in text.strip():
+        return False
+    return _QUERY.sub("", text.strip()).lower().endswith((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
 
 
 def _short(value: Any) -> str:

@@ -28,7 +28,17 @@ _OF_RECORD = ("history", "tools", "functions", *_OF_BOTH)
 _OF_QUESTION = ("context", "choices", "options", "passage", "documents", "hint")
 # ... of a caption, for which the source's prompt would be taken for the question.
 _OF_CAPTION = ("prompt", "instruction", "instructions", "query", "input")
-_WEIGHTS = ("loss", "weight", "loss_weight", "train", "trainable", "training")  # of an answer: only all or 1 is done
+_WEIGHTS = (
+    "loss",
+    "weight",
+    "loss_weight",
+    "loss_mask",
+    "loss_scale",
+    "train",
+    "trainable",
+    "training",
+    "learn",
+)  # of an answer: only all or 1 is done
 _MASKS = ("mask", "masked", "ignore", "ignored")
 
 
@@ -131,24 +141,33 @@ def _check_only_one(record: Mapping[str, Any], field: str, said: Conversation) -
 
 
 def _check_meaning(entry: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    """Raises ValueError if one of these fields, which cannot be used, says anything."""
-    for name in names:
-        if is_given(entry.get(name)):
-            raise ValueError(f"{where}{name} is not read, and without it the text says something else; put it there")
+    """Raises ValueError if one of these fields (lower case), which cannot be used, says anything."""
+    for name, value in entry.items():
+        if str(name).lower() in names and is_given(value):
+            raise ValueError(f"{where}{name} is not read, and the text means something else without it; put it there")
 
 
 def _check_weight(entry: Mapping[str, Any], where: str) -> None:
     """Raises ValueError for a weight that an answer is not trained with; of a whole record, only for one of 0."""
-    for name in (name for name in (*_WEIGHTS, *_MASKS) if name in entry):
-        value = entry[name].item() if isinstance(entry[name], np.generic) else entry[name]
-        if isinstance(value, bytes):
-            value = value.decode(errors="replace")
-        if isinstance(value, str):
-            value = {"false": False, "true": True, "0": 0, "1": 1}.get(value.lower())
-        if isinstance(value, bool | int | float) and not is_missing(value):
-            left_out = bool(value) if name in _MASKS else not value
-            if left_out or (where and name in _WEIGHTS and value != 1):
+    for name, said in entry.items():
+        plain, value = str(name).lower(), _as_weight(said)
+        if value is not None and plain in (*_WEIGHTS, *_MASKS):
+            left_out = bool(value) if plain in _MASKS else not value
+            if left_out or (where and plain in _WEIGHTS and value != 1):
                 raise ValueError(f"{where}{name} is {value}, and all answers are trained; remove the record or {name}")
+
+
+def _as_weight(value: Any) -> bool | int | float | None:
+    """What a field says as a truth value or a number; None: neither."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str | bytes):
+        text = value.decode(errors="replace") if isinstance(value, bytes) else value
+        try:
+            value = {"false": False, "true": True}.get(text.lower())
+            value = float(text) if value is None else value
+        except ValueError:
+            return None
+    return value if isinstance(value, bool | int | float) and not is_missing(value) else None
 
 
 def _list(value: Any, field: str) -> Sequence[Any]:
