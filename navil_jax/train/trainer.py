@@ -107,7 +107,11 @@ def run(config: Config, start: Start | None = None) -> int:
         # 5. The steps.
         origin = start.origin if start is not None else {}
         this = Run(config, mesh, opened.tokenizer, origin, data, files, lock, checkpoints, iterator)
-        status = _train(this, state, metrics, stopped)
+        try:
+            status = _train(this, state, metrics, stopped)
+        except FileNotFoundError:
+            lock.check()  # says that the whole folder is gone
+            raise
         iterator.close()
     multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
     return status
@@ -142,7 +146,6 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
             ended = recorder.ended(step)
             if evaluations.due(step) and not ended:
                 recorder.flush()
-                run.lock.check()
                 evaluations.run(state, step)
                 recorder.restart_clock()
             received = stopped(step)
@@ -228,7 +231,6 @@ def _announce(config: Config, mesh: jax.sharding.Mesh, state: TrainState) -> Non
 
 def _report(run: Run, evaluations: Evaluations, state: TrainState, log: MetricsLog | None, recorder: Recorder) -> None:
     """Evaluates on all held-out samples, and says what the run has read."""
-    run.lock.check()
     evaluations.finish(state)
     if log is None:
         return
