@@ -69,7 +69,7 @@ def test_both_formats_hold_the_same_parameters(folders: Path) -> None:
         (("q", np.zeros((4, 4, 3), np.uint8)), "not an array; PIL.Image.fromarray"),
         (("q", [np.zeros((4, 4, 3), np.uint8)]), "not ndarray; PIL.Image.fromarray"),
         (("q", [None]), "an image must be a path, bytes or a PIL image, not NoneType"),
-        (("q", [""]), "is empty; give a path"),
+        (("q", [""]), "is an empty name; give a path"),
         ((None,), "question: give a str, not NoneType"),
         (("",), "the question is empty"),
         (("\ud800",), "no UTF-8 at character 1"),

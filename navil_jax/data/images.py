@@ -152,8 +152,8 @@ def load_image(source: str | Path | bytes | Image.Image, name: str = "") -> Imag
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
         array = "; PIL.Image.fromarray(array) makes one of an array" if isinstance(source, np.ndarray) else ""
         raise TypeError(f"an image must be a path, bytes or a PIL image, not {type(source).__name__}{array}")
-    if isinstance(source, str | bytes) and not source:
-        raise UserError(f"{name or 'an image'}: is empty; give a path or the bytes of a file")
+    if isinstance(source, str) and not source:
+        raise UserError(f"{name or 'an image'}: is an empty name; give a path or the bytes of a file")
     if isinstance(source, Image.Image):
         return _to_rgb(_loaded(source, name or getattr(source, "filename", "") or "image"), name or "image")
     name = name or ("image from bytes" if isinstance(source, bytes) else str(source))

@@ -107,11 +107,7 @@ def run(config: Config, start: Start | None = None) -> int:
         # 5. The steps.
         origin = start.origin if start is not None else {}
         this = Run(config, mesh, opened.tokenizer, origin, data, files, lock, checkpoints, iterator)
-        try:
-            status = _train(this, state, metrics, stopped)
-        except FileNotFoundError:
-            lock.check()  # says that the whole folder is gone
-            raise
+        status = _train(this, state, metrics, stopped)
         iterator.close()
     multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
     return status
