@@ -115,6 +115,12 @@ def test_scores_of_a_checkpoint_are_those_of_its_run(folders: Path, tmp_path: Pa
     assert "| colors | color | 12 | 100.0% |" in (tmp_path / "evaluation.md").read_text()
 
 
+def test_sources_of_a_run_can_be_changed_for_its_scores(folders: Path, tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path), "--config.data.sources.0.weight=2", "--samples", "4"]
+    assert evaluate(["--checkpoint", str(folders / "run"), *flags]) == 0
+    assert "| colors | color | 4 |" in (tmp_path / "evaluation.md").read_text()
+
+
 def test_what_trained_in_float32_is_scored_in_float32(tmp_path: Path) -> None:
     """Though config.model.param_dtype, which holds for frozen parameters, says bfloat16."""
     flags = ["--config.steps=3", "--config.eval_every=0", "--config.model.param_dtype=bfloat16"]

@@ -139,13 +139,13 @@ def _check_is_file(path: str) -> None:
 
 
 def passed_over(folder: str, suffixes: Sequence[str]) -> list[str]:
-    """What lies in a folder, or below it, and may be data that `expand` leaves out; of `LOOKED_AT` files at most.
+    """What lies in a folder, or below a local one, and may be data that `expand` leaves out; looks at `LOOKED_AT` files.
 
     Example: a folder of a.jsonl, a.json.bak and more/b.jsonl -> [".../a.json.bak", ".../more/b.jsonl"]
     """
     system, bare = filesystem(at_home(folder))
     found, looked_at = [], 0
-    for place, folders, names in system.walk(bare, maxdepth=_DEPTH):
+    for place, folders, names in system.walk(bare, maxdepth=1 if is_remote(folder) else _DEPTH):
         is_below = place.rstrip("/") != bare.rstrip("/")
         if "/." in place.removeprefix(bare):
             continue
