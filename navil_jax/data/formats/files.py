@@ -139,7 +139,7 @@ def _check_is_file(path: str) -> None:
 
 
 def passed_over(folder: str, suffixes: Sequence[str]) -> list[str]:
-    """What lies in a folder, or below a local one, and may be data that `expand` leaves out; looks at `LOOKED_AT` files.
+    """What is in a folder, or below a local one, and may be data that `expand` leaves out; looks at `LOOKED_AT` files.
 
     Example: a folder of a.jsonl, a.json.bak and more/b.jsonl -> [".../a.json.bak", ".../more/b.jsonl"]
     """
