@@ -123,7 +123,7 @@ def test_what_is_no_number_is_refused_by_name(value, tmp_path, capsys):
     source = with_tensors(tmp_path / "a", TIED, spoil)
     said = "model.safetensors: model.norm.weight: 2 of 64 values are infinite or no numbers"
     assert said in refused(capsys, "import", source, tmp_path / "run")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match="decoder/final_norm/scale: 2 of 64 values are infinite or no numbers"):
         load_pretrained(source)
 
 

@@ -64,7 +64,7 @@ def iterate_params(
         dtype = tensors[entries[0].tensor].dtype
         values = [np.empty(shapes[name].shape, dtype) for name in names]
         for entry in entries:
-            for value, part in zip(values, entry.to_params(_finite(tensors, entry.tensor)), strict=True):
+            for value, part in zip(values, entry.to_params(tensors[entry.tensor]), strict=True):
                 assign(value if entry.layer is None else value[entry.layer], part)
         values.reverse()
         for name in names:
@@ -78,6 +78,9 @@ def iterate_layers(
 
     Yields:
       Name, layer (None: the parameter has none) and value, mostly a view on the tensor.
+
+    Raises:
+      UserError: a tensor has values that are infinite or no numbers.
     """
     for names, entries in _by_params(config).items():
         if all(name in skip for name in names):
