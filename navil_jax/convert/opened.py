@@ -122,7 +122,7 @@ class OpenCheckpoint:
           averaged: whether running averages are read where the run's evaluations use them.
 
         Raises:
-          UserError: the checkpoint is not whole, holds other parameters, or one with infinite values or no numbers.
+          UserError: the checkpoint is not whole, holds other parameters, or values that are infinite or no numbers.
         """
         if self.record is None:
             require_whole(self)
