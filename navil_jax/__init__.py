@@ -27,6 +27,7 @@ def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str =
 
     Raises:
       UserError: the checkpoint is not whole, or of an architecture that is not known.
+      TypeError: `path` is no name of a folder.
 
     Example:
       loaded = navil_jax.load_pretrained("NaViL-2B")

@@ -138,11 +138,18 @@ class Conversation:
         if not places:
             question = f"{PLACEHOLDER}\n" * len(self.waiting) + question
         images = self.images + self.waiting
-        pieces = []
-        for piece in self.assistant.answer(self.turns, question, images, self.sampler, self.max_new_tokens):
+        pieces, cut = [], list[bool]()
+        made = self.assistant.answer(
+            self.turns, question, images, self.sampler, self.max_new_tokens, lambda: cut.append(True)
+        )
+        for piece in made:
             print(piece, end="", flush=True)
             pieces.append(piece)
         print(flush=True)
+        if cut:
+            print(
+                f"... (cut at {self.max_new_tokens} tokens; --max-new-tokens allows more)", file=sys.stderr, flush=True
+            )
         self.turns.append((question, "".join(pieces)))
         self.images, self.waiting = images, []
         return self.turns[-1][1]

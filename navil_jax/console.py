@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 ENDLESS = 100_000  # characters of a line where nothing limits it: in files, pipes and Markdown
 FRAME = 120  # characters of a frame at most
+FRAME_EDGES = 4  # of them, the borders and the blanks beside them
 SECONDS, LOG_SECONDS = 1.0, 30.0  # between two updates of a progress, on a terminal and in a log
 LOG_LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left"
 

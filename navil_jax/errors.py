@@ -73,6 +73,18 @@ class Parser(argparse.ArgumentParser):
             f"{message.removeprefix('argument ')}{more}; {self.prog.removeprefix('python -m ')} --help shows all"
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse, which takes the last of an option that is given twice."""
+        given: set[int] = set()
+        known = {name: action for action in self._actions for name in action.option_strings}
+        for name in (argument.partition("=")[0] for argument in (sys.argv[1:] if args is None else args)):
+            action = known.get(name)
+            if action is not None and action.nargs != 0 and not isinstance(action, argparse._AppendAction):
+                if id(action) in given:
+                    raise UserError(f"{name}: is given twice; give it once")
+                given.add(id(action))
+        return super().parse_known_args(args, namespace)
+
     def print_help(self, file: Any = None) -> None:
         """As argparse, which passes over a full disk or a closed pipe."""
         print(self.format_help(), end="", file=file)

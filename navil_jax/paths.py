@@ -17,6 +17,7 @@ from etils import epath
 
 from navil_jax.errors import UserError
 
+DRAWINGS = (".png", ".pdf", ".svg", ".jpg")
 PACKAGES = {"gs": "gcsfs"}  # kind of address -> the package that reaches it
 
 
@@ -53,6 +54,14 @@ def new_file(text: str) -> Path:
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{path}: is a folder, name a file")
     new_folder(os.fspath(path.parent)).mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def new_drawing(text: str) -> Path:
+    """As `new_file`, of a kind that can be drawn."""
+    path = new_file(text)
+    if path.suffix.lower() not in DRAWINGS:
+        raise argparse.ArgumentTypeError(f"{path}: cannot be drawn; end its name in {', '.join(DRAWINGS)}")
     return path
 
 

@@ -13,6 +13,7 @@ from golden_cases import FOLDER
 from made_runs import copy_case
 from safetensors.numpy import load_file, save_file
 
+from navil_jax import load_pretrained
 from navil_jax.convert import __main__ as convert
 from navil_jax.convert.opened import open_checkpoint
 from navil_jax.convert.stored import cast, count_not_finite
@@ -102,17 +103,51 @@ def test_half_precision_is_converted_when_asked(dtype, tmp_path, capsys):
         assert opened.tensors[EMBEDDING].tobytes() == wanted.tobytes()
 
 
-def test_overflow_is_refused_and_what_is_not_finite_is_told(tmp_path, capsys):
+def test_overflow_is_refused(tmp_path, capsys):
     def spoil(tensors: dict[str, np.ndarray]) -> None:
-        tensors[EMBEDDING][0, 0], tensors["model.norm.weight"][0] = 3.4e38, np.nan
+        tensors[EMBEDDING][0, 0] = 3.4e38
 
     source = with_tensors(tmp_path / "a", TIED, spoil)
     message = "1 values of float32 are beyond the range of bfloat16; choose a wider dtype"
     assert message in refused(capsys, "import", source, tmp_path / "x", "--dtype", "bfloat16")
     assert convert.main(["import", str(source), str(tmp_path / "run")]) == 0
-    assert "decoder/final_norm/scale: 1 values are infinite or no numbers" in capsys.readouterr().out
     assert message in refused(capsys, "export", tmp_path / "run", tmp_path / "out", "--dtype", "bfloat16")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_refused_by_name(value, tmp_path, capsys):
+    def spoil(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.norm.weight"][1:3] = value
+
+    source = with_tensors(tmp_path / "a", TIED, spoil)
+    said = "model.safetensors: model.norm.weight: 2 of 64 values are infinite or no numbers"
+    assert said in refused(capsys, "import", source, tmp_path / "run")
+    with pytest.raises(UserError, match="decoder/final_norm/scale: 2 of 64 values are infinite or no numbers"):
+        load_pretrained(source)
+
+
+def test_weights_of_two_kinds_in_one_folder_say_which_are_read(tmp_path, caplog):
+    source = with_tensors(tmp_path / "a", TIED, lambda tensors: None)
+    with caplog.at_level("WARNING"), open_checkpoint(source):
+        assert not caplog.messages
+    (source / "pytorch_model.bin").touch()
+    (source / "other.safetensors").touch()
+    with caplog.at_level("WARNING"), open_checkpoint(source):
+        (said,) = caplog.messages
+    assert (
+        said
+        == f"{source}: the weights are read from model.safetensors, and not from other.safetensors, pytorch_model.bin"
+    )
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path, capsys):
+    source = with_tensors(tmp_path / "a", TIED, lambda tensors: None)
+    text = (source / "config.json").read_text()
+    (source / "config.json").write_text(text.replace("{", '{"hidden_size": 7, ', 1))
+    assert "config.json: cannot be read ('hidden_size' stands twice in one object)" in refused(
+        capsys, "import", source, tmp_path / "run"
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])

@@ -79,7 +79,8 @@ def assistant() -> Assistant:
 
 
 def run(*arguments: object) -> int:
-    return chat.main([*map(str, arguments), "--max-new-tokens", "8"])
+    length = () if "--max-new-tokens" in arguments else ("--max-new-tokens", "8")
+    return chat.main([*map(str, arguments), *length])
 
 
 class TestCommand:
@@ -176,6 +177,15 @@ class TestCommand:
         out = capsys.readouterr().out
         assert [line.count("error: ") for line in out.split("> ")] == [0, *(1 for _ in asked), 0, 0]
         assert "error: the question: is no UTF-8 at character 4; write it again" in out
+
+    def test_an_answer_that_is_cut_says_so(self, workdir: Path, image: Path, capsys: pytest.CaptureFixture):
+        assert run("--checkpoint", workdir, "--image", image, "--prompt", "x", "--max-new-tokens", 2) == 0
+        assert "... (cut at 2 tokens; --max-new-tokens allows more)" in capsys.readouterr().err
+        assistant = load_assistant(workdir, make_mesh(MeshConfig()))
+        stopped: list[bool] = []
+        stop = lambda logits, step: jnp.full(len(logits), assistant.stop_id, jnp.int32)  # noqa: E731
+        assert "".join(assistant.answer((), "x", [], stop, 1, lambda: stopped.append(True))) == ""
+        assert stopped == []
 
     def test_help_shows_examples(self, capsys: pytest.CaptureFixture):
         with pytest.raises(SystemExit) as exit_status:

@@ -54,6 +54,15 @@ def write(folder, steps=(3,), keep=2):
     return params, state, iterator
 
 
+def test_folders_that_are_called_otherwise_are_told(tmp_path):
+    write(tmp_path, steps=(3, 5))
+    (tmp_path / "3").rename(tmp_path / "3_best")
+    (tmp_path / "notes").mkdir()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.strangers() == ["3_best"]
+        assert checkpoints.latest_step == 5
+
+
 def test_everything_comes_back(tmp_path):
     params, state, iterator = write(tmp_path / "c")
     expected = [next(iterator) for _ in range(5)]
@@ -265,6 +274,17 @@ def test_only_the_same_data_continue():
             check_continues(saved, saved, "folder", (before, {key: "0b"}))
         asked = dataclasses.replace(saved, resume_with="data.sources")
         assert check_continues(saved, asked, "folder", (before, {key: "0b"})) == {key: (before.get(key), "0b")}
+
+
+def test_only_the_same_held_out_data_continue():
+    saved, key = Config(), "data.sources.0.held_out.fingerprint"
+    assert check_continues(saved, saved, "folder", ({}, {key: "0b"})) == {}  # begun before these were known
+    for now, shown in (({key: "0b"}, "0b"), ({}, "None")):
+        with pytest.raises(UserError, match=f"another config: {key} was 0a and is {shown}; set"):
+            check_continues(saved, saved, "folder", ({key: "0a"}, now))
+    for name in (key, "data.sources.0.held_out", "data.sources"):
+        asked = dataclasses.replace(saved, resume_with=name)
+        assert check_continues(saved, asked, "folder", ({key: "0a"}, {key: "0b"})) == {key: ("0a", "0b")}
 
 
 def with_optimizer(config, **fields):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 RECIPE = "configs/demo.py"
+WARMUP = "--config.optimizer.warmup_steps=1000"
 BUILT_IN = ("--from", "scenes", "--out", "o")
 LLAVA = ("--from", "llava", "--path", "train.jsonl", "--out", "o")
 
@@ -22,6 +23,14 @@ PROBES: dict[str, list[tuple[Sequence[str], str]]] = {
         (("--config", RECIPE, "extra"), "unrecognized arguments: extra"),
         (("--config", RECIPE, "--config.step=1"), "config.step: no such key, the nearest one is config.steps"),
         (("--config", RECIPE, "--config.steps"), "--config.steps: no value given"),
+        (
+            ("--config", RECIPE, "--config.steps=5", "--config.steps=6"),
+            "--config.steps: is given twice, as '5' and '6'",
+        ),
+        (("--config", RECIPE, "--config", RECIPE), "--config: is given twice"),
+        (("--config", RECIPE, "--config.steps=\u0663"), "is not int"),
+        (("--config", RECIPE, "--config.data.sources.9.name=x"), "there are 3 entries, numbered from 0"),
+        (("--config", RECIPE, "--config.workdir=o", "--config.steps=9", WARMUP), "warmup_steps: 1000 must be below"),
         (("--config", RECIPE, "--config.steps=x"), "config.steps: 'x' is not int"),
         (("--config", RECIPE, "--config.steps=0"), "config.steps: must be at least 1, not 0"),
         (("--config", RECIPE, "--config.steps=1" + "0" * 5000), "config.steps"),
@@ -43,7 +52,10 @@ PROBES: dict[str, list[tuple[Sequence[str], str]]] = {
     "data": [
         (("convrt",), "no command 'convrt'; nearest is 'convert'"),
         (("convert",), "--from"),
-        (("convert", *BUILT_IN, "--shards", "-1"), "--shards: must be at least 0, not -1"),
+        (("convert", *BUILT_IN, "--shards", "-1"), "--shards: must be at least 1, not -1"),
+        (("convert", *BUILT_IN, "--shards", "0"), "--shards: must be at least 1, not 0"),
+        (("convert", *BUILT_IN, "--shards", "\u0663"), "is not a whole number"),
+        (("convert", *BUILT_IN, "--shards", "2", "--shards=3"), "--shards: is given twice"),
         (("convert", *BUILT_IN, "--shards", "x"), "--shards: 'x' is not a whole number"),
         (("convert", *BUILT_IN, "--split", "all"), "--split: invalid choice: 'all'"),
         (("convert", "--from", "scens", "--out", "o"), "no kind of data named 'scens'; nearest is 'scenes'"),
@@ -71,6 +83,7 @@ PROBES: dict[str, list[tuple[Sequence[str], str]]] = {
         (("tokens", "--image", "folder"), "folder"),
         (("tokens", "--image", "none.png"), "none.png"),
         (("tokens", "--image", "image.png", "--out", "text/a.png"), "--out: text: is a file"),
+        (("tokens", "--image", "image.png", "--out", "a.txt"), "--out: a.txt: cannot be drawn; end its name in .png"),
         (("tokens", "--image", "image.png", "--config.images.scale_factor=2"), "config.images.scale_factor"),
     ],
     "convert": [
@@ -119,6 +132,9 @@ PROBES: dict[str, list[tuple[Sequence[str], str]]] = {
         (("--checkpoint", "none"), "none: no such folder"),
         (("--checkpoint", "folder", "--samples", "-1"), "--samples: must be at least 0, not -1"),
         (("--checkpoint", "folder", "--out", "text"), "--out: text: is a file"),
+        (("--checkpoint", "folder", "--evaluators", ""), "--evaluators: '' has an empty name"),
+        (("--checkpoint", "folder", "--evaluators", "a,"), "--evaluators: 'a,' has an empty name"),
+        (("--checkpoint", "folder", "--evaluators", "a, a"), "--evaluators: 'a, a' has a name twice"),
         (("--checkpoint", "folder", "--out", "gs://a/b"), "only local folders"),
         (("--checkpoint", "folder", "--config.eval_ema=maybe"), "config.eval_ema: 'maybe' is not true | false"),
     ],

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navil_jax.config import Config, DataConfig, SourceConfig
-from navil_jax.config.flags import apply_overrides, describe, differences, from_json, load_config, parse, to_json
+from navil_jax.config.flags import apply_overrides, describe, load_config, parse
+from navil_jax.config.plain import differences, from_json, to_json
 from navil_jax.convert.hf_config import model_config, read_config
 from navil_jax.errors import UserError
 
@@ -62,6 +63,13 @@ def test_override_is_read_by_the_fields_type(key, text, value):
         ("decoder.depth", "4", "nearest one is config.model.decoder.depth"),
         ("data.sources.2.weight", "4", "nearest one is config.data.sources."),
         ("steps.x", "4", "nearest one is config.steps"),
+        ("steps", "\u0663", "is not int"),
+        ("steps", "\uff15", "is not int"),
+        ("optimizer.b1", "0.\u0665", "is not float"),
+        ("profile_steps", "\u0661,\u0662", "is not int"),
+        ("data.sources.2.name", "x", "there are 2 entries, numbered from 0, and recipes add others"),
+        ("data.sources.00.name", "x", "no such key"),
+        ("data.sources.\u0660.name", "x", "no such key"),
         ("steps", "4.5", "config.steps: '4.5' is not int"),
         ("steps", "", "config.steps: '' is not int"),
         ("optimizer.eps", "nan", "config.optimizer.eps: nan is not float"),

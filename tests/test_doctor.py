@@ -37,7 +37,7 @@ FLAGS += [
     "--config.images.max_patches=256",
     f"--config.data.tokenizer={TOKENIZER_FOLDER}",
 ]
-FLAGS += ["--config.data.system_message=S", "--workers", "0"]
+FLAGS += ["--config.data.system_message=S", "--workers=0"]
 GOOD_SAMPLES = 20
 
 
@@ -64,7 +64,9 @@ def lines(tmp_path: Path) -> str:
 
 
 def run(lines: str, out: Path, *more: str) -> int:
-    return main(["doctor", "--source", f"llava:{lines}", "--out", str(out), *FLAGS, *more])
+    given = {flag.partition("=")[0] for flag in more}
+    own = [flag for flag in FLAGS if flag.partition("=")[0] not in given]
+    return main(["doctor", "--source", f"llava:{lines}", "--out", str(out), *own, *more])
 
 
 def json_lines(path: Path) -> list[dict]:
@@ -87,7 +89,9 @@ def test_every_fault_is_counted_and_listed(lines: str, tmp_path: Path, capsys: p
     ):
         assert re.search(rf"│ {label} +{re.escape(value)} +│", text), label
     assert "4 of 28 samples are bad, more than data.max_bad_share = 0.01" in text
-    assert "1 x no such file: ... (first train.jsonl:22)" in text
+    joined = re.sub(r"[ │\n]", "", text)
+    assert re.search(r"1xnosuchfile:\S*missing\.png\(firsttrain\.jsonl:22\)", joined)
+    assert "1 x 1 images but <image> stands 2 times in the questions" in text
     listed = json_lines(out / "quarantine.jsonl")
     assert [(entry["source"], entry["samples"], entry["index"], entry["key"]) for entry in listed] == [
         ("train.jsonl", 28, index, f"train.jsonl:{index + 1}") for index in (20, 21, 22, 23)
@@ -156,7 +160,7 @@ def test_training_reads_nothing_that_is_in_quarantine(lines: str, tmp_path: Path
 def test_training_agrees_about_every_sample(lines: str, oversize: str) -> None:
     config = doctor_config(oversize=oversize)
     source, budgets = open_format("llava", lines), batch_spec(config).budgets
-    notes, bad = Checkup(source, "a", config, TOKENIZER, row_budgets(config))(range(len(source)))
+    notes, bad, _ = Checkup(source, "a", config, TOKENIZER, row_budgets(config))(range(len(source)))
     assert [sample.index for sample in bad] == np.flatnonzero(notes["status"] == BAD).tolist()
     seen = set()
     for index, note in enumerate(notes):
@@ -199,6 +203,18 @@ def test_an_interrupted_report_goes_on(
     assert read == list(range(28))
     for name in ("quarantine.jsonl", "findings.jsonl", "report.html"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parted" / name).read_text()
+
+
+def test_fields_that_are_not_used_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    records = [{"text": f"x {n}", "id": n + 1, **({"page": "u"} if n % 3 else {})} for n in range(9)]
+    lines = write_lines(tmp_path / "train.jsonl", records)
+    for _ in range(2):  # the second time from the notes alone
+        assert run(lines, tmp_path / "report") == 0
+        assert re.search(r"│ fields not used +id \(9 samples\), page \(6 samples\) +│", capsys.readouterr().out)
+    assert "page (6 samples)" in (tmp_path / "report" / "report.html").read_text()
+    again = ["convert", "--from", "llava", "--path", lines, "--out", str(tmp_path / "shards")]
+    assert main(again) == 0
+    assert "not used: id (9 samples), page (6 samples)" in capsys.readouterr().out
 
 
 def test_a_report_of_something_else_is_left_alone(lines: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

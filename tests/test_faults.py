@@ -201,7 +201,7 @@ def test_too_many_bad_samples_stop_the_run_and_name_the_worst_reasons(tmp_path: 
     assert text.startswith(
         "21 of 1,001 samples are bad, more than config.data.max_bad_share = 0.019: 15 x no such file"
     )
-    assert "(first web:0); 6 x image of N x N pixels is broken (first chat:0)" in text
+    assert "(first web:0); 6 x image of 0 x 1 pixels is broken (first chat:0)" in text
     assert text.endswith(f"all are in {tmp_path}/quarantine.jsonl")
     assert "\n" not in text
 
@@ -218,7 +218,7 @@ def test_few_samples_say_nothing_about_the_share_unless_most_are_unusable() -> N
 def test_a_run_stops_at_the_share_it_was_given(tmp_path: Path) -> None:
     source = Faulty(50, faults=((7, "bad"),))
     with pytest.raises(
-        UserError, match=r"2\d of 1,0\d\d samples are bad, .*: 1 x no such file: \.\.\. \(first made:7\)"
+        UserError, match=r"2\d of 1,0\d\d samples are bad, .*: 1 x no such file: images/7.jpg \(first made:7\)"
     ):
         for _ in batches(source, Quarantine(tmp_path)):
             pass

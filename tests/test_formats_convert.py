@@ -159,7 +159,7 @@ def test_built_in_sources_convert(folder: Path, monkeypatch: pytest.MonkeyPatch)
         (["--from", "lava", "--path", "x", "--out", "o"], "no kind of data named 'lava'; nearest is 'llava'"),
         (["--from", "llava", "--out", "o"], "--path: data of kind llava need a path"),
         (["--from", "llava", "--path", "x.jsonl", "--out", "o"], "x.jsonl: no such file"),
-        (["--from", "scenes", "--out", "o", "--shards", "-1"], "--shards: must be at least 0, not -1"),
+        (["--from", "scenes", "--out", "o", "--shards", "-1"], "--shards: must be at least 1, not -1"),
         (["--from", "scenes", "--out", "o", "--prompt", "x"], "--prompt: has no effect on data of kind scenes"),
         (["--from", "scenes", "--out", "o", "--path", "x"], "--path: has no effect on data of kind scenes"),
         (["--from", "llava", "--path", "x", "--out", "o", "--split", "test"], "--split: has no effect"),

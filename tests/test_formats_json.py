@@ -64,7 +64,7 @@ BAD = [
     ({"image": "a.jpg"}, "has none of conversations, messages, texts"),
     ({"image": "none.jpg", "text": "x"}, "no such file"),
     ({"image": "http://x.org/a.jpg", "text": "x"}, "download it first"),
-    ({"image": [None, "a.jpg"], "text": "x"}, "an image must be a path or encoded bytes, not NoneType"),
+    ({"image": [None, "a.jpg"], "text": "x"}, "image: image 1 of 2 is empty; an image must be a path"),
     ({"image": 3, "text": "x"}, "an image must be a path or encoded bytes, not int"),
     ({"image": "a.jpg", "conversations": talk("<image> <image>", "x")}, "1 images but <image> stands 2 times"),
     ({"conversations": talk("<image>", "x")}, "0 images but <image> stands 1 times"),
@@ -167,7 +167,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: str, mess
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         open_format("llava", str(tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match=r"no folder or pattern with files \.tar"):
+    with pytest.raises(UserError, match=r"the folder has no files \.tar, but "):
         open_format("webdataset", str(tmp_path))
     if not importlib.util.find_spec("gcsfs"):
         with pytest.raises(UserError, match=r"gs://: .*install gcsfs"):
@@ -325,7 +325,8 @@ def test_addresses_work_like_paths(cache: Path) -> None:
     ],
 )
 def test_ways_to_write_a_conversation(record: dict) -> None:
-    assert conversation(record)[:2] == (None, [("<image>q", "a")])
+    said = conversation(record)
+    assert (said.system, said.turns) == (None, [("<image>q", "a")])
     assert to_sample({"images": [{"bytes": jpeg(), "path": None}], **record}, "k").images == (jpeg(),)
 
 
@@ -411,7 +412,10 @@ class TestMeta:
             ('{"a": {"root": "x"}}', "a: annotation is missing"),
             ('{"a": {"annotation": "x", "repeat_time": "2"}}', "a.repeat_time: '2' is of the wrong type"),
             ('{"a": {"annotation": "x", "length": true}}', "a.length: True is of the wrong type"),
-            ('{"a": {"annotation": "x", "repeat_time": 0}}', "a.repeat_time: 0 must be positive"),
+            ('{"a": {"annotation": "x", "repeat_time": 0}}', "a.repeat_time: must be above 0"),
+            ('{"a": {"annotation": "x", "repeat_time": NaN}}', "a.repeat_time: must be .*, not nan"),
+            ('{"a": {"annotation": "x", "repeat_time": 1e308}}', "a.repeat_time: must be .*, not 1e.308"),
+            ('{"": {"annotation": "x"}}', "a source has no name"),
             ('{"a": {"annotation": "x"}, "a": {"annotation": "y"}}', "'a' stands twice in one object"),
             (
                 '{"a": {"annotation": "x", "repeat_times": 2}}',

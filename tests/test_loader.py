@@ -61,6 +61,37 @@ def test_both_formats_hold_the_same_parameters(folders: Path) -> None:
         np.testing.assert_array_equal(value, exported[name], err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("q", "a.png"), r"images: give a list, such as \[\"cat.png\"\], not str"),
+        (("q", 5), "images: give a list"),
+        (("q", np.zeros((4, 4, 3), np.uint8)), "not an array; PIL.Image.fromarray"),
+        (("q", [np.zeros((4, 4, 3), np.uint8)]), "not ndarray; PIL.Image.fromarray"),
+        (("q", [None]), "an image must be a path, bytes or a PIL image, not NoneType"),
+        (("q", [""]), "is an empty name; give a path"),
+        ((None,), "question: give a str, not NoneType"),
+        (("",), "the question is empty"),
+        (("\ud800",), "no UTF-8 at character 1"),
+        (("q", (), 5), "sampler: give a Sampler"),
+        (("q", (), None, 2.5), "max_new_tokens: give a whole number, not 2.5"),
+        (("q", (), None, True), "max_new_tokens: give a whole number, not True"),
+    ],
+)
+def test_what_cannot_be_asked_says_what_to_give(folders: Path, arguments: tuple, said: str) -> None:
+    loaded = navil_jax.load_pretrained(folders / "run")
+    with pytest.raises((TypeError, UserError), match=said):
+        loaded.ask(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [(None, "not NoneType"), (5, "not int"), (b"x", "not bytes"), ("", "is empty")]
+)
+def test_what_is_no_path_says_what_to_give(path: object, said: str) -> None:
+    with pytest.raises((TypeError, UserError), match=f"path: .*{said}"):
+        navil_jax.load_pretrained(path)  # type: ignore[arg-type]
+
+
 def test_chat_takes_a_hugging_face_folder(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     SHOWN.images[0].save(tmp_path / "shown.png")
     arguments = ["--image", str(tmp_path / "shown.png"), "--prompt", QUESTION, "--max-new-tokens", "8"]
@@ -82,6 +113,12 @@ def test_scores_of_a_checkpoint_are_those_of_its_run(folders: Path, tmp_path: Pa
     assert evaluate(["--checkpoint", str(folders / "run"), "--out", str(tmp_path)]) == 0
     assert read_log(tmp_path / "metrics.jsonl") == [logged]
     assert "| colors | color | 12 | 100.0% |" in (tmp_path / "evaluation.md").read_text()
+
+
+def test_sources_of_a_run_can_be_changed_for_its_scores(folders: Path, tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path), "--config.data.sources.0.weight=2", "--samples", "4"]
+    assert evaluate(["--checkpoint", str(folders / "run"), *flags]) == 0
+    assert "| colors | color | 4 |" in (tmp_path / "evaluation.md").read_text()
 
 
 def test_what_trained_in_float32_is_scored_in_float32(tmp_path: Path) -> None:

@@ -77,6 +77,14 @@ def test_in_a_bucket_a_run_that_lives_keeps_its_workdir_and_a_dead_one_does_not(
         lock.check()
 
 
+def test_an_error_of_a_run_without_its_workdir_says_so(tmp_path):
+    with pytest.raises(UserError, match="was removed or put elsewhere"), WorkdirLock(tmp_path / "run"):
+        shutil.rmtree(tmp_path / "run")
+        raise ValueError("NOT_FOUND: of a library")
+    with pytest.raises(ValueError, match="of the run"), WorkdirLock(tmp_path / "other"):
+        raise ValueError("of the run")
+
+
 def test_a_checkpoint_removed_while_the_run_goes_on_is_noticed(tmp_path, capsys, monkeypatch):
     saves = []
     save = Checkpoints.save

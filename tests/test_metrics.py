@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,3 +120,17 @@ def test_right_answers_are_green_and_wrong_ones_red(tmp_path):
 def test_grid_takes_samples_without_image(tmp_path):
     plot_answers(tmp_path / "grid.png", [Answer(None, "q", "a", "a", True)] * 5)
     assert Image.open(tmp_path / "grid.png").size[0] == 1320
+
+
+def test_a_log_that_is_cut_while_it_is_written_is_noticed(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write(1, {"loss": 1.0})
+    assert not log.was_cut()
+    (tmp_path / "metrics.jsonl").write_text("")
+    log.write(2, {"loss": 1.0})
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert log.was_cut()
+    log.write(3, {"loss": 1.0})
+    assert not log.was_cut()
+    log.close()
+    assert MetricsLog(tmp_path, step=1).dropped == 1

@@ -8,7 +8,8 @@ from bucket_server import serve
 
 from navil_jax import paths
 from navil_jax.config import Config, DataConfig, SourceConfig
-from navil_jax.config.flags import apply_overrides, differences
+from navil_jax.config.flags import apply_overrides
+from navil_jax.config.plain import differences
 from navil_jax.convert import __main__ as convert
 from navil_jax.data.formats.files import join
 from navil_jax.data.sources import expand_meta

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navil_jax.config import stages
-from navil_jax.config.flags import differences, load_config, parse
+from navil_jax.config.flags import load_config, parse
+from navil_jax.config.plain import differences
 from navil_jax.model import params as model_params
 from navil_jax.study import pod_plan
 from navil_jax.study.__main__ import main

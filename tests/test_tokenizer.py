@@ -207,3 +207,10 @@ def test_a_vocabulary_larger_than_the_model_s() -> None:
     check_vocabulary(tokenizer, 558, "model")
     with pytest.raises(UserError, match=r"here: the tokenizer in .* has 558 ids, the model 557"):
         check_vocabulary(tokenizer, 557, "here")
+
+
+def test_too_few_pieces_are_named_by_their_key() -> None:
+    with pytest.raises(
+        UserError, match=r"config.data.tokenizer_size: 10 pieces are too few, .* alone are \d+; raise it"
+    ):
+        train_tokenizer(["hello you"], 10, None)

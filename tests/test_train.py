@@ -1,5 +1,6 @@
 """The training command: an interrupted run ends bit for bit as one that was not, and bad runs save nothing."""
 
+import gc
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -197,6 +199,45 @@ def test_a_run_does_not_go_on_with_files_that_have_changed(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_run_does_not_go_on_with_held_out_files_that_have_changed(tmp_path, capsys):
+    data, records = tmp_path / "data.jsonl", [f'{{"caption": "word {number}"}}\n' for number in range(40)]
+    held_out = tmp_path / "test.jsonl"
+    flags = ["--config.steps=2", "--config.eval_every=0", "--config.data.sources.0.kind=llava"]
+    flags += [f"--config.data.sources.0.path={data}", f"--config.data.sources.0.held_out={held_out}"]
+    for path in (data, held_out):
+        path.write_text("".join(records))
+    assert train(tmp_path / "run", *flags) == 0
+    gc.collect()  # ends those of evaluations
+    deadline = time.monotonic() + 10
+    while any("grain" in thread.name for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [thread.name for thread in threading.enumerate() if "grain" in thread.name]
+    held_out.write_text("".join(records[:-1]))
+    capsys.readouterr()
+    assert train(tmp_path / "run", *flags) == 2
+    assert "data.sources.0.held_out.fingerprint was 40 samples (" in capsys.readouterr().err
+    assert train(tmp_path / "run", *flags, "--config.resume_with=data.sources.0.held_out.fingerprint") == 0
+
+
+def test_a_warmup_that_is_longer_than_the_run_is_refused_before_anything_is_read(tmp_path, capsys):
+    for schedule, wanted in (("constant", "at most"), ("cosine", "below")):
+        flags = ["--config.optimizer.warmup_steps=1000", f"--config.optimizer.schedule={schedule}"]
+        assert train(tmp_path / "run", *flags) == 2
+        assert f"config.optimizer.warmup_steps: 1000 must be {wanted} steps = 8" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_transform_with_a_fault_is_named_in_one_line(tmp_path, capsys):
+    for name in ("os:system", "builtins:len", "builtins:print"):
+        assert train(tmp_path / "run", f"--config.data.sources.0.transforms={name}") == 2
+        error = capsys.readouterr().err
+        assert re.search(
+            rf"error: source colors, sample \d+ \(.*\): transform {name} (raised TypeError|gave NoneType)", error
+        )
+        assert error.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_held_out_samples_that_cannot_be_used_are_said_before_the_first_step(tmp_path, capsys):
     for name, caption in (("train", '"a word"'), ("test", "null")):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"caption": {caption}}}\n' * 20)
@@ -228,6 +269,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
 @pytest.mark.slow
 def test_next_stage_starts_with_the_parameters_of_the_last(tmp_path, finished, capsys):
     flags = [f"--config.init_from={finished}", "--config.steps=1", "--config.eval_every=0"]
+    flags += ["--config.optimizer.warmup_steps=1"]
     assert train(tmp_path, *flags, "--config.optimizer.trainable=**/bias,**/scale,vision/**/ls*") == 0
     assert f"parameters of step 8 of {finished}" in capsys.readouterr().out
     (_, before, _), (_, after, _) = saved(finished), saved(tmp_path)

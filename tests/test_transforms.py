@@ -90,8 +90,22 @@ def test_a_sample_that_a_transform_refuses_is_bad_and_other_errors_end_the_run()
     skipped = features(f"{__name__}:refuses")
     assert isinstance(skipped, Skipped)
     assert skipped.reason == "too grey"
-    with pytest.raises(RuntimeError, match=r"reading sample 0 of source a \(grey\) failed: ZeroDivisionError: oh"):
+    said = (
+        r"source a, sample 0 \(grey\): transform \w+:fails raised ZeroDivisionError: oh \(\S+test_transforms.py:\d+\)"
+    )
+    with pytest.raises(UserError, match=said):
         features(f"{__name__}:fails")
+
+
+@pytest.mark.parametrize(
+    "value", [None, 5, Sample("a", (), ()), Sample("a", (3,), (("q", "a"),)), Sample("a", (), ("ab",))]
+)
+def test_what_is_no_sample_ends_the_run(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRANSFORMS, "jpeg", lambda sample, seeds: value)
+    find_transform.cache_clear()
+    with pytest.raises(UserError, match=r"transform jpeg gave .*, not a Sample with its images and turns"):
+        features("jpeg")
+    find_transform.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import os
 from typing import Any
 
 from navil_jax.config import Config, validate
-from navil_jax.config.flags import differences, resumed_keys
+from navil_jax.config.flags import resumed_keys
+from navil_jax.config.plain import differences
 from navil_jax.errors import UserError
 
 # What may differ between a run and its continuation: nothing that changes which numbers come out, but for the length.
@@ -45,7 +46,8 @@ def check_continues(
 
     Args:
       fingerprints: of the data so far and of those from here on (`data.sources.fingerprints`); other data count as
-        another config. Missing so far: the data were read before there were fingerprints.
+        another config. Missing so far: the data were read before there were fingerprints, which of held-out ones is
+        no change.
 
     Raises:
       UserError: `config` is otherwise not a continuation of the run that wrote the checkpoints in `folder`, or
@@ -55,6 +57,7 @@ def check_continues(
     if config.optimizer.schedule == "cosine" and saved.steps != config.steps:
         changed["steps"] = saved.steps, config.steps
     before, now = fingerprints
+    now = {key: value for key, value in now.items() if key in before or not key.endswith("held_out.fingerprint")}
     changed |= {k: (before.get(k), now.get(k)) for k in before | now if before.get(k) != now.get(k)}
     asked = resumed_keys(config)
     fixed = {k: v for k, v in changed.items() if k.startswith(FIXED_KEYS)}

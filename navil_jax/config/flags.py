@@ -11,20 +11,18 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-import json
-import math
 import os
 import re
 import runpy
 import sys
 import traceback
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from navil_jax.config import Config, validate
+from navil_jax.config.plain import entry_class, keys, plain, required, type_name, typed
 from navil_jax.errors import Parser, UserError
 
 PREFIX = "--config."
@@ -41,7 +39,7 @@ def parse(
 
     Args:
       argv: arguments without the program's name: `--config FILE`, any number of `--config.a.b=c` or `--config.a.b c`
-        (the last one of a key wins), and the command's own options.
+        (each key once), and the command's own options.
       description: what `--help` says above the options; below them stands every config key.
       add_options: adds the command's own options.
       default: the config if no --config is given; None: one must be given.
@@ -63,14 +61,16 @@ def parse(
     parser.add_argument("--config", required=default is None, type=os.path.expanduser, metavar="FILE", help=text)
     if add_options:
         add_options(parser)
-    overrides, rest = _split_overrides(argv)
+    overrides, rest = split_overrides(argv)
     options = parser.parse_args(rest)
     config = default if default is not None and not options.config else load_config(options.config)
     return apply_overrides(config, overrides), options
 
 
-def _split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    overrides, rest, arguments = {}, [], iter(argv)
+def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Key -> text of every --config.KEY=TEXT, and all other arguments. Raises `UserError` for a key given twice."""
+    overrides: dict[str, str] = {}
+    rest, arguments = [], iter(argv)
     for argument in arguments:
         if not argument.startswith(PREFIX):
             rest.append(argument)
@@ -80,6 +80,8 @@ def _split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             text = next(arguments, PREFIX)
             if text.startswith("--"):
                 raise UserError(f"{PREFIX}{key}: no value given, write {PREFIX}{key}=VALUE")
+        if key in overrides:
+            raise UserError(f"{PREFIX}{key}: is given twice, as {overrides[key]!r} and {text!r}; give it once")
         overrides[key] = text
     return overrides, rest
 
@@ -111,7 +113,7 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(config, Config):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}, not navil_jax.config.Config")
     try:
-        config = _at_home(_typed(_plain(config), Config, ""))
+        config = _at_home(typed(plain(config), Config, ""))
         _check(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -152,7 +154,7 @@ def found_recipe(path: Path, kind: str = "config") -> Path:
         for folder in (package, package.parent):
             if (folder / path).is_file():
                 return folder / path
-    raise UserError(f"{path}: no such {kind} file")
+    raise UserError(f"{path}: no such {kind} file{'; it is a folder, give a file in it' if path.is_dir() else ''}")
 
 
 @contextlib.contextmanager
@@ -220,7 +222,7 @@ def resumed_keys(config: Config) -> tuple[str, ...]:
     names = tuple(name.strip() for name in config.resume_with.split(",") if name.strip())
     known = {f"{prefix}.{field.name}" for prefix, group in _groups(Config, "") for field in dataclasses.fields(group)}
     known = {key.removeprefix(".") for key in known} | {prefix for prefix, _ in _groups(Config, "") if prefix}
-    known.add("data.sources.N.fingerprint")
+    known |= {"data.sources.N.fingerprint", "data.sources.N.held_out.fingerprint"}
     for name in names:
         if re.sub(r"\.\d+(?=\.|$)", ".N", name) not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
@@ -236,32 +238,22 @@ def _set(node: Any, hint: Any, path: list[str], text: str, key: str, root: Confi
     hints = typing.get_type_hints(type(node))
     if dataclasses.is_dataclass(node) and not isinstance(node, type) and name in hints:
         return dataclasses.replace(node, **{name: _set(getattr(node, name), hints[name], rest, text, key, root)})
-    if isinstance(node, tuple) and name.isdecimal() and int(name) < len(node):
+    if isinstance(node, tuple) and name in map(str, range(len(node))):
         index = int(name)
-        entry = _set(node[index], typing.get_args(_required(hint))[0], rest, text, key, root)
+        entry = _set(node[index], typing.get_args(required(hint))[0], rest, text, key, root)
         return (*node[:index], entry, *node[index + 1 :])
-    near = difflib.get_close_matches(key, list(_keys(root)), n=1, cutoff=0.0)
-    raise UserError(f"config.{key}: no such key, the nearest one is config.{near[0]}")
-
-
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Every key of a config's leaves, as flags address them."""
-    if dataclasses.is_dataclass(node):
-        for field in dataclasses.fields(node):
-            yield from _keys(getattr(node, field.name), f"{prefix}.{field.name}" if prefix else field.name)
-    elif isinstance(node, tuple) and node and dataclasses.is_dataclass(node[0]):
-        for index, entry in enumerate(node):
-            yield from _keys(entry, f"{prefix}.{index}")
-    else:
-        yield prefix
+    near = difflib.get_close_matches(key, list(keys(root)), n=1, cutoff=0.0)
+    beyond = isinstance(node, tuple) and name.isdecimal()
+    more = f"; there are {len(node)} entries, numbered from 0, and recipes add others" if beyond else ""
+    raise UserError(f"config.{key}: no such key, the nearest one is config.{near[0]}{more}")
 
 
 def _read(text: str, hint: Any, key: str) -> Any:
     """Reads a flag's text as a value of type `hint`."""
-    bare = _required(hint)
+    bare = required(hint)
     if bare is not hint and text.lower() == "none":
         return None
-    if dataclasses.is_dataclass(bare) or (typing.get_origin(bare) is tuple and _entry_class(bare)):
+    if dataclasses.is_dataclass(bare) or (typing.get_origin(bare) is tuple and entry_class(bare)):
         raise UserError(f"config.{key}: is a group of fields, set them one by one (see --help)")
     value: Any
     try:
@@ -269,70 +261,20 @@ def _read(text: str, hint: Any, key: str) -> Any:
             value = {"true": True, "false": False}[text.lower()]
         elif typing.get_origin(bare) is tuple:
             entry = typing.get_args(bare)[0]
-            value = [entry(part.strip()) for part in text.strip("()[] ").split(",") if part.strip()]
+            parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
+            value = [_number(part, entry) if entry in (int, float) else entry(part) for part in parts]
         else:
-            value = bare(text) if bare in (int, float) else text
+            value = _number(text, bare) if bare in (int, float) else text
     except (ValueError, KeyError) as error:
-        raise UserError(f"config.{key}: {text!r} is not {_type_name(hint)}") from error
-    return _typed(value, hint, key)
+        raise UserError(f"config.{key}: {text!r} is not {type_name(hint)}") from error
+    return typed(value, hint, key)
 
 
-def _typed(value: Any, hint: Any, key: str) -> Any:
-    """Checks a plain value (dicts, lists, numbers, text) against `hint` and gives it the types of `config`."""
-    bare = _required(hint)
-    if value is None and bare is not hint:
-        return None
-    if isinstance(bare, type) and dataclasses.is_dataclass(bare) and isinstance(value, dict):
-        hints = typing.get_type_hints(bare)
-        prefix = f"{key}." if key else ""
-        if unknown := [name for name in value if name not in hints]:
-            near = difflib.get_close_matches(unknown[0], list(hints), n=1, cutoff=0.0)[0]
-            raise UserError(f"config.{prefix}{unknown[0]}: no such key, the nearest one is config.{prefix}{near}")
-        for field in dataclasses.fields(bare):
-            if field.default is dataclasses.MISSING and field.name not in value:
-                raise UserError(f"config.{prefix}{field.name}: no value given")
-        return bare(**{name: _typed(v, hints[name], prefix + name) for name, v in value.items()})
-    if typing.get_origin(bare) is tuple and isinstance(value, list):
-        entry_hint = typing.get_args(bare)[0]
-        return tuple(_typed(entry, entry_hint, f"{key}.{i}") for i, entry in enumerate(value))
-    good = {
-        bool: isinstance(value, bool),
-        int: isinstance(value, int) and not isinstance(value, bool),
-        float: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-        str: isinstance(value, str),
-    }.get(bare, typing.get_origin(bare) is Literal and value in typing.get_args(bare))
-    if not good:
-        raise UserError(f"config.{key}: {value!r} is not {_type_name(hint)}")
-    return float(value) if bare is float else value
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as dicts and tuples as lists, as JSON has them."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
-
-
-def to_json(config: Config) -> str:
-    """The config as JSON text with every field, for checkpoints."""
-    return json.dumps(_plain(config), indent=2)
-
-
-def from_json(text: str) -> Config:
-    """The config that `to_json` wrote. A missing field takes its default; an unknown one is a `UserError`."""
-    return _typed(json.loads(text), Config, "")
-
-
-def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ -> (value in a, value in b); None where one of them has no such key."""
-    left, right = ({key: _get(config, key) for key in _keys(config)} for config in (a, b))
-    return {k: (left.get(k), right.get(k)) for k in left | right if left.get(k) != right.get(k)}
-
-
-def _get(node: Any, key: str) -> Any:
-    for name in key.split("."):
-        node = node[int(name)] if isinstance(node, tuple) else getattr(node, name)
-    return node
+def _number(text: str, kind: type) -> Any:
+    """A number in the digits 0 to 9. Raises ValueError."""
+    if not text.isascii():
+        raise ValueError(text)
+    return kind(text)
 
 
 def describe(config_class: type) -> str:
@@ -343,10 +285,10 @@ def describe(config_class: type) -> str:
         hints = typing.get_type_hints(group)
         lines = [f"{prefix or 'run'}: {inspect.cleandoc(group.__doc__ or '').splitlines()[0]}"]
         for field in dataclasses.fields(group):
-            if _entry_class(hints[field.name]) is None:
+            if entry_class(hints[field.name]) is None:
                 key = f"{prefix}.{field.name}" if prefix else field.name
                 head = f"  {key} = {_shown(field.default)}"
-                lines.append(f"{head}  ({'; '.join([_type_name(hints[field.name]), *comments.get(field.name, [])])})")
+                lines.append(f"{head}  ({'; '.join([type_name(hints[field.name]), *comments.get(field.name, [])])})")
         groups.append("\n".join(lines))
     return "\n\n".join(groups)
 
@@ -355,7 +297,7 @@ def _groups(config_class: type, prefix: str) -> Iterator[tuple[str, type]]:
     """(key, dataclass) of a config class and of all in it; entries of tuples have the number N."""
     yield prefix, config_class
     for name, hint in typing.get_type_hints(config_class).items():
-        if entry := _entry_class(hint):
+        if entry := entry_class(hint):
             key = f"{prefix}.{name}" if prefix else name
             yield from _groups(entry, f"{key}.N" if typing.get_origin(hint) is tuple else key)
 
@@ -364,32 +306,6 @@ def _comments(config_class: type) -> dict[str, list[str]]:
     """Field name -> its trailing comment, where it has one."""
     found = re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(config_class), flags=re.MULTILINE)
     return {name: [comment] for name, comment in found}
-
-
-def _entry_class(hint: Any) -> type | None:
-    """The dataclass that a field holds, alone or in a tuple."""
-    bare = _required(hint)
-    bare = typing.get_args(bare)[0] if typing.get_origin(bare) is tuple else bare
-    return bare if isinstance(bare, type) and dataclasses.is_dataclass(bare) else None
-
-
-def _required(hint: Any) -> Any:
-    """`X` for `X | None`, anything else unchanged."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        (hint,) = (h for h in typing.get_args(hint) if h is not types.NoneType)
-    return hint
-
-
-def _type_name(hint: Any) -> str:
-    bare = _required(hint)
-    if bare is not hint:
-        return f"{_type_name(bare)} or none"
-    if typing.get_origin(hint) is Literal:
-        return " | ".join(map(str, typing.get_args(hint)))
-    if typing.get_origin(hint) is tuple:
-        entry = _type_name(typing.get_args(hint)[0])
-        return f"{entry},{entry},..."
-    return {bool: "true | false"}.get(hint, hint.__name__)
 
 
 def _shown(default: Any) -> str:

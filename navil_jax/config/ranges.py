@@ -63,10 +63,11 @@ def check_ranges(node: Any, prefix: str = "config", of: str = "") -> None:
       UserError: names the key of a number out of its range, and the entry it stands in where that has a name.
     """
     for name, hint in typing.get_type_hints(type(node), include_extras=True).items():
-        _check(getattr(node, name), hint, f"{prefix}.{name}", of)
+        check(getattr(node, name), hint, f"{prefix}.{name}", of)
 
 
-def _check(value: Any, hint: Any, key: str, of: str) -> None:
+def check(value: Any, hint: Any, key: str, of: str = "") -> None:
+    """Checks a value of one of the kinds above, or of what holds some; arguments and errors as in `check_ranges`."""
     if value is None:
         return
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -76,7 +77,7 @@ def _check(value: Any, hint: Any, key: str, of: str) -> None:
     elif typing.get_origin(hint) is tuple:
         for number, entry in enumerate(value):
             name = getattr(entry, "name", "")
-            _check(entry, typing.get_args(hint)[0], f"{key}.{number}", f" of {name!r}" if name else of)
+            check(entry, typing.get_args(hint)[0], f"{key}.{number}", f" of {name!r}" if name else of)
     elif (limits := _range(hint)) is not None and value not in limits:
         raise UserError(f"{key}{of}: must be {limits.wanted(value)}, not {value}")
 
@@ -92,7 +93,7 @@ def read_as(kind: Any) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         try:
-            value = base(text)
+            value = base(text if text.isascii() else "")
         except ValueError as error:
             what = "a whole number" if base is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from error

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from navil_jax.convert.opened import open_checkpoint
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.tokenizers.base import check_vocabulary
 from navil_jax.errors import UserError
-from navil_jax.generate.assistant import Assistant
+from navil_jax.generate.assistant import Assistant, check_asked
 from navil_jax.generate.engine import Engine
 from navil_jax.generate.sampling import Sampler
 from navil_jax.model import params as model_params
@@ -67,10 +68,12 @@ class Pretrained:
         """The answer to one question about some images; without a `sampler`, the likeliest tokens.
 
         Raises:
-          UserError: an image cannot be read, or the prompt is too long.
+          UserError: an image cannot be read, the question is empty, or the prompt is too long.
+          TypeError: says what to give instead.
 
         Example: loaded.ask("What animal is this?", ["cat.png"]) -> "A cat."
         """
+        check_asked(question, images, sampler, max_new_tokens)
         patches = [self.assistant.read_image(image) for image in images]
         return "".join(self.assistant.answer((), question, patches, sampler or Sampler(), max_new_tokens))
 
@@ -81,6 +84,10 @@ class Pretrained:
 
 def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str = "") -> Pretrained:
     """See `navil_jax.load_pretrained`."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: give the name of a folder, a str or a Path, not {type(path).__name__}")
+    if not os.fspath(path):
+        raise UserError("path: is empty; give a folder, or an id on the hub")
     mesh = mesh or make_mesh(MeshConfig())
     with open_checkpoint(path, tokenizer) as checkpoint:
         model = checkpoint.config.model

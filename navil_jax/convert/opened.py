@@ -23,7 +23,7 @@ from navil_jax.convert.kept import kept_files, license_lines
 from navil_jax.convert.param_files import ParamsReader
 from navil_jax.convert.params import TensorView, find_problems, iterate_params, tensor_info
 from navil_jax.convert.reader import TensorFolder
-from navil_jax.convert.stored import TensorInfo, cast, listed
+from navil_jax.convert.stored import TensorInfo, cast, check_finite, listed
 from navil_jax.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from navil_jax.data.tokenizers.base import JSON_FILE, check_vocabulary
 from navil_jax.errors import UserError
@@ -122,7 +122,7 @@ class OpenCheckpoint:
           averaged: whether running averages are read where the run's evaluations use them.
 
         Raises:
-          UserError: the checkpoint is not whole, or holds other parameters.
+          UserError: the checkpoint is not whole, holds other parameters, or values that are infinite or no numbers.
         """
         if self.record is None:
             require_whole(self)
@@ -140,6 +140,7 @@ class OpenCheckpoint:
         """One parameter after the other, so that the host never holds all."""
         params = {}
         for name, value in iterate_params(model, self.tensors):
+            check_finite(f"{self.path}: {name}", value)
             shape, sharding = value.shape, wanted[name].sharding
             shard = lambda index, name=name, value=value: cast(name, value[index], wanted[name].dtype)  # noqa: E731
             params[name] = jax.make_array_from_callback(shape, sharding, shard)

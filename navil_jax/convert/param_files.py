@@ -2,7 +2,6 @@
 
 import itertools
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,7 @@ from etils import epath
 
 from navil_jax.config import ModelConfig
 from navil_jax.convert.params import assign
-from navil_jax.convert.stored import TensorInfo, cast, count_not_finite
+from navil_jax.convert.stored import TensorInfo, cast
 from navil_jax.errors import UserError
 from navil_jax.model import lora
 from navil_jax.model.params import flatten, shapes, unflatten
@@ -50,7 +49,6 @@ class ParamsWriter:
         self._arrays: dict[str, ts.TensorStore] = {}
         self._small: dict[str, np.ndarray] = {}
         self._left: dict[str, int] = {}
-        self._bad: Counter[str] = Counter()
         self._waiting: list[str] = []
         self._writes: list[ts.WriteFutures] = []
         self._bytes = 0
@@ -90,7 +88,6 @@ class ParamsWriter:
         for block, part in _blocks(value, self._chunk(name)[len(at) :]):
             whole = np.empty(part.shape, part.dtype)
             assign(whole, part)
-            self._bad[name] += count_not_finite(whole)
             self._put(name, (*at, *block), cast(name, whole, info.dtype))
             if self._bytes >= WRITE_BYTES:
                 self._commit()
@@ -136,8 +133,6 @@ class ParamsWriter:
     def _complete(self, name: str) -> None:
         if name in self._small:
             self._stage(self._arrays[name], (), self._small.pop(name))
-        if bad := self._bad[name]:
-            print(f"warning: {name}: {bad:,} values are infinite or no numbers, as in the source")
         del self._arrays[name], self._left[name]
         self._waiting.append(name)
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from navil_jax.config import ModelConfig
 from navil_jax.convert.names import Entry, name_table
-from navil_jax.convert.stored import TensorInfo, listed
+from navil_jax.convert.reader import TensorFolder
+from navil_jax.convert.stored import TensorInfo, check_finite, listed
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 
@@ -77,13 +78,23 @@ def iterate_layers(
 
     Yields:
       Name, layer (None: the parameter has none) and value, mostly a view on the tensor.
+
+    Raises:
+      UserError: a tensor has values that are infinite or no numbers.
     """
     for names, entries in _by_params(config).items():
         if all(name in skip for name in names):
             continue
         for entry in entries:
-            for name, part in zip(names, entry.to_params(tensors[entry.tensor]), strict=True):
+            for name, part in zip(names, entry.to_params(_finite(tensors, entry.tensor)), strict=True):
                 yield name, entry.layer, part
+
+
+def _finite(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A tensor. Raises `UserError` if it has values that are infinite or no numbers."""
+    tensor = tensors[name]
+    check_finite(f"{tensors.tensors[name].file}: {name}" if isinstance(tensors, TensorFolder) else name, tensor)
+    return tensor
 
 
 def param_info(

@@ -1,10 +1,11 @@
 """The weight files of a PyTorch checkpoint folder: what they hold, and each tensor as a view on its file."""
 
+import logging
 import mmap
 import os
 import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from navil_jax.convert.torch_pickle import pickled_tensors
 from navil_jax.errors import UserError
 
 _LFS_POINTER = b"version https://git-lfs"
+_WEIGHTS = re.compile(r"pytorch_model.*\.bin|.*\.safetensors")
+_log = logging.getLogger(__name__)
 _LARGEST_HEADER = 100_000_000  # of the safetensors format
 
 
@@ -38,6 +41,7 @@ class TensorFolder(Mapping[str, np.ndarray]):
 
     def __init__(self, folder: Path) -> None:
         self.tensors = _open(folder)
+        _tell_of_others(folder, {tensor.file.name for tensor in self.tensors.values()})
         self._maps: dict[Path, mmap.mmap] = {}
 
     def read(self, name: str) -> np.ndarray:
@@ -98,6 +102,14 @@ def _open(folder: Path) -> dict[str, StoredTensor]:
     if problems:
         raise UserError(listed(problems))
     return found
+
+
+def _tell_of_others(folder: Path, read: Set[str]) -> None:
+    """Warns of weight files that are passed over, as other programs may have written other weights into them."""
+    others = sorted(file.name for file in folder.iterdir() if _WEIGHTS.fullmatch(file.name) and file.name not in read)
+    if others and read:
+        files = f"{min(read)}{f' and {len(read) - 1} more' if len(read) > 1 else ''}"
+        _log.warning("%s: the weights are read from %s, and not from %s", folder, files, listed(others, ", ", 3))
 
 
 def _find(folder: Path) -> tuple[list[Path], dict[str, str]]:

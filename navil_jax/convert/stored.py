@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import ml_dtypes
 import numpy as np
 
+from navil_jax.config.plain import unique_keys
 from navil_jax.errors import UserError
 
 ParamDtype = Literal["float32", "bfloat16"]  # what parameters may be stored as
@@ -87,6 +88,12 @@ def count_not_finite(value: np.ndarray) -> int:
     return int(np.count_nonzero((value.view(bits) & infinity) == infinity))
 
 
+def check_finite(name: str, value: np.ndarray) -> None:
+    """Raises `UserError` for values that are infinite or no numbers, with which nothing can be computed."""
+    if bad := count_not_finite(value):
+        raise UserError(f"{name}: {bad:,} of {value.size:,} values are infinite or no numbers; take a whole checkpoint")
+
+
 def cast(name: str, value: np.ndarray, dtype: np.dtype | str) -> np.ndarray:
     """The value in another floating dtype.
 
@@ -105,7 +112,7 @@ def cast(name: str, value: np.ndarray, dtype: np.dtype | str) -> np.ndarray:
 def parsed(content: str | bytes) -> Any:
     """What JSON says. Raises `ValueError` for whatever is wrong with it; it may come from anywhere."""
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

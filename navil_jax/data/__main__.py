@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
-from navil_jax.config.ranges import Amount, read_as
+from navil_jax.config.ranges import Count, read_as
 from navil_jax.errors import Parser, UserError, report_user_errors
 from navil_jax.paths import given_path
 
@@ -93,9 +93,10 @@ def _opened(config: Config) -> "OpenRun":
     from navil_jax.data.run import open_run
 
     with open_start(config, planned=True) as start:
-        if start is None and not config.data.tokenizer:
-            print("training a tokenizer on the text of the sources; --config.data.tokenizer=FOLDER takes another one")
-        return open_run(config, start)
+        opened = open_run(config, start)
+    if opened.trained:
+        print("a tokenizer was trained on the text of the sources; --config.data.tokenizer=FOLDER takes another one")
+    return opened
 
 
 def _convert(argv: Sequence[str]) -> int:
@@ -122,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=given_path, metavar="FOLDER", help="where the shards go, local or at an address")
     add(
         "--shards",
-        type=read_as(Amount),
+        type=read_as(Count),
         default=0,
         metavar="N",
         help=f"number of files (default: one per {SHARD_SAMPLES:,} samples)",
@@ -168,12 +169,15 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
 def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: "Split") -> None:
     """Converts one source, and prints what to write into a recipe."""
     from navil_jax.data.convert import convert
+    from navil_jax.data.inspect.summary import unused_fields
     from navil_jax.data.sources import open_source
 
     origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt}".strip()
     done = convert(open_source(part, split), out, options.shards, origin)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
     print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
+    if done.unused:
+        print(f"  fields of the records that are not used: {unused_fields(done.unused.most_common())}")
     defaults = {field.name: field.default for field in dataclasses.fields(SourceConfig)}
     settings = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "transforms")}
     extra = "".join(f", {name}={value!r}" for name, value in settings.items() if value != defaults[name])

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ class Converted:
     shards: int
     samples: int
     bad: int
+    # Of the shards written now: fields of the records -> samples that are not made of them.
+    unused: Counter[str] = dataclasses.field(default_factory=Counter, compare=False)
 
 
 def convert(source: Source, out: str, shards: int = 0, origin: str = "") -> Converted:
@@ -46,22 +49,29 @@ def convert(source: Source, out: str, shards: int = 0, origin: str = "") -> Conv
     bounds = [len(source) * number // shards for number in range(shards + 1)]
     there = [_is_done(source, files.join(out, shard_name(number, shards))) for number in range(shards)]
     done = sum(bounds[number + 1] - bounds[number] for number in range(shards) if there[number])
+    unused: Counter[str] = Counter()
     with Progress(out, len(source), "samples", done) as progress:
         for number in (number for number in range(shards) if not there[number]):
             path = files.join(out, shard_name(number, shards))
-            write_shard(path, _records(source, range(bounds[number], bounds[number + 1]), path, progress))
+            write_shard(path, _records(source, range(bounds[number], bounds[number + 1]), path, progress, unused))
     bad_count = sum(len(_bad_entries(files.join(out, shard_name(number, shards)))) for number in range(shards))
     if bad_count == len(source):
         raise UserError(f"{out}: none of {len(source)} samples can be used, the reasons are in *.bad.jsonl there")
-    return Converted(shards, len(source) - bad_count, bad_count)
+    return Converted(shards, len(source) - bad_count, bad_count, unused)
 
 
-def _records(source: Source, indices: range, path: str, progress: Progress) -> Iterator[bytes]:
-    """The packed samples that can be used; then writes the list of the others, before the shard gets its name."""
+def _records(source: Source, indices: range, path: str, progress: Progress, unused: Counter[str]) -> Iterator[bytes]:
+    """The packed samples that can be used; then writes the list of the others, before the shard gets its name.
+
+    Args:
+      unused: takes the fields that they are not made of.
+    """
     bad = []
     for index in indices:
         try:
-            yield pack(source[index])
+            sample = source[index]
+            yield pack(sample)
+            unused.update(sample.unused)
         except (UserError, OSError) as error:
             if isinstance(error, OSError) and not is_of_sample(error):
                 raise
@@ -90,10 +100,12 @@ def _check_plan(out: str, plan: dict[str, str | int]) -> None:
     path = files.join(out, PLAN_FILE)
     if _exists(path):
         found = json.loads(files.read_file(path))
-        if found == {**plan, "files": found.get("files")} and found != plan:
+        changed = [name for name in plan if found.get(name) != plan[name]]
+        if changed == ["files"]:
             raise UserError(f"{out}: holds a conversion of files that have changed; empty it or give another --out")
-        if found != plan:
-            raise UserError(f"{out}: holds a conversion of {found}, not of {plan}; empty it or give another --out")
+        if changed:
+            said = ", and ".join(f"{name} {found.get(name)}, not {plan[name]}" for name in changed if name != "files")
+            raise UserError(f"{out}: holds a conversion of {said}; empty it or give another --out")
         return
     system, bare = files.filesystem(out)
     if system.isdir(bare) and any(name.endswith(SUFFIX) for name in system.ls(bare, detail=False)):

@@ -234,7 +234,12 @@ class FeatureSource:
         return self.read(index, 0)
 
     def read(self, index: int, place: int) -> Usable | Skipped:
-        """Sample `index`, which stands at `place` of the source's endless stream (see `mixture`)."""
+        """Sample `index`, which stands at `place` of the source's endless stream (see `mixture`).
+
+        Raises:
+          UserError: a transform has a fault, which ends the run.
+          RuntimeError: the source failed in a way that says nothing about the sample.
+        """
         key = f"{self.name}/{index}"
         skipped = functools.partial(Skipped, self.name, len(self.source), index)
         try:
@@ -250,6 +255,8 @@ class FeatureSource:
             return skipped(key, str(error))
         except TooLong as error:
             return skipped(key, str(error), too_long=True)
+        except transforms.TransformFailed as error:
+            raise UserError(f"source {self.name}, sample {index} ({key}): {error}") from error
         except BaseException as error:  # SystemExit, too: in a thread that reads it would end nothing but the thread
             what = " ".join(f"{type(error).__name__}: {error}".split())
             raise RuntimeError(f"reading sample {index} of source {self.name} ({key}) failed: {what}") from error

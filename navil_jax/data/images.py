@@ -13,6 +13,7 @@ import functools
 import io
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -146,7 +147,13 @@ def load_image(source: str | Path | bytes | Image.Image, name: str = "") -> Imag
     Raises:
       UserError: missing, not an image, broken or cut off, of more than `MAX_PIXELS` pixels, empty, one side over 200
         times the other, or of 32-bit pixels. The message names the image.
+      TypeError: it is none of these.
     """
+    if not isinstance(source, str | os.PathLike | bytes | Image.Image):
+        array = "; PIL.Image.fromarray(array) makes one of an array" if isinstance(source, np.ndarray) else ""
+        raise TypeError(f"an image must be a path, bytes or a PIL image, not {type(source).__name__}{array}")
+    if isinstance(source, str) and not source:
+        raise UserError(f"{name or 'an image'}: is an empty name; give a path or the bytes of a file")
     if isinstance(source, Image.Image):
         return _to_rgb(_loaded(source, name or getattr(source, "filename", "") or "image"), name or "image")
     name = name or ("image from bytes" if isinstance(source, bytes) else str(source))

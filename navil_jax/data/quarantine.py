@@ -98,6 +98,11 @@ class Quarantine:
                 file.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
 
+def kind_of_reason(reason: str) -> str:
+    """A reason without its numbers and names. Example: no such file: img/17.jpg -> no such file: ..."""
+    return re.sub(r"\d+", "N", re.sub(r"\S*[/\\]\S*|'[^']*'|\"[^\"]*\"", "...", reason))
+
+
 def _cut_torn_line(path: Path) -> None:
     """Removes the end of a line that a kill cut off."""
     if path.exists():
@@ -129,7 +134,7 @@ class SampleWatch:
         self._quarantine, self._max_bad_share, self._oversize_is_error = quarantine, max_bad_share, oversize_is_error
         self._max_skipped_share = max_skipped_share
         self._reasons: Counter[str] = Counter()
-        self._first: dict[str, str] = {}  # reason -> key of its first sample
+        self._first: dict[str, str] = {}  # kind of reason -> that of its first sample, with its key
         self._logged: set[str] = set()
 
     def note(self, sample: Usable | Skipped, counts: Counter[str]) -> None:
@@ -156,10 +161,10 @@ class SampleWatch:
         self._check(counts)
 
     def _explain(self, sample: Skipped) -> None:
-        kind = re.sub(r"\d+", "N", re.sub(r"\S*[/\\]\S*|'[^']*'|\"[^\"]*\"", "...", sample.reason))
+        kind = kind_of_reason(sample.reason)
         if kind in self._reasons or len(self._reasons) < _REASONS:
             self._reasons[kind] += 1
-            self._first.setdefault(kind, sample.key)
+            self._first.setdefault(kind, f"{sample.reason} (first {sample.key})")
         if len(self._logged) < _LOGGED and sample.key not in self._logged:
             self._logged.add(sample.key)
             _log.warning("skipped %s of %s: %s", sample.key, sample.source, sample.reason)
@@ -183,5 +188,5 @@ class SampleWatch:
     def _worst(self) -> Iterator[str]:
         if not self._reasons:
             yield "all were on a list of bad samples before"
-        for reason, count in self._reasons.most_common(3):
-            yield f"{count:,} x {reason} (first {self._first[reason]})"
+        for kind, count in self._reasons.most_common(3):
+            yield f"{count:,} x {self._first[kind]}"

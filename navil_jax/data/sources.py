@@ -30,6 +30,21 @@ def fingerprints(sources: Sequence[Source]) -> dict[str, str]:
     return {f"data.sources.{number}.fingerprint": source.fingerprint() for number, source in telling.items()}
 
 
+def held_out_fingerprints(config: Config) -> dict[str, str]:
+    """The same of held-out files. Example: {"data.sources.1.held_out.fingerprint": "5c0fe6..."}
+
+    Raises:
+      UserError: they cannot be opened.
+    """
+    given = {number: entry for number, entry in enumerate(config.data.sources) if entry.held_out}
+    opened = {number: open_source(entry, "test") for number, entry in given.items()}
+    return {
+        f"data.sources.{number}.held_out.fingerprint": source.fingerprint()
+        for number, source in opened.items()
+        if hasattr(source, "fingerprint")
+    }
+
+
 def _lazily(module: str, name: str, **options: Any) -> Callable[[Split], Source]:
     """A class or function of `data.toy`, imported when it is opened: nobody needs the data packages of the others."""
 
@@ -66,7 +81,7 @@ def open_source(entry: SourceConfig | str, split: Split) -> Source:
         nearest = difflib.get_close_matches(entry.name, SOURCES, n=1, cutoff=0)[0]
         raise UserError(
             f"data.sources: no source named {entry.name!r}; nearest is {nearest!r}, all are {sorted(SOURCES)}; "
-            "data in files need a kind and a path"
+            "data in files need a kind and a path, and a source that a recipe adds needs --config with that recipe"
         )
     try:
         return SOURCES[entry.name](split)

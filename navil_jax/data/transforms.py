@@ -11,7 +11,9 @@ and for any number of threads, worker processes and hosts.
 import dataclasses
 import functools
 import io
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -20,6 +22,7 @@ from PIL import Image
 from navil_jax.config.flags import named_object
 from navil_jax.data.pillow_resampling import resize_image
 from navil_jax.data.sample import Sample
+from navil_jax.errors import UserError
 
 Seeds = tuple[int, ...]  # data.seed, source, sample, place in the source's endless stream
 Transform = Callable[[Sample, Seeds], Sample]  # the images of the sample are decoded, in RGB
@@ -70,6 +73,10 @@ def _with_images(sample: Sample, change: Callable[[Image.Image, Seeds], Image.Im
     return dataclasses.replace(sample, images=changed)
 
 
+class TransformFailed(Exception):
+    """A transform of the user's has a fault; the message names it and the fault."""
+
+
 TRANSFORMS: dict[str, Transform] = {"jpeg": jpeg, "resolution": resolution}
 
 
@@ -86,7 +93,35 @@ def find_transform(name: str) -> Transform:
 
 
 def apply(names: Iterable[str], sample: Sample, seeds: Seeds) -> Sample:
-    """The sample after all transforms of these names, one after the other."""
+    """The sample after all transforms of these names, one after the other.
+
+    Raises:
+      UserError: a transform says so of the sample.
+      TransformFailed: it raises anything else, or gives no sample.
+    """
     for name in names:
-        sample = find_transform(name)(sample, seeds)
+        transform = find_transform(name)
+        try:
+            changed = transform(sample, seeds)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            at = f" ({place.filename}:{place.lineno})" if len(traceback.extract_tb(error.__traceback__)) > 1 else ""
+            raise TransformFailed(f"transform {name} raised {type(error).__name__}: {error}{at}") from error
+        if not _is_sample(changed):
+            raise TransformFailed(f"transform {name} gave {_short(changed)}, not a Sample with its images and turns")
+        sample = changed
     return sample
+
+
+def _is_sample(value: object) -> bool:
+    if not isinstance(value, Sample) or not isinstance(value.images, tuple) or not isinstance(value.turns, tuple):
+        return False
+    texts = [text for turn in value.turns if isinstance(turn, tuple) and len(turn) == 2 for text in turn]
+    are_texts = len(texts) == 2 * len(value.turns) > 0 and all(isinstance(text, str) for text in texts)
+    return are_texts and all(isinstance(image, Image.Image | bytes | Path) for image in value.images)
+
+
+def _short(value: object) -> str:
+    return "a Sample of other types" if isinstance(value, Sample) else type(value).__name__

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from navil_jax.config import Config, EvaluatorConfig
-from navil_jax.config.flags import load_config, parse
+from navil_jax.config.flags import PREFIX, load_config, parse, split_overrides
 from navil_jax.config.ranges import Amount, read_as
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.evaluate.score import score
@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["score"]:
         return score(argv[1:])
-    _, options = _parse(argv, Config())
+    overrides, rest = split_overrides(argv)
+    known = [f"{PREFIX}{key}={text}" for key, text in overrides.items() if not key.startswith("data.sources.")]
+    _, options = _parse([*rest, *known], Config())  # which sources there are is known once the checkpoint is open
     _check_together(options)
     return _benchmark(argv, options) if options.benchmark else _evaluate(argv, options)
 
@@ -60,7 +62,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="run, checkpoint, Hugging Face folder or id on its hub",
     )
-    add("--evaluators", default="", metavar="A,B", help="names (default: those of the recipe or run)")
+    add("--evaluators", type=_names, metavar="A,B", help="names (default: those of the recipe or run)")
     add("--samples", type=read_as(Amount), default=0, metavar="N", help="of every source; 0: all (default)")
     add("--out", type=new_folder, metavar="DIR", help="folder for tables and pictures (default: WORKDIR/evaluate)")
     add("--benchmark", default="", metavar="NAME", help="of the paper, in the place of evaluators: docvqa, mme, ...")
@@ -90,6 +92,16 @@ def _benchmark(argv: Sequence[str], options: argparse.Namespace) -> int:
     return 0
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """An option's names, for `argparse`."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name; write names such as held_out,generated")
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has a name twice")
+    return names
+
+
 def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:
     from navil_jax.convert.opened import open_checkpoint  # --help needs no JAX
     from navil_jax.data.run import complete
@@ -103,10 +115,10 @@ def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:
         own = opened.record.config if opened.record else opened.config
         config, _ = _parse(_without_recipe(argv), _recipe(options.config, own))
         if options.evaluators:
-            named = tuple(EvaluatorConfig(name) for name in options.evaluators.split(","))
+            named = tuple(EvaluatorConfig(name) for name in options.evaluators)
             config = dataclasses.replace(config, evaluators=named)
         if not config.data.sources:
-            raise UserError("no data given: use --config RECIPE with the sources to score")
+            raise UserError(f"{options.checkpoint}: names no data; use --config RECIPE with the sources to score")
         config = complete(expand_sources(config), opened.tokenizer)
         use_rules(config.mesh.rules)
         mesh = make_mesh(config.mesh)

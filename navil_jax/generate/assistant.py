@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +71,44 @@ class Assistant:
         images: Sequence[ImagePatches],
         choose: Chooser,
         max_new_tokens: int,
+        on_cut: Callable[[], None] = lambda: None,
     ) -> Iterator[str]:
-        """Pieces of the answer as they become final; arguments and errors as in `prompt` and `Engine.stream`."""
+        """Pieces of the answer as they become final; other arguments and errors as in `prompt` and `Engine.stream`.
+
+        Args:
+          on_cut: is called at the end of an answer that `max_new_tokens` ended.
+        """
         prompt = self.prompt(history, question, images)
         rows = self.engine.stream([prompt], choose, max_new_tokens, self.stop_id)
-        tokens = (token for (token,) in rows if token is not None)
-        return stream_text(self.tokenizer, tokens)
+        return stream_text(self.tokenizer, self._until_end(rows, on_cut))
+
+    def _until_end(self, rows: Iterable[Sequence[int | None]], on_cut: Callable[[], None]) -> Iterator[int]:
+        token: int | None = None
+        for (token,) in rows:
+            if token is not None:
+                yield token
+        if token != self.stop_id:
+            on_cut()
+
+
+def check_asked(question: object, images: object, sampler: object, max_new_tokens: object) -> None:
+    """Raises a `TypeError` that says what to give, or a `UserError`, for what `Pretrained.ask` cannot take."""
+    if not isinstance(question, str):
+        raise TypeError(f"question: give a str, not {type(question).__name__}")
+    if isinstance(images, str | bytes | Path | Image.Image) or not isinstance(images, Iterable):
+        raise TypeError(f'images: give a list, such as ["cat.png"], not {type(images).__name__}')
+    if isinstance(images, np.ndarray):
+        raise TypeError("images: give a list of images, not an array; PIL.Image.fromarray(array) makes an image of one")
+    if not (sampler is None or callable(sampler)):
+        raise TypeError(f"sampler: give a Sampler, such as Sampler(temperature=1.0), not {type(sampler).__name__}")
+    if not isinstance(max_new_tokens, int | np.integer) or isinstance(max_new_tokens, bool):
+        raise TypeError(f"max_new_tokens: give a whole number, not {max_new_tokens!r}")
+    if not question.strip() and not images:
+        raise UserError("the question is empty; give a text or an image")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the question is no UTF-8 at character {error.start + 1}") from error
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

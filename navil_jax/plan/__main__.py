@@ -12,7 +12,7 @@ from navil_jax.config.flags import parse
 from navil_jax.config.ranges import Amount, Axis, Count, read_as
 from navil_jax.console import markdown_table
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.paths import new_file
+from navil_jax.paths import new_drawing, new_file
 from navil_jax.plan.mixtures import MIXTURES
 from navil_jax.plan.topology import Slice, parse_topology
 
@@ -146,7 +146,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--shardings", action="store_true", help="prints how every parameter lies on the slice, and compiles nothing")
     add("--inference", action="store_true", help="also compiles prefill and decoding (navil_jax/generate/engine.py)")
     add("--json", type=new_file, metavar="FILE", help="writes all figures")
-    add("--png", type=new_file, metavar="FILE", help="draws where the time of each step goes")
+    add("--png", type=new_drawing, metavar="FILE", help="draws where the time of each step goes")
     add("--hlo", type=new_file, metavar="FILE", help="keeps the compiled program's text")
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from navil_jax.config import Config, SourceConfig
-from navil_jax.config.flags import to_json
+from navil_jax.config.plain import to_json
 from navil_jax.console import is_terminal
 from navil_jax.errors import UserError
 from navil_jax.paths import at_home

@@ -21,7 +21,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from navil_jax.config import Config
-from navil_jax.config.flags import from_json
+from navil_jax.config.plain import from_json
 from navil_jax.data.pipeline import batch_spec
 from navil_jax.errors import UserError
 from navil_jax.generate.engine import Engine

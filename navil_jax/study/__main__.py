@@ -9,7 +9,7 @@ from pathlib import Path
 
 from navil_jax.config.ranges import Amount, Threads, read_as
 from navil_jax.errors import Parser, report_user_errors
-from navil_jax.paths import local_path, new_file, new_folder
+from navil_jax.paths import local_path, new_drawing, new_file, new_folder
 from navil_jax.study.results import PUBLISHED, parse_size, read_results
 
 EXAMPLES = """
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("workdir", type=local_path, help="of a run, finished or not")
     added.add_argument("--to", metavar="STEPS", help="how far (default: four times the steps so far)")
     added.add_argument("--metric", default="", help="such as loss or eval/NAME/loss (default: the training loss)")
-    added.add_argument("--out", type=new_file, metavar="FILE.png", help="default: WORKDIR/extrapolation.png")
+    added.add_argument("--out", type=new_drawing, metavar="FILE.png", help="default: WORKDIR/extrapolation.png")
     return parser
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from navil_jax.config.flags import from_json
+from navil_jax.config.plain import from_json
 from navil_jax.convert.opened import open_start
 from navil_jax.convert.upcycling import initialise_from
 from navil_jax.errors import report_user_errors

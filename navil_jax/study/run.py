@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from navil_jax.config import SPECIAL_TOKENS, Config, ModelConfig
-from navil_jax.config.flags import to_json
+from navil_jax.config.plain import to_json
 from navil_jax.data.run import make_tokenizer
 from navil_jax.data.sources import open_source
 from navil_jax.errors import UserError

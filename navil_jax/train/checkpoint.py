@@ -7,6 +7,7 @@ complete. Saving is asynchronous: training goes on while the files are written.
 import base64
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,11 +15,12 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from navil_jax.config import Config
-from navil_jax.config.flags import from_json, to_json
+from navil_jax.config.plain import from_json, to_json
 from navil_jax.errors import UserError
 from navil_jax.model.params import Params, flatten, unflatten
 from navil_jax.paths import absolute, path_of
@@ -45,7 +47,7 @@ class Record:
     tokenizer: dict[str, bytes]  # file name -> content
     metrics: dict[str, float]
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the first parameters were converted from
-    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)  # of the training data, by key
+    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)  # of the data, by key
 
 
 class Checkpoints:
@@ -63,6 +65,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
             read_only=keep is None,
+            save_interval_steps=0 if keep is None else 1,
             create=keep is not None,
             cleanup_tmp_directories=keep is not None,
         )
@@ -71,7 +74,8 @@ class Checkpoints:
             "iterator": IteratorHandler(),
             "record": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(absolute(self.folder), options=options, item_handlers=self._handlers)
+        with _quietly() if keep is None else contextlib.nullcontext():
+            self._manager = ocp.CheckpointManager(absolute(self.folder), options=options, item_handlers=self._handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -97,6 +101,11 @@ class Checkpoints:
                 raise UserError(
                     f"{self.folder / str(newest)}: was removed while the run goes on; put it back, or begin anew"
                 )
+
+    def strangers(self) -> list[str]:
+        """Folders that look like checkpoints and are not called by their step alone, so that none finds them."""
+        named = (entry.name for entry in self.folder.iterdir() if re.fullmatch(r"\d+\D.*|\D+\d+", entry.name))
+        return sorted(name for name in named if (self.folder / name / "record").exists())
 
     def save(
         self,
@@ -267,6 +276,17 @@ class Checkpoints:
             raise UserError(
                 f"{self._newest()}: its {item} are those of another model or recipe: {'; '.join(wrong[:3])}{more}"
             )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings of Orbax, which has two for every folder that is only read."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from navil_jax.config import Config
-from navil_jax.config.flags import differences, from_json, to_json
+from navil_jax.config.plain import differences, from_json, to_json
 from navil_jax.errors import UserError
 from navil_jax.paths import is_remote, path_of
 
@@ -31,7 +31,8 @@ class WorkdirLock:
     dead run.
 
     Raises:
-      UserError: another run has the workdir. Raised on every process.
+      UserError: another run has the workdir. Raised on every process. At the end of `with`, in the place of an error
+        that ends it: the workdir was removed.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], renewed_seconds: float = RENEWED_SECONDS) -> None:
@@ -56,7 +57,9 @@ class WorkdirLock:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
         if self._file is not None:
-            self._file.close()
+            with self._file:
+                if isinstance(error, Exception):
+                    self.check()  # says so if the whole folder is gone, whatever could not be written to it
         elif self._leased and self._read() == self._own:
             self._path.unlink()
 

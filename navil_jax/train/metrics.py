@@ -16,6 +16,9 @@ class MetricsLog:
     Lines written so far are on disk as soon as `write` returns, so nothing is lost when the process is killed. Times
     are kept apart: they differ from run to run, and nothing in metrics.jsonl does.
 
+    Attributes:
+      dropped: lines of later steps that were there.
+
     Args:
       folder: is made if it does not exist.
       step: finished steps of the checkpoint that the run goes on from (0: none). What was logged for later steps by
@@ -26,17 +29,25 @@ class MetricsLog:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        kept = [json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= step]
+        before = read_log(path)
+        kept = [json.dumps(line) + "\n" for line in before if line["step"] <= step]
+        self.dropped = len(before) - len(kept)
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         temporary.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._path, self._file = path, path.open("a", buffering=1)
+        self._size = path.stat().st_size  # that it has if nobody else writes to it
         self._timings = (folder / "timings.jsonl").open("a", buffering=1)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line `{"step": step, **values}` and its scalars."""
-        self._add(self._file, step, values)
+        self._size += self._add(self._file, step, values)
+
+    def was_cut(self) -> bool:
+        """Whether somebody has taken lines out of metrics.jsonl since the last call."""
+        written, self._size = self._size, self._path.stat().st_size if self._path.exists() else 0
+        return self._size < written
 
     def write_timing(self, step: int, done: "Throughput") -> None:
         """Adds a line about the steps up to this one: seconds_per_step, tokens_per_second, data_wait (share), useful
@@ -54,10 +65,13 @@ class MetricsLog:
             values["peak_memory_gib"] = done.memory / 2**30
         self._add(self._timings, step, values)
 
-    def _add(self, file: TextIO, step: int, values: Mapping[str, float]) -> None:
-        file.write(json.dumps({"step": step} | {k: float(v) for k, v in values.items()}) + "\n")
+    def _add(self, file: TextIO, step: int, values: Mapping[str, float]) -> int:
+        """Adds a line and its scalars; gives its bytes."""
+        line = json.dumps({"step": step} | {k: float(v) for k, v in values.items()}) + "\n"
+        file.write(line)
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        return len(line)  # which is ASCII
 
     def close(self) -> None:
         self._file.close()

@@ -136,13 +136,20 @@ def merge(trainable: Params, frozen: Params) -> Params:
     return unflatten(flatten(trainable) | flatten(frozen))
 
 
+def check_warmup(config: OptimizerConfig, steps: int) -> None:
+    """Raises a `UserError` if a run of so many steps ends before its learning rate is at the peak."""
+    cosine = config.schedule == "cosine"
+    if config.warmup_steps > steps - cosine:
+        wanted = f"{'below' if cosine else 'at most'} steps = {steps}"
+        raise UserError(f"config.optimizer.warmup_steps: {config.warmup_steps} must be {wanted}")
+
+
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate of time 0 to `steps`: linear from 0 to the peak, then constant, or a cosine that ends there."""
     start = 0.0 if config.warmup_steps else config.peak_learning_rate
     if config.schedule == "constant":
         return optax.warmup_constant_schedule(start, config.peak_learning_rate, config.warmup_steps)
-    if config.warmup_steps >= steps:
-        raise UserError(f"config.optimizer.warmup_steps: {config.warmup_steps} must be below steps = {steps}")
+    check_warmup(config, steps)
     return optax.warmup_cosine_decay_schedule(
         start, config.peak_learning_rate, config.warmup_steps, steps, config.final_learning_rate
     )

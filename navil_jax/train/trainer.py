@@ -26,7 +26,7 @@ from navil_jax.config import Config
 from navil_jax.data.pipeline import make_dataset, sample_counts
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.run import open_run
-from navil_jax.data.sources import fingerprints
+from navil_jax.data.sources import fingerprints, held_out_fingerprints
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.watchdog import Watchdog
 from navil_jax.errors import UserError
@@ -37,6 +37,7 @@ from navil_jax.train.checkpoint import Checkpoints, Record
 from navil_jax.train.evaluators import Evaluations
 from navil_jax.train.lock import WorkdirLock, check_same_settings
 from navil_jax.train.metrics import MetricsLog
+from navil_jax.train.optimizer import check_warmup
 from navil_jax.train.profiling import Profiler, compilations
 from navil_jax.train.recorder import Recorder
 from navil_jax.train.start import Start, fresh_state, newest_state
@@ -53,7 +54,7 @@ class Run:
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     origin: dict[str, Any]  # what the first parameters were converted from
-    fingerprints: dict[str, str]  # of the training data
+    fingerprints: dict[str, str]  # of the data
     files: RunFiles
     lock: WorkdirLock
     checkpoints: Checkpoints
@@ -74,6 +75,7 @@ def run(config: Config, start: Start | None = None) -> int:
     if not config.workdir:
         raise UserError("config.workdir: no folder for the run is given, use --config.workdir=FOLDER")
     workdir = path_of(config.workdir)
+    check_warmup(config.optimizer, config.steps)
     # 1. Devices.
     use_rules(config.mesh.rules)
     check_same_settings(config)
@@ -90,12 +92,14 @@ def run(config: Config, start: Start | None = None) -> int:
     ):
         if opened.trained and jax.process_index() == 0:
             opened.tokenizer.save(workdir / "tokenizer")
+        for name in checkpoints.strangers():
+            _say(f"{checkpoints.folder / name}: is no checkpoint, as its name is no step; it is left alone")
         # 3. The stream of batches, from its beginning.
         quarantine = Quarantine(files.local, config.data.quarantine, jax.process_index())
         place = jax.process_index(), jax.process_count()
         iterator = iter(make_dataset(config, opened.sources, opened.tokenizer, *place, quarantine))
         # 4. The state: after the newest checkpoint's step, with the stream put to its place; else that of step 0.
-        data = fingerprints(opened.sources)
+        data = fingerprints(opened.sources) | held_out_fingerprints(config)
         if checkpoints.latest_step is not None:
             state, metrics = newest_state(config, mesh, checkpoints, iterator, data, _say)
         else:
@@ -104,6 +108,7 @@ def run(config: Config, start: Start | None = None) -> int:
         origin = start.origin if start is not None else {}
         this = Run(config, mesh, opened.tokenizer, origin, data, files, lock, checkpoints, iterator)
         status = _train(this, state, metrics, stopped)
+        iterator.close()
     multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
     return status
 
@@ -112,6 +117,8 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
     """The steps; `before` are the metrics of the step that the run goes on from."""
     config, mesh, step = run.config, run.mesh, int(state.step)
     log = MetricsLog(run.files.local, step) if jax.process_index() == 0 else None
+    if log and log.dropped:
+        _say(f"metrics.jsonl: {log.dropped:,} lines of steps after {step:,}, of an earlier attempt, are dropped")
     recorder = Recorder(config, log, flatten(state.trainable), before)
     evaluations = Evaluations(config, mesh, run.tokenizer, run.files, log, _say)
     profiler = Profiler(config.profile_steps, run.files.local / "profile" if log else None)
@@ -142,6 +149,8 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
                 recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
                 run.files.upload()
                 _save(run, step, state, recorder.last)
+                if log and log.was_cut():
+                    _say("metrics.jsonl: was emptied or removed while the run goes on; its loss curve begins here")
             if received:
                 run.checkpoints.wait()
                 of = f"{recorder.samples_seen:,} samples" if config.batch_samples else f"step {step} of {config.steps}"

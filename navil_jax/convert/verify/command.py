@@ -11,7 +11,7 @@ import jax
 
 from navil_jax.config import SPECIAL_TOKENS, Config, ModelConfig
 from navil_jax.config.continuing import FREE_MODEL_KEYS
-from navil_jax.config.flags import differences
+from navil_jax.config.plain import differences
 from navil_jax.config.ranges import NotNegative, Seed, read_as
 from navil_jax.console import table
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint

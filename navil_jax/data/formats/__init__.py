@@ -3,8 +3,10 @@
 import bisect
 import dataclasses
 import difflib
+import functools
 import importlib
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from navil_jax.data.formats import files
@@ -23,6 +25,7 @@ FORMATS = {
 }
 META = "meta"  # a file of several sources, see meta.py
 _PACKAGES = {"tensorflow_datasets": "tensorflow-datasets importlib_resources"}
+_log = logging.getLogger(__name__)
 _WHOLE_FOLDER = ("array_record", "huggingface", "tfds")  # open a folder themselves; of others, each file is opened
 
 
@@ -62,6 +65,18 @@ class Concatenated:
             yield from source.texts(max(1, samples // len(self.sources)))
 
 
+@functools.cache
+def _tell_of_others(path: str, suffixes: Sequence[str]) -> None:
+    """Warns once of what a folder holds besides the files that are read."""
+    system, bare = files.filesystem(files.at_home(path))
+    if system.isdir(bare) and (others := files.passed_over(path, suffixes)):
+        count, first = f"{len(others):,} files", others[0].removeprefix(bare).lstrip("/")
+        wanted = ", ".join(suffixes)
+        _log.warning(
+            "%s: %s there are not read, such as %s; only %s in the folder itself are", path, count, first, wanted
+        )
+
+
 def check_kind(kind: str, known: Sequence[str] = (*FORMATS, META)) -> None:
     """Raises `UserError` with the nearest kind for one that does not exist."""
     if kind not in known:
@@ -89,6 +104,7 @@ def open_format(kind: str, path: str, root: str = "", prompt: str = "") -> Recor
         if kind in _WHOLE_FOLDER:
             return format_class(path, root, prompt)
         found = files.expand(path, format_class.suffixes)
+        _tell_of_others(path, format_class.suffixes)
         sources = [format_class(file, root, prompt) for file in found]
     except ModuleNotFoundError as error:
         missing = error.name or str(error)

@@ -1,10 +1,12 @@
 """Files by path or address (gs://, s3://, memory://, ...) through one interface."""
 
+import errno
 import functools
 import glob
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -21,6 +23,16 @@ COMPRESSED = {  # first bytes -> ending
     b"\x28\xb5\x2f\xfd": ".zst",
     b"PK\x03\x04": ".zip",
 }
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_MAY_BE_DATA = re.compile(r"\.(?:jsonl?|ndjson|parquet|tar|arrow|csv|tsv|array_record|tfrecord)\b")
+_OWN = re.compile(r"\.index$|\.bad\.jsonl$|^conversion\.json$")  # what this program writes beside data
+LOOKED_AT, _DEPTH = 10_000, 4  # files, and folders within folders, that are looked through for more data
 _BLOCK, _BLOCKS = 1 << 13, 16  # bytes, and how many blocks of a large file tell its version
 CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
 
@@ -63,7 +75,7 @@ def name_of(path: str) -> str:
 def expand(path: str, suffixes: Sequence[str]) -> list[str]:
     """The files that a path names, sorted: a file, all of a folder with one of the suffixes, or a pattern.
 
-    Patterns have *, ? and [...], or {000..127} for a range of numbers, which may go down.
+    Patterns have *, ? and [...], {a,b} for one or the other, or {000..127} for a range of numbers, which may go down.
 
     Raises:
       UserError: there is no such file, or a folder has compressed ones beside the others.
@@ -73,13 +85,16 @@ def expand(path: str, suffixes: Sequence[str]) -> list[str]:
     path = at_home(path)
     if numbers := re.search(r"\{(\d+)\.\.(\d+)\}", path):
         parts = [path[: numbers.start()] + name + path[numbers.end() :] for name in _numbers(*numbers.groups())]
-        return [file for part in parts for file in expand(part, suffixes)]
+        return list(dict.fromkeys(file for part in parts for file in expand(part, suffixes)))
     system, bare = filesystem(path)
+    if (choice := re.search(r"\{([^{}]*,[^{}]*)\}", path)) and not os.path.lexists(path):
+        parts = [path[: choice.start()] + name + path[choice.end() :] for name in choice[1].split(",")]
+        return list(dict.fromkeys(file for part in parts for file in expand(part, suffixes)))
     try:
         if system.isfile(bare):
             return [path]
         if system.isdir(bare):
-            listed = system.ls(bare, detail=False)
+            listed = [file for file in system.ls(bare, detail=False) if not name_of(file).startswith(".")]
             found = [file for file in listed if file.lower().endswith(tuple(suffixes))]
             others = [file for file in listed if file.lower().endswith(_compressed(suffixes))]
         else:
@@ -90,8 +105,59 @@ def expand(path: str, suffixes: Sequence[str]) -> list[str]:
     if others:
         raise UserError(f"{path}: {name_of(min(others))} is compressed; unpack it, or move it out of the folder")
     if not found:
-        raise UserError(f"{path}: no such file, and no folder or pattern with files {', '.join(suffixes)}")
+        raise UserError(f"{path}: {_what_is_there(path, suffixes)}")
     return sorted(system.unstrip_protocol(file) if is_remote(path) else file for file in found)
+
+
+def _what_is_there(path: str, suffixes: Sequence[str]) -> str:
+    """Why a path names no files."""
+    system, bare = filesystem(path)
+    wanted = f"files {', '.join(suffixes)}"
+    if glob.has_magic(bare):
+        return f"no file is called so; the pattern finds no {wanted}"
+    if system.isdir(bare):
+        listed = sorted(system.ls(bare, detail=False))
+        return f"the folder has no {wanted}" + (f", but {name_of(listed[0])}" if listed else "; it is empty")
+    return "no such file, and no folder or pattern with " + wanted if is_remote(path) else what_is_wrong(path)
+
+
+def what_is_wrong(path: str) -> str:
+    """What a local path is that cannot be read as a file. Example: "a.jpg" -> a link to b.jpg, which is not there"""
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"a link to {os.readlink(path)}, which is not there"
+    if not os.path.exists(path):
+        return "no such file"
+    mode = os.stat(path).st_mode
+    return next((f"{kind}, not a file" for holds, kind in _KINDS if holds(mode)), "cannot be read")
+
+
+def _check_is_file(path: str) -> None:
+    """Raises OSError for what is there and no file; to open a pipe would wait for ever."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.ENXIO, what_is_wrong(path), path)
+
+
+def passed_over(folder: str, suffixes: Sequence[str]) -> list[str]:
+    """What is in a folder, or below a local one, and may be data that `expand` leaves out; looks at `LOOKED_AT` files.
+
+    Example: a folder of a.jsonl, a.json.bak and more/b.jsonl -> [".../a.json.bak", ".../more/b.jsonl"]
+    """
+    system, bare = filesystem(at_home(folder))
+    found, looked_at = [], 0
+    for place, folders, names in system.walk(bare, maxdepth=1 if is_remote(folder) else _DEPTH):
+        is_below = place.rstrip("/") != bare.rstrip("/")
+        if "/." in place.removeprefix(bare):
+            continue
+        for name in names:
+            plain = name.lower()
+            read = plain.endswith(tuple(suffixes)) and not is_below
+            if not read and _MAY_BE_DATA.search(plain) and not plain.startswith(".") and not _OWN.search(plain):
+                found.append(join(place, name))
+        looked_at += len(names) + len(folders)
+        if looked_at > LOOKED_AT:
+            break
+    return sorted(found)
 
 
 def _numbers(first: str, last: str) -> list[str]:
@@ -125,6 +191,7 @@ def version(path: str) -> Version:
     if is_remote(path):
         system, bare = filesystem(path)
         return Version(system.size(bare), int(system.ukey(bare)[:16], 16), 0)
+    _check_is_file(path)
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         return Version(status.st_size, status.st_mtime_ns, _digest(file.fileno(), status.st_size))
@@ -172,6 +239,7 @@ def read_range(path: str, begin: int, end: int) -> bytes:
 def read_file(path: str) -> bytes:
     """All bytes. OSError if there is no such file."""
     if not is_remote(path):
+        _check_is_file(path)
         return Path(path).read_bytes()
     system, bare = filesystem(path)
     return system.cat_file(bare)

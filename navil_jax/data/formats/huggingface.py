@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.records import RecordSource, used_columns
+from navil_jax.data.formats.records import RecordSource, check_columns
 from navil_jax.errors import UserError
 
 
@@ -25,7 +25,7 @@ class HuggingFace(RecordSource):
             raise UserError(
                 f"{path}: holds the splits {', '.join(data)}; give one of them, such as {path}/{next(iter(data))}"
             )
-        data = data.select_columns(used_columns(path, data.column_names))
+        check_columns(path, data.column_names)
         self._features = data.features
         self._data = data.with_format("arrow")  # decodes nothing
         if not len(self):

@@ -12,13 +12,13 @@ _TABLES = (".csv", ".tsv", ".xlsx", ".parquet", ".arrow", ".tar")  # of other ki
 
 
 class Llava(RecordSource):
-    """`FILE.jsonl`, a record a line, or `FILE.json`, one array of records.
+    """`FILE.jsonl` (or .ndjson), a record a line, or `FILE.json`, one array of records.
 
     Example of a record: {"id": "7", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat?"},
       {"from": "gpt", "value": "A cat."}]}; "image" may be a list, or missing in a sample of text alone.
     """
 
-    suffixes = (".jsonl", ".json")
+    suffixes = (".jsonl", ".json", ".ndjson")
 
     def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
         super().__init__(path, root, prompt)

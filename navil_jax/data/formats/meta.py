@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from navil_jax.config import SourceConfig
+from navil_jax.config.ranges import Passes, check
 from navil_jax.data.formats import files, open_format
 from navil_jax.data.formats.records import parse_json, reason
 from navil_jax.data.formats.scan_json import check_text
@@ -50,6 +51,8 @@ def read_meta(path: str) -> dict[str, dict[str, Any]]:
 
 
 def _check(path: str, name: str, settings: Any) -> None:
+    if not name.strip():
+        raise UserError(f"{path}: a source has no name; call it something, logs tell sources apart by their names")
     if not isinstance(settings, Mapping):
         raise UserError(f"{path}: {name}: must be an object with {', '.join(_TYPES)}")
     for key in _NEEDED:
@@ -58,9 +61,10 @@ def _check(path: str, name: str, settings: Any) -> None:
     for key, value in settings.items():
         if key in _TYPES and (not isinstance(value, _TYPES[key]) or isinstance(value, bool) != (_TYPES[key] is bool)):
             raise UserError(f"{path}: {name}.{key}: {value!r} is of the wrong type")
-    for key in ("repeat_time", "length", "max_dynamic_patch"):
+    for key in ("length", "max_dynamic_patch"):
         if settings.get(key, 1) <= 0:
             raise UserError(f"{path}: {name}.{key}: {settings[key]} must be positive")
+    check(settings.get("repeat_time", 1), Passes, f"{path}: {name}.repeat_time")
     ignored = sorted(set(settings) - set(_TYPES))
     for key in ignored:
         if nearest := difflib.get_close_matches(key, _TYPES, n=1, cutoff=0.8):

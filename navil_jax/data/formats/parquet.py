@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.records import RecordSource, used_columns
+from navil_jax.data.formats.records import RecordSource, check_columns
 from navil_jax.errors import UserError
 
 _KEPT_GROUPS = 2  # row groups in memory
@@ -44,7 +44,7 @@ class Parquet(RecordSource):
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{self.path}: cannot be read as parquet: {error}") from error
         schema = self._file.schema_arrow
-        self._columns = used_columns(self.path, schema.names)
+        check_columns(self.path, schema.names)
         self._features = _features(schema.metadata or {})
         self._groups: OrderedDict[int, pyarrow.Table] = OrderedDict()
         self._lock = threading.Lock()
@@ -76,7 +76,7 @@ class Parquet(RecordSource):
     def _group(self, group: int) -> pyarrow.Table:
         with self._lock:
             if group not in self._groups:
-                self._groups[group] = self._file.read_row_group(group, columns=self._columns)
+                self._groups[group] = self._file.read_row_group(group)
                 if len(self._groups) > _KEPT_GROUPS:
                     self._groups.popitem(last=False)
             self._groups.move_to_end(group)

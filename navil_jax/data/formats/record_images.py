@@ -19,16 +19,19 @@ IMAGE_FIELDS: tuple[str, ...] = ("images", "image", "jpg", "jpeg", "png", "webp"
 # Hold images where none of IMAGE_FIELDS does.
 _PATH_FIELDS = ("image_path", "image_paths", "img_path", "image_file", "image_files")
 NAME_FIELDS = ("file_name", "filename", "image_name", "image_filename", "image_file_name", *_PATH_FIELDS)
+_NAMES_OF_ANY = ("file_name", "filename")  # of them, those that may name another thing than an image
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2")
-_CLIPS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
-_SOUNDS = (".wav", ".mp3", ".flac", ".ogg", ".m4a")
-_OTHER_SUFFIXES = (".heic", ".heif", ".jxl", ".svg", ".eps", *_CLIPS, *_SOUNDS)
+_CLIPS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")
+_SOUNDS = (".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus", ".wma", ".aiff")
+_SHAPES = (".ply", ".pcd", ".las", ".laz", ".obj", ".glb", ".gltf", ".stl", ".npy", ".npz", ".exr", ".dcm", ".nii")
+_OTHER_SUFFIXES = (".heic", ".heif", ".jxl", ".svg", ".eps", ".tga", ".ppm", ".pgm", *_CLIPS, *_SOUNDS, *_SHAPES)
 # Of addresses in records. A server that does not answer ends a run, so no record may name just any.
 PROTOCOLS = ("file", "memory", "gs", "gcs", "s3", "s3a", "az", "abfs", "abfss")
 
-_SEEN = re.compile(r"image|img|video|pict?ure|photo|screenshot|thumbnail|pixel|audio", re.IGNORECASE)
-_SEEN_WORDS = {"pic", "pics", "clip", "clips", "frames", "visual", "visuals"}
-_WHOLE_NAMES = {"frame", "media", "vision", "sound", *(end[1:] for end in (*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))}
+_SEEN = re.compile(r"image|img|video|pict?ure|photo|screenshot|thumbnail|pixel|audio|point_?cloud", re.IGNORECASE)
+_SEEN_WORDS = {"pic", "pics", "clip", "clips", "frames", "visual", "visuals", "depth", "lidar"}
+_WHOLE_NAMES = {"frame", "media", "vision", "sound"}
+_WHOLE_NAMES |= {end[1:] for end in (*IMAGE_SUFFIXES, *_OTHER_SUFFIXES) if end not in _SHAPES}
 _KINDS = {"image", "images", "video", "videos"}  # of a record, as its type or modality
 # Words in the name of a field that tells something of an image beside it.
 _ABOUT = re.compile(
@@ -36,13 +39,22 @@ _ABOUT = re.compile(
     "|names?|alt|captions?|descriptions?|texts?|tags?|labels?|class|classes|category|type|format|mode|hash|sha|md|phash"
     "|license|date|time|timestamp|author|credit|scores?|aesthetic|quality|similarity|clip|embeddings?|features?|split"
     "|language|lang|exif|meta|metadata|info|status|has|is|with|tokens?|ocr|objects?|boxe?s?|bbox|questions?|answers?"
-    "|prompts?|dataset|repo|domain|masks?|depth|seg|original"
+    "|prompts?|dataset|repo|domain|masks?|seg|original"
 )
-_NAMES_ANOTHER = re.compile("ids?|ur[li]s?|links?|src|masks?|depth|seg")  # of them, those that may name another file
+_NAMES_ANOTHER = re.compile("ids?|ur[li]s?|links?|src|masks?|seg")  # of them, those that may name another file
+_HOLDS_ANOTHER = re.compile("masks?|seg")  # and those that may hold one
+_OWN_NAME = re.compile("(?:files?|paths?|folders?|dir|base)(?:name|path)?|keys?|u?uid|origin|location")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_QUERY = re.compile(r"\?\w+=\S*$")  # of an address
 _LONGEST_NAME = 4096  # characters of a file's name with its folders
 _IN_OBJECT = ("bytes", "path", "url", "base64", "data", "file_name")  # where an object holds its image
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
+# First bytes of images, clips, sounds and clouds of points.
+_MAGIC = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF|II\*\0|MM\0\*|BM.{4}\0{4}|.{4}ftyp|\0{3}\x0cj[Px]|\x1aE\xdf\xa3|OggS|ID3|fLaC"
+    rb"|\x93NUMPY|ply\r?\n|# \.PCD|LASF|v/1\x01|8BPS|FLV\x01|\0\0\x01[\xba\xb3]",
+    re.DOTALL,
+)
+_DATA = re.compile("data:(?:image|video|audio|model)/", re.IGNORECASE)
 _BASE64_START = re.compile(r"/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK")  # of _MAGIC but for the short last one
 _BASE64 = re.compile(r"[\w+/\s-]{64,}={0,2}\s*", re.ASCII)
 
@@ -56,36 +68,51 @@ def image_values(record: Mapping[str, Any]) -> list[Any]:
     """The record's images as they stand in its fields.
 
     Raises:
-      ValueError: two fields hold different images, or there is only an address of one.
+      ValueError: two fields hold different images, one is there and empty, or there is only an address of one.
     """
-    given = {field: found for field in IMAGE_FIELDS if (found := _listed(record.get(field)))}
-    if not given:
-        given = {field: found for field in NAME_FIELDS if (found := _listed(_named(record, field)))}
+    given = _given(record, IMAGE_FIELDS) or _given(record, NAME_FIELDS)
     if given:
         (first, values), *others = given.items()
         for field, found in others:
-            if not _same(values, found):
+            if not same(values, found):
                 raise ValueError(f"{first} and {field} both name images; put all of them into images")
         return values
-    if _listed(record.get("url")):
+    for field in (*IMAGE_FIELDS, *NAME_FIELDS):
+        if field not in _NAMES_OF_ANY and _listed(record.get(field)):
+            raise ValueError(f"{field} is there and empty; a sample of text alone has none, or null")
+    if is_given(record.get("url")):
         raise ValueError("has a url and no image; download the images first (img2dataset writes tars of them)")
     return []
 
 
-def _named(record: Mapping[str, Any], field: str) -> Any:
-    """The value of one of NAME_FIELDS; that of file_name may be something else than an image."""
-    value = record.get(field)
-    return None if field in ("file_name", "filename") and not _names_a_file(value) else value
+def _given(record: Mapping[str, Any], fields: Sequence[str]) -> dict[str, list[Any]]:
+    """The images of those of the fields that hold any. ValueError for a list with an empty one among others."""
+    given = {}
+    for field in fields:
+        value = record.get(field)
+        if field in _NAMES_OF_ANY and not _names_a_file(value):
+            continue
+        found = _listed(value)
+        empty = [number for number, image in enumerate(found, 1) if _says_nothing(image)]
+        if len(empty) < len(found):
+            if empty:
+                raise ValueError(
+                    f"{field}: image {empty[0]} of {len(found)} is empty; an image must be a path or encoded bytes"
+                )
+            given[field] = found
+    return given
 
 
 def _listed(value: Any) -> list[Any]:
-    if is_missing(value) or (isinstance(value, str | bytes | Mapping | Sequence) and not value):
+    """What stands in a field, as a list; none if it is absent, null or a list without entries."""
+    if is_missing(value):
         return []
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     return list(value) if several or (isinstance(value, np.ndarray) and value.dtype == object) else [value]
 
 
-def _same(one: list[Any], other: list[Any]) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal; arrays, which say so element by element, are taken for different ones."""
     try:
         return bool(one == other)
     except ValueError:  # arrays
@@ -100,16 +127,19 @@ def check_all_seen(record: Mapping[str, Any], known: Sequence[str], images: Sequ
       where: the record's place in a larger one, for messages.
     """
     for field, value in record.items():
-        if field in known or _says_nothing(value):
+        if field in known or not is_given(value):
             continue
         words = [word.lower() for word in _WORD.findall(field)]
         if field in NAME_FIELDS:
             unread = _is_another(value, images)
         elif images and any(map(_ABOUT.fullmatch, words)):
-            unread = is_seen(field) and not any(map(_NAMES_ANOTHER.fullmatch, words)) and _is_another(value, images)
+            named = is_seen(field) and not any(map(_NAMES_ANOTHER.fullmatch, words)) and _is_another(value, images)
+            unread = named or (not any(map(_HOLDS_ANOTHER.fullmatch, words)) and _holds_another(value, images))
         else:
             kind = not images and isinstance(value, str) and value.lower() in _KINDS
-            unread = kind or is_seen(field) or _is_another(value, images)
+            is_own = any(map(_OWN_NAME.fullmatch, words))
+            number = "depth" in words and isinstance(value, int | float | np.number)  # of a tree, of a search
+            unread = kind or (is_seen(field) and not number) or _is_another(value, images, is_own)
         if unread:
             raise ValueError(f"{where}{field} names what is not read ({_short(value)}); images stand in images")
 
@@ -120,25 +150,64 @@ def is_seen(field: str) -> bool:
     return bool(_SEEN.search(field) or words & _SEEN_WORDS) or field.lower() in _WHOLE_NAMES
 
 
-def _is_another(value: Any, images: Sequence[Any]) -> bool:
+def _is_another(value: Any, images: Sequence[Any], is_own: bool = True) -> bool:
     """Whether a value is an image or a clip, or the name of one, and none of `images`.
 
-    Beside images an address is taken for where one is from, and if they bring no names, any name for that of one.
+    Beside images an address is taken for where one is from.
+
+    Args:
+      is_own: whether any image's name is taken for that of one of `images` where these bring no names.
     """
-    if isinstance(value, Mapping):
-        return any(_is_another(entry, images) for entry in value.values())
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return any(_is_another(entry, images) for entry in value)
-    if not _names_a_file(value) or any(
-        value is image or (type(value) is type(image) and value == image) for image in images
-    ):
-        return False
-    names = {files.name_of(image) for image in images if isinstance(image, str) and _is_file_name(image)}
-    if not images or not isinstance(value, str) or not _is_file_name(value):
+    if _holds_another(value, images):
         return True
-    if value.lower().startswith(("http://", "https://")):
+    if isinstance(value, Mapping):
+        return any(_is_another(entry, images, is_own) for entry in value.values())
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        several = [entry for entry in value if _names_a_file(entry)]
+        if images and len(several) > 1:
+            alike, is_own = (
+                zip(several, images, strict=False),
+                is_own and not any(_holds_another(e, ()) for e in several),
+            )
+            return len(several) != len(images) or any(_is_another(entry, [image], is_own) for entry, image in alike)
+        return any(_is_another(entry, images, is_own) for entry in value)
+    if not isinstance(value, str) or not _is_file_name(value) or value in [i for i in images if isinstance(i, str)]:
         return False
-    return files.name_of(value) not in names if names else not value.lower().endswith(IMAGE_SUFFIXES)
+    if not images or value.lower().startswith(("http://", "https://")):
+        return not images
+    names = {files.name_of(name) for image in images if (name := _own_name(image))}
+    return files.name_of(value) not in names if names else not (is_own and value.lower().endswith(IMAGE_SUFFIXES))
+
+
+def _own_name(image: Any) -> str:
+    """The name of its file that an image brings; empty: none."""
+    if isinstance(image, Mapping):
+        image = next((image[name] for name in ("path", "file_name") if is_given(image.get(name))), None)
+    return image if isinstance(image, str) and _is_file_name(image) else ""
+
+
+def _holds_another(value: Any, images: Sequence[Any]) -> bool:
+    """Whether a value is an image or a clip itself, not by name, and none of `images`; or an object for one."""
+    if any(value is image or (type(value) is type(image) and same(value, image)) for image in images):
+        return False
+    if isinstance(value, Mapping):
+        is_image = {"bytes", "path"} <= value.keys() and is_given(value)
+        return is_image or any(_holds_another(entry, images) for entry in value.values())
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return any(_holds_another(entry, images) for entry in value)
+    if isinstance(value, np.ndarray):
+        pixels = value.dtype == np.uint8 and value.ndim > 1
+        return pixels or (value.dtype == object and any(_holds_another(entry, images) for entry in value.flat))
+    if isinstance(value, bytes):
+        return bool(_MAGIC.match(value))
+    if isinstance(value, str):
+        return bool(_DATA.match(value)) or _is_base64(value)
+    return isinstance(value, Image.Image)
+
+
+def is_given(value: Any) -> bool:
+    """Whether a field says anything: no null, nothing empty, no zero, and no list or object of these alone."""
+    return not _says_nothing(value)
 
 
 def _says_nothing(value: Any) -> bool:
@@ -148,23 +217,20 @@ def _says_nothing(value: Any) -> bool:
         return all(map(_says_nothing, value.values()))
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return all(map(_says_nothing, value))
-    return is_missing(value) or (isinstance(value, str | bytes | int | float | np.number | np.bool_) and not value)
+    if isinstance(value, str | bytes):
+        return not value.strip()
+    return is_missing(value) or (isinstance(value, int | float | np.number | np.bool_) and not value)
 
 
 def _names_a_file(value: Any) -> bool:
     """Whether a value is an image or a clip, or the name of one."""
-    if isinstance(value, bytes):
-        return value.startswith(_MAGIC)
-    if isinstance(value, str):
-        encoded = value[:11].lower().startswith(("data:image/", "data:video/")) or _is_base64(value)
-        return encoded or _is_file_name(value)
-    return isinstance(value, Image.Image)
+    return _holds_another(value, ()) or (isinstance(value, str) and _is_file_name(value))
 
 
 def _is_file_name(text: str) -> bool:
-    return (
-        len(text) <= _LONGEST_NAME and "\n" not in text and text.lower().endswith((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
-    )
+    if len(text) > _LONGEST_NAME or "\n" in text.strip():
+        return False
+    return _QUERY.sub("", text.strip()).lower().endswith((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
 
 
 def _short(value: Any) -> str:
@@ -183,7 +249,9 @@ def read_image(value: Any, root: str) -> Image.Image | bytes:
       ValueError, OSError: it is none of these, or cannot be read.
     """
     if isinstance(value, Mapping):
-        value = next((value[name] for name in _IN_OBJECT if _listed(value.get(name))), None)
+        value = next((value[name] for name in _IN_OBJECT if is_given(value.get(name))), None)
+    if is_missing(value) or (isinstance(value, str | bytes) and not value.strip()):
+        raise ValueError("an image is empty; it must be a path or encoded bytes")
     if isinstance(value, str):
         return _read_text(value, root)
     if isinstance(value, np.ndarray):
@@ -213,6 +281,8 @@ def _read_text(text: str, root: str) -> bytes:
 
 def read_path(path: str) -> bytes:
     """The bytes of an image's file. Of addresses, all but failures of disk and network is a ValueError."""
+    if "\0" in path:
+        raise ValueError(f"the name of an image has a null byte ({_short(path.replace(chr(0), '?'))})")
     try:
         return files.read_file(path)
     except (OSError, ValueError, UserError):

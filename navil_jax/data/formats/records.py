@@ -3,10 +3,13 @@
 import abc
 import errno
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from navil_jax.config.plain import unique_keys
 from navil_jax.data.formats import files
 from navil_jax.data.formats.placeholders import placeholders
 from navil_jax.data.formats.record_images import (
@@ -14,21 +17,23 @@ from navil_jax.data.formats.record_images import (
     NAME_FIELDS,
     check_all_seen,
     image_values,
+    is_given,
     is_missing,
-    is_seen,
     read_image,
 )
-from navil_jax.data.formats.record_text import TEXT_FIELDS, Conversation, conversation
+from navil_jax.data.formats.record_text import SYSTEM_FIELDS, TEXT_FIELDS, Conversation, conversation
 from navil_jax.data.prompt import PLACEHOLDER
 from navil_jax.data.sample import BadSample, Sample, check_index
 from navil_jax.errors import UserError
 
-FIELDS = (*IMAGE_FIELDS, *TEXT_FIELDS, "answer", "system", "kind", "key", "url")  # of a record that are used
+FIELDS = (*IMAGE_FIELDS, *TEXT_FIELDS, *SYSTEM_FIELDS, "answer", "kind", "key", "url")  # that may make a sample
 TEXTS_SAMPLES = 100_000  # most samples of a source whose text trains a tokenizer, evenly spread
 _LONGEST_WORD, _LONGEST_REASON, _LONGEST_NAME = 120, 500, 1000  # characters
+_MOST_UNUSED, _LONGEST_FIELD = 50, 80  # fields of a record that are named as not used, and characters of each
 _LONG_WORD = re.compile(rf"(\S{{{_LONGEST_WORD}}})\S+")
 # What makes a sample bad if its record or image cannot be read; others, of disk or network, are no fault of a sample.
 _SAMPLE_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+_SAMPLE_ERRNOS |= {errno.ENXIO}  # a pipe or a device
 
 
 class RecordSource(abc.ABC):
@@ -98,20 +103,15 @@ def is_of_sample(error: OSError) -> bool:
 def parse_json(content: bytes) -> Any:
     """The value of JSON text in UTF-8. ValueError says where it is broken, or which key stands twice in an object."""
     try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise ValueError("not usable JSON: nested too deeply") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:_LONGEST_WORD]!r} stands twice in one object")
-    return found
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError("not usable JSON: a number of more than 4,300 digits") from error
 
 
 def reason(error: Exception) -> str:
@@ -120,23 +120,29 @@ def reason(error: Exception) -> str:
         return f"not UTF-8 at byte {error.start}"
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    text = f"no such file: {error.filename or error}" if isinstance(error, FileNotFoundError) else str(error)
+    text = _of_system(error) if isinstance(error, OSError) else str(error)
     text = " ".join(_LONG_WORD.sub(r"\1...", text).split()) or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
-def used_columns(path: str, names: Sequence[str]) -> list[str]:
-    """The columns that make samples: those of `FIELDS`, and what may have to be seen beside them.
+def _of_system(error: OSError) -> str:
+    if not error.filename:
+        return f"no such file: {error}" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+    name = os.fsdecode(error.filename)
+    if isinstance(error, FileNotFoundError):
+        link = f" ({files.what_is_wrong(name)})" if os.path.islink(name) else ""
+        return f"no such file: {name}{link}"
+    return f"{name}: {error.strerror}"
 
-    Raises:
-      UserError: there is no text, or images by address only.
-    """
+
+def check_columns(path: str, names: Sequence[str]) -> None:
+    """Raises `UserError` if rows of these columns make no samples: no text, images by address only, a name twice."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
     if not set(TEXT_FIELDS) & set(names):
         raise UserError(f"{path}: no column of {', '.join(TEXT_FIELDS)}; the columns are {', '.join(names)}")
-    images = {*IMAGE_FIELDS, *NAME_FIELDS} & set(names)
-    if {"url", "image_url"} & set(names) and not images:
+    if {"url", "image_url"} & set(names) and not {*IMAGE_FIELDS, *NAME_FIELDS} & set(names):
         raise UserError(f"{path}: has addresses of images only; download them (img2dataset writes parquet with them)")
-    return [name for name in names if not images or name in (*FIELDS, *NAME_FIELDS) or is_seen(name)]
 
 
 def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample:
@@ -157,7 +163,14 @@ def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample
     _check_placeholders(said, len(values))
     images = tuple(read_image(value, root) for value in values)
     name, kind = (_name(record.get(field), field) for field in ("key", "kind"))
-    return Sample(name or key, images, tuple(said.turns), kind, said.system)
+    return Sample(name or key, images, tuple(said.turns), kind, said.system, _unused(record, said))
+
+
+def _unused(record: Mapping[str, Any], said: Conversation) -> tuple[str, ...]:
+    """The fields that say something and are no part of the sample, by name."""
+    used = {*said.used, *IMAGE_FIELDS, *NAME_FIELDS, "key", "kind"}
+    names = {name for name, value in record.items() if name not in used and is_given(value)} | said.unused
+    return tuple(name[:_LONGEST_FIELD] for name in sorted(names)[:_MOST_UNUSED])
 
 
 def _all_images(record: Mapping[str, Any], said: Conversation) -> list[Any]:

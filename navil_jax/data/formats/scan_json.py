@@ -1,5 +1,6 @@
 """Where the records of JSON lines and of one JSON array begin, for `index.FileIndex`."""
 
+import json
 import mmap
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from navil_jax.data.formats import files
 from navil_jax.errors import UserError
 
 _CHUNK = 1 << 22
+_LOOKED_AT = 1 << 16  # bytes from which it is told whether a file has lines of JSON
 _MARK = b"\xef\xbb\xbf"  # byte order mark of UTF-8
 _OTHER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\0\0\xfe\xff": "UTF-32"}
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
@@ -34,8 +36,9 @@ def check_text(path: str, start: bytes) -> None:
 def scan_lines(path: str, size: int, marked: list[int]) -> Iterator[np.ndarray]:
     """The first byte, and the place behind every newline; blank lines at the end of the file do not count."""
     with files.open_binary(path) as file:
-        start = file.read(4)
-        check_text(path, start)
+        start = file.read(_LOOKED_AT)
+        check_text(path, start[:4])
+        _check_lines(path, start)
         end = _content_end(file, size)
         position = len(_MARK) if start.startswith(_MARK) else 0
         file.seek(position)
@@ -48,6 +51,24 @@ def scan_lines(path: str, size: int, marked: list[int]) -> Iterator[np.ndarray]:
             position += len(chunk)
         if end > (len(_MARK) if start.startswith(_MARK) else 0):
             yield np.array([end])
+
+
+def _check_lines(path: str, start: bytes) -> None:
+    """Raises `UserError`, with what to do, for a file that is no record a line, as its start shows."""
+    if b"\r" in start.rstrip() and b"\n" not in start:
+        raise UserError(f"{path}: its lines end in \\r alone; end them in \\n: tr '\\r' '\\n' < OLD > NEW")
+    text = start.removeprefix(_MARK).decode(errors="replace").lstrip()
+    opening = re.match(r"\[\s*+", text)
+    try:
+        record, end = json.JSONDecoder().raw_decode(text, opening.end() if opening else 0)
+    except (ValueError, RecursionError):
+        return
+    is_record, more = isinstance(record, dict) and bool(record), text[end:].lstrip()
+    comma = re.match(r",\s*+(?=\{)", more)
+    if is_record and opening and (comma or more[:1] == "]") and "\n" in text[:end] + (comma[0] if comma else ""):
+        raise UserError(f"{path}: is one JSON array, not a record a line; call it *.json")
+    if is_record and not opening and "\n" in text[:end]:
+        raise UserError(f"{path}: its first record is spread over several lines; write one a line: jq -c . OLD > NEW")
 
 
 def _content_end(file: BinaryIO, size: int) -> int:

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.record_images import encoded
-from navil_jax.data.formats.records import RecordSource, used_columns
+from navil_jax.data.formats.records import RecordSource, check_columns
 from navil_jax.data.sample import Source
 from navil_jax.errors import UserError
 
@@ -43,7 +43,7 @@ class Tfds(RecordSource):
             raise UserError(
                 f"{path}: cannot be read as TFDS of ArrayRecord files: {' '.join(str(error).split())}"
             ) from error
-        used_columns(path, list(features))
+        check_columns(path, list(features))
         if not len(self):
             raise UserError(f"{path}: has no samples")
 

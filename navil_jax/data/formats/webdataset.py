@@ -106,12 +106,21 @@ def _record(images: list[bytes], members: Mapping[str, bytes], key: str) -> dict
     if not isinstance(record, dict):
         raise ValueError(f"{key}.json: a record must be an object, not {type(record).__name__}")
     texts = {name: members[name].decode("utf-8-sig").strip() for name in CAPTION_FIELDS if name in members}
-    others = {name: content for name, content in members.items() if name not in FIELDS and is_seen(name)}
+    others = {name: _beside(name, content) for name, content in members.items() if name not in (*FIELDS, "json")}
     if images:
         named = len(image_values({**record, "url": None}))
         if named not in (0, len(images)):
             raise ValueError(f"{key}.json names {named} images, and {len(images)} stand beside it")
         record = {name: value for name, value in record.items() if name not in (*IMAGE_FIELDS, *NAME_FIELDS)}
-        others = {name: content for name, content in others.items() if f".{name}" not in IMAGE_SUFFIXES}
+        others = {name: content for name, content in others.items() if members[name] not in images}
         record["images"] = images
+    for name in texts.keys() & record.keys():
+        if record[name] != texts[name]:
+            raise ValueError(f"{key}.{name} and {name} of {key}.json are different texts; keep one")
     return {**texts, **others, **record, "key": key}
+
+
+def _beside(name: str, content: bytes) -> bytes | bool:
+    """A member that is no image of the sample's: what has to be seen or heard, or that there is one of another kind."""
+    ending = name.rpartition(".")[2]
+    return content if is_seen(ending) and f".{ending}" not in IMAGE_SUFFIXES else True

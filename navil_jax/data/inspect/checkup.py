@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -34,10 +35,19 @@ NOTE = np.dtype(
         ("narrowest", "f4"),  # width / height of the image where that is smallest
         ("widest", "f4"),
         ("hash", "u8"),  # of images and text; 0 of bad samples
+        ("unused", "u4"),  # number of the set of fields that are not used, see `examination.FieldSets`
     ]
 )
 SIZES = ("visual_tokens", "text_tokens", "patches")
 _EMPTY_ANSWER = re.compile(r"answer( \d+)? is empty")
+
+
+class Notes(NamedTuple):
+    """What was noted of some samples."""
+
+    table: np.ndarray  # [n] NOTE, without its numbers of sets of unused fields
+    bad: list[Skipped]
+    unused: list[tuple[str, ...]]  # fields of each sample's record that it is not made of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,20 +60,21 @@ class Checkup:
     tokenizer: Tokenizer
     budgets: Mapping[str, int]  # feature -> most that fits in a row
 
-    def __call__(self, indices: Sequence[int]) -> tuple[np.ndarray, list[Skipped]]:
-        """Notes of these samples, [n] `NOTE`, and the bad ones among them.
+    def __call__(self, indices: Sequence[int]) -> Notes:
+        """Notes of these samples.
 
         Raises:
           UserError: the disk or the network failed.
           RuntimeError: the source failed in a way that says nothing about the sample.
         """
-        notes, bad = np.zeros(len(indices), NOTE), []
+        notes, bad = np.zeros(len(indices), NOTE), list[Skipped]()
+        unused: list[tuple[str, ...]] = [()] * len(indices)
         for place, index in enumerate(indices):
             key = f"{self.name}/{index}"
             try:
                 sample = self.source[index]
                 key = sample.key
-                notes[place] = self.note(sample)
+                notes[place], unused[place] = self.note(sample), sample.unused
                 continue
             except BadSample as error:
                 key, reason = error.key, error.reason
@@ -80,7 +91,7 @@ class Checkup:
             notes[place]["status"] = BAD
             notes[place]["flags"] = (LITERAL if literal else 0) | (EMPTY if empty else 0)
             bad.append(Skipped(self.name, len(self.source), index, key, reason))
-        return notes, bad
+        return Notes(notes, bad, unused)
 
     def note(self, sample: Sample) -> np.ndarray:
         """One `NOTE`. Raises `UserError` for a bad sample."""

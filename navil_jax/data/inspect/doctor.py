@@ -16,7 +16,7 @@ from navil_jax.config.ranges import Amount, Processes, read_as
 from navil_jax.data import formats
 from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
-from navil_jax.data.inspect.examination import examine
+from navil_jax.data.inspect.examination import FieldSets, examine
 from navil_jax.data.inspect.report import report
 from navil_jax.data.inspect.summary import (
     bad_reasons,
@@ -48,11 +48,11 @@ train without the samples that were found to be bad:
 
 Of each source's samples, and of its held-out ones, you get the numbers of samples and images, tokens, patches and
 aspect ratios, and of those that are longer than a row, bad (with reasons), seen twice, with empty answers, or with
-markers such as <img> or [IMG] in their text. The folder holds
+markers such as <img> or [IMG] in their text, and which fields of the records are not used. The folder holds
   report.html        the same with histograms, and some samples in which you see what is trained, with which weight
   quarantine.jsonl   the bad samples, for data.quarantine
   findings.jsonl     samples that are worth a look: too long, seen twice, markers in text, empty answers
-  notes/             40 bytes per sample. After Ctrl-C the same command goes on; remove the folder to begin anew.
+  notes/             44 bytes per sample. After Ctrl-C the same command goes on; remove the folder to begin anew.
 
 Tokens are counted with the tokenizer of the run in config.workdir, else in config.init_from, else with data.tokenizer;
 if there is none, one is trained on the text of the sources, which says little about the tokens of a large model.
@@ -142,8 +142,14 @@ def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarr
     quarantine.touch()
     reasons = bad_reasons(quarantine)
     summaries = [
-        summarise(checkup.name, table, reasons.get(checkup.name, Counter()), marks_in_text(checkup, table))
-        for checkup, table in zip(checkups, tables, strict=True)
+        summarise(
+            checkup.name,
+            table,
+            reasons.get(checkup.name, Counter()),
+            marks_in_text(checkup, table),
+            FieldSets(out, number).counts(table),
+        )
+        for number, (checkup, table) in enumerate(zip(checkups, tables, strict=True))
     ]
     for checkup, summary in zip(checkups, summaries, strict=True):
         print(box(summary, row_budgets(checkup.config)))

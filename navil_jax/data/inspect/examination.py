@@ -5,7 +5,7 @@ import itertools
 import json
 import pickle
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from navil_jax.config import Config
-from navil_jax.config.flags import differences, from_json, to_json
+from navil_jax.config.plain import differences, from_json, to_json
 from navil_jax.console import Progress
-from navil_jax.data.features import Skipped
-from navil_jax.data.inspect.checkup import BAD, NOTE, UNREAD, Checkup
+from navil_jax.data.inspect.checkup import BAD, NOTE, UNREAD, Checkup, Notes
 from navil_jax.data.pool import shared_object, start_pool
 from navil_jax.data.quarantine import FILE, Quarantine
 from navil_jax.data.sample import stamp
@@ -35,7 +34,7 @@ def examine(config: Config, checkups: Sequence[Checkup], out: Path, workers: int
     """Notes of all samples; bad ones are appended to `OUT/quarantine.jsonl` as they are found.
 
     `OUT/notes/` holds a table per source, in which a sample's row is filled once it is read: that is the state from
-    which the same call goes on; bad samples are read again, for what they name may be there by now. 40 bytes per
+    which the same call goes on; bad samples are read again, for what they name may be there by now. 44 bytes per
     sample, mapped into memory.
 
     Args:
@@ -60,22 +59,57 @@ def examine(config: Config, checkups: Sequence[Checkup], out: Path, workers: int
         try:
             for number, (checkup, table) in enumerate(zip(checkups, tables, strict=True)):
                 results = _results(pool, number, checkup.name, _unread(table), 2 * workers)
-                _fill(table, results, quarantine, checkup.name)
+                _fill(table, results, quarantine, FieldSets(out, number), checkup.name)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return tables
 
 
+class FieldSets:
+    """Sets of fields that samples do not use, by number, in `OUT/notes/NNN.fields.jsonl`: a line for each new one.
+
+    Number 0 is the empty set, and n the set of line n.
+    """
+
+    def __init__(self, out: Path, number: int) -> None:
+        """Args: number: of the source."""
+        self._path = out / TABLES / f"{number:03}.fields.jsonl"
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        self._sets = [(), *(tuple(json.loads(line)) for line in lines if line.endswith(b"\n"))]
+        self._numbers = {fields: number for number, fields in enumerate(self._sets)}
+
+    def number(self, fields: tuple[str, ...]) -> int:
+        """The number of a set; a new one is on disk when this returns."""
+        if fields not in self._numbers:
+            self._numbers[fields] = len(self._sets)
+            self._sets.append(fields)
+            with self._path.open("ab") as file:
+                file.write(json.dumps(fields).encode() + b"\n")
+        return self._numbers[fields]
+
+    def counts(self, table: np.ndarray) -> Counter[str]:
+        """Field -> samples of a table that do not use it."""
+        found: Counter[str] = Counter()
+        for fields, count in zip(self._sets, np.bincount(table["unused"]).tolist(), strict=False):
+            found.update(dict.fromkeys(fields, count))
+        return found
+
+
 def _fill(
-    table: np.ndarray, results: Iterator[tuple[list[int], np.ndarray, list[Skipped]]], quarantine: Quarantine, name: str
+    table: np.ndarray,
+    results: Iterator[tuple[list[int], Notes]],
+    quarantine: Quarantine,
+    sets: FieldSets,
+    name: str,
 ) -> None:
     done = int(np.count_nonzero(table["status"]))
     with Progress(name, len(table), "samples", done) as progress:
-        for indices, notes, bad in results:
-            for sample in bad:
+        for indices, notes in results:
+            for sample in notes.bad:
                 quarantine.add(sample)
-            table[indices] = notes
+            notes.table["unused"] = [sets.number(fields) for fields in notes.unused]
+            table[indices] = notes.table
             progress.update(len(indices))
     if isinstance(table, np.memmap):
         table.flush()
@@ -117,6 +151,8 @@ def _open_table(path: Path, checkup: Checkup) -> np.ndarray:
         np.lib.format.open_memmap(temporary, "w+", NOTE, (samples,)).flush()
         temporary.replace(path)
     table = np.lib.format.open_memmap(path, "r+")
+    if table.dtype != NOTE:
+        raise UserError(f"{path}: is of another version of this program; remove {path.parent.parent}")
     if len(table) != samples:
         raise UserError(
             f"source {checkup.name}: {samples:,} samples, {len(table):,} when {path.parent.parent} was begun; "
@@ -135,7 +171,7 @@ def _unread(table: np.ndarray) -> Iterator[list[int]]:
 
 def _results(
     pool: concurrent.futures.Executor, number: int, name: str, chunks: Iterator[list[int]], ahead: int
-) -> Iterator[tuple[list[int], np.ndarray, list[Skipped]]]:
+) -> Iterator[tuple[list[int], Notes]]:
     """The notes of one source in its order; so many chunks are under way."""
     waiting: deque = deque()
     try:
@@ -145,7 +181,7 @@ def _results(
             if not waiting:
                 return
             indices, future = waiting.popleft()
-            yield indices, *future.result()
+            yield indices, future.result()
     except BrokenProcessPool as error:
         raise UserError(
             f"a process died (out of memory, or a crash in a decoder) while samples of {name} from {indices[0]} on "
@@ -178,8 +214,6 @@ def _pool(checkups: Sequence[Checkup], workers: int) -> concurrent.futures.Execu
     return start_pool(workers, tuple(checkups), __name__)
 
 
-def _check(
-    number: int, indices: Sequence[int], checkups: Sequence[Checkup] | None = None
-) -> tuple[np.ndarray, list[Skipped]]:
+def _check(number: int, indices: Sequence[int], checkups: Sequence[Checkup] | None = None) -> Notes:
     """The notes of some samples; in a worker with the checkups of its pool."""
     return (shared_object() if checkups is None else checkups)[number](indices)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
-import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 
 from navil_jax.config import Config
-from navil_jax.console import frame
+from navil_jax.console import FRAME, FRAME_EDGES, frame
 from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, RESIZED, SIZES, TOO_LONG, UNREAD, Checkup
 from navil_jax.data.packing import advise_slots, best_fill
-from navil_jax.errors import UserError
+from navil_jax.data.quarantine import kind_of_reason
+from navil_jax.errors import UserError, one_line
 
 KEPT, DRAWN = 0.99, 20_000  # share of samples that advised rows shall hold; samples that advice is made from
 PACKED = 0.95  # of the slots that samples need most, as packing fills them
-_SHOWN_REASONS, _SHOWN_MARKS, _LABEL, _MARKED = 5, 20, 19, 1000
+_SHOWN_REASONS, _SHOWN_MARKS, _SHOWN_FIELDS, _LABEL, _MARKED = 5, 20, 12, 19, 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why samples are bad; numbers and names are left out of the text."""
+    """Why samples are bad."""
 
-    text: str
+    text: str  # of the first of them; others differ in numbers and names
     samples: int
     first: str  # key of the first of them
 
@@ -47,6 +48,7 @@ class Summary:
     literal: int  # samples with markers, <image> or placeholders of other software in their text
     marks: tuple[Reason, ...]  # these texts, the most frequent first
     empty: int  # samples with an empty answer
+    unused: tuple[tuple[str, int], ...]  # fields of records, samples that do not use them; the most frequent first
     images: int
     sums: dict[str, int]  # of usable samples: visual, text and learnt tokens, patches
     sizes: dict[str, tuple[int, int, int]]  # minimum, median and maximum of a usable sample
@@ -59,9 +61,18 @@ def usable(notes: np.ndarray) -> np.ndarray:
 
 
 def summarise(
-    name: str, notes: np.ndarray, reasons: Counter[tuple[str, str]], marks: Counter[tuple[str, str]]
+    name: str,
+    notes: np.ndarray,
+    reasons: Counter[tuple[str, str]],
+    marks: Counter[tuple[str, str]],
+    unused: Counter[str],
 ) -> Summary:
-    """Args: notes: [n] `checkup.NOTE`; reasons, marks: what `bad_reasons` and `marks_in_text` give for this source."""
+    """What is said of a source.
+
+    Args:
+      notes: [n] `checkup.NOTE`.
+      reasons, marks, unused: what `bad_reasons`, `marks_in_text` and `examination.FieldSets.counts` give for it.
+    """
     status = Counter(dict(enumerate(np.bincount(notes["status"], minlength=5).tolist())))
     good = notes[usable(notes)]
     counted = (*SIZES, "learnt_tokens", "characters")
@@ -78,6 +89,7 @@ def summarise(
         duplicates=len(duplicates(notes)[0]),
         literal=int(np.count_nonzero(notes["flags"] & LITERAL)),
         empty=int(np.count_nonzero(notes["flags"] & EMPTY)),
+        unused=tuple(unused.most_common()),
         images=int(good["images"].sum(dtype=np.int64)),
         sums={field: int(good[field].sum(dtype=np.int64)) for field in counted},
         sizes={field: _spread(good[field], int) for field in counted} if len(good) else {},
@@ -140,15 +152,14 @@ def _read(notes: np.ndarray) -> np.ndarray:
 
 
 def bad_reasons(quarantine: Path) -> dict[str, Counter[tuple[str, str]]]:
-    """Source -> (reason without numbers and names, key of the first such sample) -> samples."""
+    """Source -> (reason of the first of those that differ in numbers and names alone, its key) -> samples."""
     found: dict[str, Counter[tuple[str, str]]] = {}
-    first: dict[tuple[str, str], str] = {}
+    first: dict[tuple[str, str], tuple[str, str]] = {}
     with quarantine.open(encoding="utf-8") as file:
         for entry in map(json.loads, file):
             plain = entry["reason"].replace(entry["key"], "").lstrip(":, ")
-            kind = re.sub(r"\d+", "N", re.sub(r"\S*[/\\]\S*|'[^']*'|\"[^\"]*\"", "...", plain))
-            key = first.setdefault((entry["source"], kind), entry["key"])
-            found.setdefault(entry["source"], Counter())[kind, key] += 1
+            shown = first.setdefault((entry["source"], kind_of_reason(plain)), (plain, entry["key"]))
+            found.setdefault(entry["source"], Counter())[shown] += 1
     return found
 
 
@@ -169,9 +180,10 @@ def box(summary: Summary, budgets: dict[str, int]) -> str:
     """The summary as text with a frame, for a terminal."""
     lines = []
     for label, text in summary_rows(summary, budgets):
-        lines.append(f"{label:<{_LABEL}}{text}")
-        for found in {"markers in text": summary.marks, "bad": summary.reasons}.get(label, ()):
-            lines.append(f"{'':{_LABEL}}{found.samples:,} x {found.text} (first {found.first})")
+        reasons = {"markers in text": summary.marks, "bad": summary.reasons}.get(label, ())
+        texts = [text, *(f"{found.samples:,} x {found.text} (first {found.first})" for found in reasons)]
+        wrapped = [line for text in texts for line in textwrap.wrap(text, FRAME - FRAME_EDGES - _LABEL)]
+        lines += [f"{head:<{_LABEL}}{line}" for head, line in zip((label, *[""] * len(wrapped)), wrapped, strict=False)]
     return frame(summary.name, lines)
 
 
@@ -201,8 +213,15 @@ def summary_rows(summary: Summary, budgets: dict[str, int]) -> list[tuple[str, s
         ("duplicates", f"{summary.duplicates:,}"),
         ("markers in text", f"{summary.literal:,}"),
         ("empty answers", f"{summary.empty:,}"),
+        *([("fields not used", unused_fields(summary.unused))] if summary.unused else []),
         ("bad", f"{summary.bad:,}"),
     ]
+
+
+def unused_fields(found: Sequence[tuple[str, int]]) -> str:
+    """Example: url (1,200 samples), id (1,200 samples) and 3 more"""
+    more = f" and {len(found) - _SHOWN_FIELDS} more" if len(found) > _SHOWN_FIELDS else ""
+    return ", ".join(f"{one_line(name)} ({count:,} samples)" for name, count in found[:_SHOWN_FIELDS]) + more
 
 
 def slot_advice(config: Config, tables: Sequence[np.ndarray]) -> str:

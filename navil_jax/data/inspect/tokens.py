@@ -12,7 +12,7 @@ from navil_jax.data.images import load_image
 from navil_jax.data.inspect.token_map import draw_tokens, row_budgets
 from navil_jax.data.prompt import ImageTokens, image_tokens
 from navil_jax.errors import UserError
-from navil_jax.paths import given_path, new_file
+from navil_jax.paths import given_path, new_drawing
 
 ABOUT = """Shows what images cost in tokens: each scale's size, its grid of patches, its tokens and its padding.
 
@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--out",
-        type=new_file,
+        type=new_drawing,
         metavar="FILE",
         help="PNG with each scale, its patches, merged units, windows and token numbers",
     )

@@ -192,6 +192,9 @@ def train_tokenizer(corpus: Iterable[str], size: int, folder: str | Path | None)
             minloglevel=3,
         )
     except RuntimeError as error:
+        if needed := re.search(rf"\b{size} vs (\d+)", str(error)):
+            least = f"its bytes, controls and characters alone are {needed[1]}"
+            raise UserError(f"config.data.tokenizer_size: {size} pieces are too few, {least}; raise it") from error
         raise UserError(f"cannot train a tokenizer of {size} pieces: {' '.join(str(error).split())}") from error
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
     tokenizer = SentencePieceTokenizer(

@@ -91,9 +91,9 @@ def forward(
                     s = s - top_acc[head, :1, columns]
                     scale = jnp.exp2(before - top_acc[head, :1, columns])
                     sum_acc[head, :, columns] *= scale
-                p = jnp.exp2(s)
-                sum_acc[head, :, columns] += p.reshape(-1, SUBLANES, blocks.tile).sum(0)
-                return p.astype(q_ref.dtype), scale
+                p = jnp.exp2(s).astype(q_ref.dtype)  # the sum is of rounded weights, too: a large one's error cancels
+                sum_acc[head, :, columns] += p.astype(jnp.float32).reshape(-1, SUBLANES, blocks.tile).sum(0)
+                return p, scale
 
             def add(head: int, columns: slice, given: tuple[jax.Array, jax.Array | None]) -> None:
                 p, scale = given
