@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from navil_jax.model.attention import needed_blocks
+from navil_jax.model.blocks import needed_blocks
 from navil_jax.model.flops import Counts
 from navil_jax.plan.hlo import Collective, Kernel, Loop, Program
 from navil_jax.plan.statistics import BatchStatistics, executed_pairs

@@ -20,9 +20,9 @@ from navil_jax.batch import Batch, BatchSpec, SampleFeatures
 from navil_jax.config import MeshConfig, ModelConfig
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
-from navil_jax.model.attention import QUERY_CHUNK
 from navil_jax.model.linear import exact_products
 from navil_jax.model.params import Params
+from navil_jax.model.xla_attention import QUERY_CHUNK
 from navil_jax.sharding import axis_size, constrain, make_mesh, named
 
 MAX_TOKENS = 32768  # prompt and answer together, of one row

@@ -11,14 +11,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jaxtyping import Array, Bool, Float, Int
 
-from navil_jax.batch import AnyArray
+from navil_jax.model.blocks import needed_blocks
+from navil_jax.model.xla_attention import MASKED, xla_attention
 from navil_jax.sharding import constrain, partition_spec, shards
 
 Backend = Literal["auto", "xla", "splash"]
-QUERY_CHUNK = 512  # the XLA backend never holds more than this many rows of scores of one head
 SPLASH_BLOCK = 1024  # positions of a block of splash attention, in rows that are long enough
 KEY_CHUNK = 512  # keys at a time inside a block of the forward kernel
-MASKED = -0.7 * 3.4028235e38  # score of what a token does not see
 
 
 @jax.named_scope("attention")
@@ -70,42 +69,6 @@ def whole_rows(x: Float[Array, "B S H D"]) -> Float[Array, "B S H D"]:
     """Whole rows on every device, in attention, heads split over the mesh where they divide."""
     divides = x.shape[2] % shards("attention_heads") == 0
     return constrain(x, "batch", "positions", "attention_heads" if divides else None, "head_dim")
-
-
-@jax.named_scope("attention")
-def cached_attention(
-    q: Float[Array, "B 1 H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], lengths: Int[Array, " B"]
-) -> Float[Array, "B 1 H D"]:
-    """Attention of one new token per row over a cache that holds so many tokens of the row."""
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths)
-
-
-def xla_attention(
-    q: Float[Array, "B S H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
-    segment_ids: Int[Array, "B S"],
-    *,
-    causal: bool,
-) -> Float[Array, "B S H D"]:
-    """The XLA backend: dense scores, `QUERY_CHUNK` queries at a time where rows are longer."""
-    positions = jnp.arange(q.shape[1])
-    k, v = (x.astype(jnp.float32) for x in (k, v))  # so that their gradients, sums over chunks, are float32 ones
-
-    def attend(q: jax.Array, q_segments: jax.Array, q_positions: jax.Array) -> jax.Array:
-        mask = q_segments[:, :, None] == segment_ids[:, None, :]
-        if causal:
-            mask &= q_positions[:, None] >= positions
-        keys, values = (x.astype(q.dtype) for x in (k, v))
-        return jax.nn.dot_product_attention(q, keys, values, mask=mask[:, None], implementation="xla")
-
-    if q.shape[1] <= QUERY_CHUNK or q.shape[1] % QUERY_CHUNK:
-        return attend(q, segment_ids, positions)
-    chunks = q.shape[1] // QUERY_CHUNK
-    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, QUERY_CHUNK, *x.shape[2:]), 1, 0)  # noqa: E731
-    inputs = split(q), split(segment_ids), positions.reshape(chunks, QUERY_CHUNK)
-    out = jax.lax.map(jax.checkpoint(lambda chunk: attend(*chunk)), inputs)
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
 
 
 def splash_attention(
@@ -211,27 +174,6 @@ def grid_width(length: int, block: int, longest: int | None) -> int:
     """
     blocks = length // block
     return blocks if longest is None else min(blocks, -(-2 * longest // block) + 2)
-
-
-def needed_blocks(segment_ids: Int[AnyArray, "B S"], block: int, causal: bool) -> Bool[Array, "n n"]:
-    """Which pairs of blocks are computed: those whose ranges of segment ids meet, and every block with itself.
-
-    Args:
-      segment_ids: whole blocks, S = k * block; 0 = empty.
-
-    Returns:
-      n = B * k; query block by key block, the rows one behind the other.
-
-    Example: ids 1 1 | 1 2 | 3 3 with block 2 -> query block 0 sees 0 1 -, block 1 sees 0 1 -, block 2 sees - - 2
-    """
-    ids = segment_ids.reshape(-1, block)
-    number = jnp.arange(len(ids))
-    empty = jnp.iinfo(jnp.int32).max - len(ids) + number  # each block's empty positions are a segment of their own
-    ids = jnp.where(ids == 0, empty[:, None], ids)
-    first, last = ids.min(axis=1), ids.max(axis=1)
-    row = number // (segment_ids.shape[1] // block)
-    needed = (first[:, None] <= last) & (first <= last[:, None]) & (row[:, None] == row)
-    return needed & (number[:, None] >= number) if causal else needed
 
 
 def visits(needed: Bool[Array, "n n"], width: int, axis: int) -> tuple[Int[Array, "1 _ _"], Int[Array, "1 _ _"]]:

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Float32, Int32, Shaped
 from navil_jax.batch import AnyArray, Batch
 from navil_jax.config import ModelConfig
 from navil_jax.model import layers, rope
-from navil_jax.model.attention import attention, cached_attention, whole_rows
+from navil_jax.model.attention import attention, whole_rows
 from navil_jax.model.experts import Experts, Streams, join_slots, split_slots
+from navil_jax.model.xla_attention import cached_attention
 from navil_jax.sharding import constrain
 
 
