@@ -60,7 +60,7 @@ def test_padding_is_zero_and_gives_no_gradient():
 def test_blocks_that_share_no_segment_are_not_visited(causal: bool, visited: int):
     """Blocks of 16: a segment in the first one, two segments of two blocks each, then padding."""
     segments = jnp.repeat(jnp.array([1, 2, 3, 0]), jnp.array([16, 32, 32, 80]))[None]
-    assert xla_attention._needed(causal, segments, 16).sum() == visited
+    assert xla_attention.visited_blocks(causal, segments, 16).sum() == visited
 
 
 def test_memory_grows_with_the_row_and_not_with_its_square():

@@ -108,7 +108,7 @@ class _Visits(NamedTuple):
         return cls(jnp.argsort(~needed, axis=1, stable=True), needed.sum(axis=1))
 
 
-def _needed(causal: bool, segment_ids: jax.Array, block: int) -> Bool[Array, "n n"]:
+def visited_blocks(causal: bool, segment_ids: jax.Array, block: int) -> Bool[Array, "n n"]:
     """Query block by key block; blocks of padding alone are not visited."""
     used = jnp.any(segment_ids.reshape(-1, block) > 0, axis=1)
     return needed_blocks(segment_ids, block, causal) & used[:, None] & used
@@ -148,7 +148,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     block = q.shape[3]
     ids = segment_ids.reshape(-1, block)
-    visits = _Visits.along(_needed(causal, segment_ids, block), 1)
+    visits = _Visits.along(visited_blocks(causal, segment_ids, block), 1)
 
     def attend(i: jax.Array) -> tuple[jax.Array, jax.Array]:
         def visit(t: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -181,7 +181,7 @@ def _backward(
     q, k, v, segment_ids, out, logsumexp = kept
     block, scale = q.shape[3], q.shape[-1] ** -0.5
     ids = segment_ids.reshape(-1, block)
-    visits = _Visits.along(_needed(causal, segment_ids, block), 0)
+    visits = _Visits.along(visited_blocks(causal, segment_ids, block), 0)
     shift = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -211,7 +211,12 @@ _attend.defvjp(_forward, _backward)
 
 @jax.named_scope("attention")
 def cached_attention(
-    q: Float[Array, "B 1 H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], lengths: Int[Array, " B"]
+    q: Float[Array, "B 1 H D"], k: Float[Array, "B K S D"], v: Float[Array, "B K S D"], lengths: Int[Array, " B"]
 ) -> Float[Array, "B 1 H D"]:
-    """Attention of one new token per row over a cache that holds so many tokens of the row."""
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths)
+    """Attention of one new token per row over a cache, heads first, that holds so many tokens of the row."""
+    rows, kv_heads, size, dim = k.shape
+    queries = q.reshape(rows, kv_heads, -1, dim)
+    scores = jnp.einsum("bkgd,bksd->bkgs", queries, k, preferred_element_type=jnp.float32) * dim**-0.5
+    known = jnp.arange(size) < lengths[:, None, None, None]
+    shares = jax.nn.softmax(jnp.where(known, scores, MASKED)).astype(v.dtype)
+    return jnp.einsum("bkgs,bksd->bkgd", shares, v).reshape(q.shape)
