@@ -125,7 +125,7 @@ def _reference_form(visual_slots: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _no_chunks() -> Iterator[None]:
     with (
-        mock.patch("navil_jax.model.attention.QUERY_CHUNK", sys.maxsize),
+        mock.patch("navil_jax.model.xla_attention.BLOCK", sys.maxsize),
         mock.patch("navil_jax.train.loss.CHUNK_LOGITS", sys.maxsize),
     ):
         yield

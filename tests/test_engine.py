@@ -116,7 +116,7 @@ def test_cache_of_a_full_bucket():
     """The last new token takes the last place of the cache."""
     tokens = [3 + i % 500 for i in range(500)]
     _, cache = engine().prefill([text_prompt(tokens)], 12)
-    assert cache.keys.shape[2] == 512
+    assert cache.keys.shape[3] == 512
     answer = engine().generate([text_prompt(tokens)], Sampler(), 12, stop_id=-1)[0]
     longer = engine().generate([text_prompt(tokens)], Sampler(), 60, stop_id=-1)[0]
     assert answer == longer[:12]

@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from tiny import tiny_model
 
 from navil_jax.config import VisionConfig
-from navil_jax.model import attention, encoder_attention, params, rope
+from navil_jax.model import attention, blocks, encoder_attention, params, rope
 from navil_jax.model.kernels import encoder, pairs, spare_rows
 from navil_jax.plan import kernels
 from navil_jax.plan.schedule import Cycles, grid_step
@@ -42,7 +42,7 @@ def test_pairs_are_the_needed_blocks_once_each(rows: list[list[int]], causal: bo
     found = pairs.block_pairs(ids, 8, causal=causal, by_key=by_key)
     used = int(found.used)
     listed = [(int(q), int(k)) for q, k in zip(found.query[:used], found.key[:used], strict=True)]
-    needed = np.asarray(pairs.needed_blocks(ids, 8, causal))
+    needed = np.asarray(blocks.needed_blocks(ids, 8, causal))
     assert sorted(listed) == [tuple(pair) for pair in np.argwhere(needed)]
     held = [pair[by_key] for pair in listed]
     assert held == sorted(held)
@@ -173,7 +173,7 @@ def test_the_road_of_kernels_is_the_plain_road(devices: int, lora_rank: int, mon
     model = params.bind(config, params.initialise(config, 0)).vision
     random = np.random.default_rng(0)
     coords = np.stack(np.divmod(np.arange(200), 16), -1)[None].repeat(2, 0).astype(np.int32)
-    blocks = ids_of([[120, 60], [200]], 200)
+    scales = ids_of([[120, 60], [200]], 200)
     patches = random.integers(0, 256, (2, 200, vision.patch_dim), np.uint8)
     weights = jnp.asarray(random.normal(size=(2, 50, 4 * 192)), jnp.float32)
 
@@ -182,7 +182,7 @@ def test_the_road_of_kernels_is_the_plain_road(devices: int, lora_rank: int, mon
 
         graph, state = nnx.split(model)
         state["layers"]["qkv"]["kernel"].set_value(kernel)
-        out = nnx.merge(graph, state)(patches, coords, blocks)
+        out = nnx.merge(graph, state)(patches, coords, scales)
         return jnp.sum(out.astype(jnp.float32) * weights)
 
     def run() -> tuple[np.ndarray, np.ndarray]:

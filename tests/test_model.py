@@ -19,6 +19,8 @@ from navil_jax.convert.verify.golden import build_batch, in_order, to_slots
 from navil_jax.errors import UserError
 from navil_jax.model import attention as attention_module
 from navil_jax.model import params as model_params
+from navil_jax.model import xla_attention
+from navil_jax.model.blocks import needed_blocks
 from navil_jax.model.decoder import FeedForward, Layout, Output, to_reading_order, to_slot_order
 from navil_jax.model.experts import Experts, join_slots, split_slots
 from navil_jax.train import loss
@@ -140,11 +142,9 @@ def test_slots_and_reading_order(whole: bool):
 @pytest.mark.parametrize("causal", [True, False])
 def test_long_rows_are_attended_in_chunks_with_the_same_result(causal: bool, monkeypatch: pytest.MonkeyPatch):
     q, k, v, segments = attention_inputs(length=96)
-    attend = jax.value_and_grad(
-        lambda q: jnp.sum(attention_module.attention(q, k, v, segments, causal=causal, backend="xla") ** 2)
-    )
+    attend = jax.value_and_grad(lambda q: jnp.sum(xla_attention.dense_attention(q, k, v, segments, causal=causal) ** 2))
     whole = attend(q)
-    monkeypatch.setattr(attention_module, "QUERY_CHUNK", 16)
+    monkeypatch.setattr(xla_attention, "QUERY_CHUNK", 16)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), whole, attend(q))
 
 
@@ -160,7 +160,7 @@ def test_gradients_of_keys_and_values_are_float32_sums_over_chunks(monkeypatch: 
         return jnp.sum(out.astype(jnp.float32) * weights)
 
     def gradients(chunk: int) -> list[np.ndarray]:
-        monkeypatch.setattr(attention_module, "QUERY_CHUNK", chunk)
+        monkeypatch.setattr(xla_attention, "BLOCK", chunk)
         found = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
         return [np.asarray(x, np.float64) for x in found]
 
@@ -170,7 +170,7 @@ def test_gradients_of_keys_and_values_are_float32_sums_over_chunks(monkeypatch: 
 
 def test_attention_reaches_farther_than_4096_tokens():
     """The released Qwen3 does not without flash attention. Only the first token has a value here."""
-    length = 9 * attention_module.QUERY_CHUNK
+    length = 4608
     x = jnp.ones((1, length, 1, 2))
     v = jnp.zeros_like(x).at[0, 0].set(length)
     out = attention_module.attention(x, x, v, jnp.ones((1, length), jnp.int32), causal=True, backend="xla")
@@ -197,7 +197,7 @@ def test_splash_attention_agrees_with_xla(causal: bool):
     splash = functools.partial(attention_module.splash_attention, interpret=True)
     results = [
         jax.jit(jax.value_and_grad(functools.partial(total, attend), argnums=(0, 1, 2)))(q, k, v)
-        for attend in (splash, attention_module.xla_attention)
+        for attend in (splash, xla_attention.xla_attention)
     ]
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), *results)
 
@@ -222,7 +222,7 @@ def test_heads_in_groups_for_the_cores_of_a_device_compute_the_same(
     splash = functools.partial(attention_module.splash_attention, interpret=True)
     results = [
         jax.jit(jax.value_and_grad(functools.partial(total, attend), argnums=(0, 1, 2)))(q, k, v)
-        for attend in (splash, attention_module.xla_attention)
+        for attend in (splash, xla_attention.xla_attention)
     ]
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), *results)
 
@@ -241,17 +241,17 @@ def test_splash_attention_passes_by_blocks_and_stays_right(causal: bool, monkeyp
     splash = functools.partial(attention_module.splash_attention, longest=60, interpret=True)
     results = [
         jax.jit(jax.value_and_grad(functools.partial(total, attend), argnums=(0, 1, 2)))(q, k, v)
-        for attend in (splash, attention_module.xla_attention)
+        for attend in (splash, xla_attention.xla_attention)
     ]
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), *results)
     assert attention_module.grid_width(640, 128, 60) == 3
-    needed = attention_module.needed_blocks(segments, 128, causal)
+    needed = needed_blocks(segments, 128, causal)
     assert needed.sum() < needed.size / 3
     assert np.all(np.diag(needed))
 
 
 def test_blocks_that_are_visited_by_hand():
-    needed = attention_module.needed_blocks(np.array([[1, 1, 1, 2, 3, 3]], np.int32), 2, causal=False)
+    needed = needed_blocks(np.array([[1, 1, 1, 2, 3, 3]], np.int32), 2, causal=False)
     np.testing.assert_array_equal(needed, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
     blocks, compute = attention_module.visits(jnp.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]], bool), 2, axis=1)
     np.testing.assert_array_equal(blocks[0], [[0, 1], [1, 1], [2, 2]])

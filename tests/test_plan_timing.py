@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from navil_jax.model.blocks import needed_blocks
 from navil_jax.model.flops import Counts
-from navil_jax.model.kernels.pairs import needed_blocks
 from navil_jax.plan import timing as timing_module
 from navil_jax.plan.hlo import Collective, Kernel, Loop, Program
 from navil_jax.plan.schedule import Cycles

@@ -20,27 +20,18 @@ from navil_jax.batch import Batch, BatchSpec, SampleFeatures
 from navil_jax.config import MeshConfig, ModelConfig
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
-from navil_jax.model.attention import QUERY_CHUNK
+from navil_jax.model.decoder import Cache
 from navil_jax.model.linear import exact_products
 from navil_jax.model.params import Params
+from navil_jax.model.xla_attention import QUERY_CHUNK
 from navil_jax.sharding import axis_size, constrain, make_mesh, named
 
 MAX_TOKENS = 32768  # prompt and answer together, of one row
 VISUAL_FLOOR, TEXT_FLOOR, CACHE_FLOOR = 256, 512, 512  # smallest buckets, in tokens
-CACHE_AXES = ("layers", "batch", "slots", "kv_heads", "head_dim")
+CACHE_AXES = ("layers", "batch", "kv_heads", "slots", "head_dim")
 
 # (logits [B, vocab] float32, number of the new token from 0) -> tokens [B] int32. See sampling.Sampler.
 Chooser = Callable[[jax.Array, int], jax.Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of the tokens read so far, in reading order."""
-
-    keys: jax.Array  # [depth, B, S, K, D], rotated
-    values: jax.Array  # [depth, B, S, K, D]
-    lengths: jax.Array  # [B] int32, tokens of each row; what lies behind them has no meaning
 
 
 def bucket(count: int, floor: int) -> int:
@@ -160,7 +151,7 @@ class Engine:
         params = model_params.abstract_on(self.config, self.mesh)
         decoder, rows = self.config.decoder, spec.rows
         length = bucket(spec.row_slots + max_new_tokens, CACHE_FLOOR)
-        kept = (decoder.depth, rows, length, decoder.num_kv_heads, decoder.head_dim)
+        kept = (decoder.depth, rows, decoder.num_kv_heads, length, decoder.head_dim)
         keys = array(kept, jnp.dtype(self.config.compute_dtype), *CACHE_AXES)
         cache = Cache(keys, keys, array((rows,), jnp.dtype("int32"), "batch"))
         return {
@@ -193,7 +184,9 @@ class Engine:
         self.compilations["prefill"] += 1
         with self._sharded(), exact_products(self.config.compute_dtype):
             model = model_params.bind(self.config, params)
-            x, (keys, values) = model(batch, keep=lambda x, outputs: (outputs.keys, outputs.values))
+            x, (keys, values) = model(
+                batch, keep=lambda x, outputs: (outputs.keys.swapaxes(1, 2), outputs.values.swapaxes(1, 2))
+            )
             lengths = jnp.sum(batch.segment_ids > 0, axis=1, dtype=jnp.int32)
             last = jnp.take_along_axis(batch.reading_order, jnp.maximum(lengths - 1, 0)[:, None], axis=1)
             logits = model.logits(jnp.take_along_axis(x, last[..., None], axis=1))[:, 0]
@@ -203,15 +196,15 @@ class Engine:
         self.compilations["decode"] += 1
         with self._sharded(), exact_products(self.config.compute_dtype):
             decoder = model_params.bind(self.config, params).decoder
-            logits, keys, values = decoder.decode(tokens, cache.keys, cache.values, cache.lengths)
-            return logits, _constrain(Cache(keys, values, cache.lengths + 1))
+            logits, cache = decoder.decode(tokens, cache)
+            return logits, _constrain(cache)
 
     def _resize_program(self, cache: Cache, length: int) -> Cache:
         """Cuts or extends the positions of the cache; cut ones are empty, as the reading order puts these last."""
 
         def resize(x: jax.Array) -> jax.Array:
-            missing = max(0, length - x.shape[2])
-            return jnp.pad(x[:, :, :length], ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
+            missing = max(0, length - x.shape[3])
+            return jnp.pad(x[:, :, :, :length], ((0, 0), (0, 0), (0, 0), (0, missing), (0, 0)))
 
         with self._sharded():
             return _constrain(Cache(resize(cache.keys), resize(cache.values), cache.lengths))

@@ -11,14 +11,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jaxtyping import Array, Bool, Float, Int
 
-from navil_jax.model.kernels.pairs import needed_blocks
+from navil_jax.model.blocks import needed_blocks
+from navil_jax.model.xla_attention import MASKED, xla_attention
 from navil_jax.sharding import constrain, partition_spec, shards
 
 Backend = Literal["auto", "xla", "splash"]
-QUERY_CHUNK = 512  # the XLA backend never holds more than this many rows of scores of one head
 SPLASH_BLOCK = 1024  # positions of a block of splash attention, in rows that are long enough
 KEY_CHUNK = 512  # keys at a time inside a block of the forward kernel
-MASKED = -0.7 * 3.4028235e38  # score of what a token does not see
 
 
 @jax.named_scope("attention")
@@ -70,42 +69,6 @@ def whole_rows(x: Float[Array, "B S H D"]) -> Float[Array, "B S H D"]:
     """Whole rows on every device, in attention, heads split over the mesh where they divide."""
     divides = x.shape[2] % shards("attention_heads") == 0
     return constrain(x, "batch", "positions", "attention_heads" if divides else None, "head_dim")
-
-
-@jax.named_scope("attention")
-def cached_attention(
-    q: Float[Array, "B 1 H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], lengths: Int[Array, " B"]
-) -> Float[Array, "B 1 H D"]:
-    """Attention of one new token per row over a cache that holds so many tokens of the row."""
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths)
-
-
-def xla_attention(
-    q: Float[Array, "B S H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
-    segment_ids: Int[Array, "B S"],
-    *,
-    causal: bool,
-) -> Float[Array, "B S H D"]:
-    """The XLA backend: dense scores, `QUERY_CHUNK` queries at a time where rows are longer."""
-    positions = jnp.arange(q.shape[1])
-    k, v = (x.astype(jnp.float32) for x in (k, v))  # so that their gradients, sums over chunks, are float32 ones
-
-    def attend(q: jax.Array, q_segments: jax.Array, q_positions: jax.Array) -> jax.Array:
-        mask = q_segments[:, :, None] == segment_ids[:, None, :]
-        if causal:
-            mask &= q_positions[:, None] >= positions
-        keys, values = (x.astype(q.dtype) for x in (k, v))
-        return jax.nn.dot_product_attention(q, keys, values, mask=mask[:, None], implementation="xla")
-
-    if q.shape[1] <= QUERY_CHUNK or q.shape[1] % QUERY_CHUNK:
-        return attend(q, segment_ids, positions)
-    chunks = q.shape[1] // QUERY_CHUNK
-    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, QUERY_CHUNK, *x.shape[2:]), 1, 0)  # noqa: E731
-    inputs = split(q), split(segment_ids), positions.reshape(chunks, QUERY_CHUNK)
-    out = jax.lax.map(jax.checkpoint(lambda chunk: attend(*chunk)), inputs)
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
 
 
 def splash_attention(

@@ -1,5 +1,6 @@
 """The decoder with modality-specific attention and feed-forward experts (paper section 3.3; released behaviour)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from jaxtyping import Array, Float, Float32, Int32, Shaped
 from navil_jax.batch import AnyArray, Batch
 from navil_jax.config import ModelConfig
 from navil_jax.model import layers, rope
-from navil_jax.model.attention import attention, cached_attention, whole_rows
+from navil_jax.model.attention import attention, whole_rows
 from navil_jax.model.experts import Experts, Streams, join_slots, split_slots
+from navil_jax.model.xla_attention import cached_attention
 from navil_jax.sharding import constrain
 
 
@@ -33,6 +35,31 @@ class LayerOutputs(NamedTuple):
     keys: Float[Array, "B L K D"]  # in reading order, rotated
     values: Float[Array, "B L K D"]  # in reading order
     attention: Float[Array, "B L H"]  # after the output projections, in slot order
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens read so far, in reading order, heads first as attention reads them."""
+
+    keys: jax.Array  # [depth, B, K, S, D], rotated
+    values: jax.Array  # [depth, B, K, S, D]
+    lengths: jax.Array  # [B] int32, tokens of each row; what lies behind them has no meaning
+
+    def written(self, layer: jax.Array, keys: Float[Array, "B K D"], values: Float[Array, "B K D"]) -> "Cache":
+        """With one more token's keys and values in a layer; lengths are as before."""
+        at = jnp.stack([jnp.full_like(self.lengths, layer), self.lengths], axis=1)
+        write = functools.partial(jax.lax.scatter, dimension_numbers=_WRITTEN, unique_indices=True, mode="clip")
+        return Cache(write(self.keys, at, keys), write(self.values, at, values), self.lengths)
+
+
+_WRITTEN = jax.lax.ScatterDimensionNumbers(  # [B, K, D] at (layer, position) of each row of a cache
+    update_window_dims=(1, 2),
+    inserted_window_dims=(0, 3),
+    scatter_dims_to_operand_dims=(0, 3),
+    operand_batching_dims=(1,),
+    scatter_indices_batching_dims=(0,),
+)
 
 
 class QKV(nnx.Module):
@@ -136,29 +163,24 @@ class DecoderLayer(nnx.Module):
         return streams, LayerOutputs(k, v, join_slots(out))
 
     def decode(
-        self,
-        x: Float[Array, "B 1 H"],
-        keys: Float[Array, "B S K D"],
-        values: Float[Array, "B S K D"],
-        rotation: rope.Rotation,
-        lengths: Int32[Array, " B"],
-    ) -> tuple[Float[Array, "B 1 H"], tuple[Float[Array, "B S K D"], Float[Array, "B S K D"]]]:
+        self, x: Float[Array, "B 1 H"], cache: Cache, number: Int32[Array, ""], rotation: rope.Rotation
+    ) -> tuple[Float[Array, "B 1 H"], Cache]:
         """One new token per row, with the text weights (released behaviour).
 
         Args:
-          keys, values: this layer's cache.
+          cache: of all layers; the new token is written behind each row's.
+          number: of this layer.
           rotation: of the new token.
-          lengths: tokens in the cache; the new one is written there.
 
         Returns:
-          x, and the cache with the new token.
+          x, and the cache with the new token's keys and values in this layer; its lengths are as before.
         """
         q, k, v = self.qkv.text(self.attention_norm(x))
         q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
-        write = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, 0))
-        keys, values = write(keys, k, lengths), write(values, v, lengths)
-        x = x + self.out.text(cached_attention(q, keys, values, lengths + 1))
-        return x + self.ffn.text(self.ffn_norm(x)), (keys, values)
+        cache = cache.written(number, k[:, 0], v[:, 0])
+        keys, values = (jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in (cache.keys, cache.values))
+        x = x + self.out.text(cached_attention(q, keys, values, cache.lengths + 1))
+        return x + self.ffn.text(self.ffn_norm(x)), cache
 
 
 class Decoder(nnx.Module):
@@ -256,30 +278,26 @@ class Decoder(nnx.Module):
         return join_slots(streams), kept
 
     @jax.named_scope("decoder")
-    def decode(
-        self,
-        tokens: Int32[Array, " B"],
-        keys: Float[Array, "depth B S K D"],
-        values: Float[Array, "depth B S K D"],
-        lengths: Int32[Array, " B"],
-    ) -> tuple[Float32[Array, "B vocab"], Float[Array, "depth B S K D"], Float[Array, "depth B S K D"]]:
+    def decode(self, tokens: Int32[Array, " B"], cache: Cache) -> tuple[Float32[Array, "B vocab"], Cache]:
         """One step with a cache.
 
         Args:
           tokens: the newest one of each row.
-          lengths: tokens in each row's cache.
 
         Returns:
           Logits, and the cache with the token in it. Past `max_positions` the rotation of new tokens
           follows the length so far, older keys keep theirs (released behaviour).
         """
-        rotation = rope.decoder_rotation(self.config, lengths[:, None], lengths[:, None] + 1)
+        lengths = cache.lengths[:, None]
+        rotation = rope.decoder_rotation(self.config, lengths, lengths + 1)
 
-        def body(layer: DecoderLayer, x: jax.Array, cache: tuple[jax.Array, jax.Array]):
-            return layer.decode(x, *cache, rotation, lengths)
+        def body(layer: DecoderLayer, carry: tuple[jax.Array, Cache], number: jax.Array):
+            return layer.decode(*carry, number, rotation), None
 
-        x, (keys, values) = layers.scan_layers(self.layers, body, self.embed_new(tokens[:, None]), (keys, values))
-        return self.logits(x)[:, 0], keys, values
+        (x, cache), _ = layers.scan_layers(
+            self.layers, body, (self.embed_new(tokens[:, None]), cache), jnp.arange(self.config.depth)
+        )
+        return self.logits(x)[:, 0], dataclasses.replace(cache, lengths=cache.lengths + 1)
 
     @jax.named_scope("head")
     def logits(self, x: Float[Array, "B N H"]) -> Float32[Array, "B N vocab"]:

@@ -33,11 +33,13 @@ def exact_products(compute_dtype: str) -> contextlib.AbstractContextManager:
     return jax.default_matmul_precision("highest")
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
     """The product of the last `inputs` axes of x and the first ones of the kernel, in x's dtype.
 
     The kernel's gradient is one product over all tokens, summed in float32 and rounded to the kernel's dtype: a float32
-    kernel gets it unrounded, also where x is bfloat16.
+    kernel gets it unrounded, also where x is bfloat16. JAX's own is the transposed kernel's, for which XLA transposes
+    the gradient of what follows, element by element on CPUs.
 
     Args:
       x: [..., *inputs].
@@ -45,13 +47,6 @@ def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
 
     Example: x [B, N, heads, D], kernel [heads, D, H], inputs 2 -> [B, N, H]
     """
-    if kernel.dtype == x.dtype:
-        return jnp.tensordot(x, kernel, axes=inputs)
-    return _mixed_product(x, kernel, inputs)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mixed_product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
     return jnp.tensordot(x, kernel.astype(x.dtype), axes=inputs)
 
 
@@ -68,7 +63,7 @@ def _backward(inputs: int, kept: tuple[jax.Array, ...], gradient: jax.Array) -> 
     return of_x, of_kernel
 
 
-_mixed_product.defvjp(_forward, _backward)
+product.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp

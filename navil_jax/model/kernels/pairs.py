@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Int32
+from jaxtyping import Array, Int, Int32
 
 from navil_jax.batch import AnyArray
+from navil_jax.model.blocks import block_ranges, needed_blocks
 
 FIRST, LAST, PARTIAL = 1, 2, 4  # first or last pair of its block; some of its queries do not see some of its keys
 
@@ -18,32 +18,6 @@ class Pairs(NamedTuple):
     key: Int32[Array, " N"]
     flags: Int32[Array, " N"]
     used: Int32[Array, ""]  # of the places; the others hold nothing
-
-
-def needed_blocks(segment_ids: Int[AnyArray, "B S"], block: int, causal: bool) -> Bool[Array, "n n"]:
-    """Which pairs of blocks are computed: those whose ranges of segment ids meet, and every block with itself.
-
-    Args:
-      segment_ids: whole blocks, S = k * block; 0 = empty.
-
-    Returns:
-      n = B * k; query block by key block, the rows one behind the other.
-
-    Example: ids 1 1 | 1 2 | 3 3 with block 2 -> query block 0 sees 0 1 -, block 1 sees 0 1 -, block 2 sees - - 2
-    """
-    first, last = _ranges(segment_ids, block)
-    number = jnp.arange(len(first))
-    row = number // (segment_ids.shape[1] // block)
-    needed = (first[:, None] <= last) & (first <= last[:, None]) & (row[:, None] == row)
-    return needed & (number[:, None] >= number) if causal else needed
-
-
-def _ranges(segment_ids: Int[AnyArray, "B S"], block: int) -> tuple[jax.Array, jax.Array]:
-    """The least and the largest id of each block; its empty positions are a segment of their own."""
-    ids = segment_ids.reshape(-1, block)
-    empty = jnp.iinfo(jnp.int32).max - len(ids) + jnp.arange(len(ids))
-    ids = jnp.where(ids == 0, empty[:, None], ids)
-    return ids.min(axis=1), ids.max(axis=1)
 
 
 def block_pairs(
@@ -65,7 +39,7 @@ def block_pairs(
     length = segment_ids.shape[1]
     needed = needed_blocks(segment_ids, block, causal)
     blocks = len(needed)
-    first, last = _ranges(segment_ids, block)
+    first, last = block_ranges(segment_ids, block)
     size = blocks * min(length // block, width or blocks)
     index = jnp.arange(blocks * blocks)
     order = jnp.sort(jnp.where((needed.T if by_key else needed).ravel(), index, index.size - 1))[:size]
