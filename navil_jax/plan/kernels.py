@@ -138,9 +138,10 @@ def _program(case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     length = BLOCKS * case.block
     array = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
     if case.name.startswith("splash"):
-        from navil_jax.model.attention import splash_attention
+        from navil_jax.model import attention
 
-        attend = functools.partial(splash_attention, causal=case.causal)
+        attention.SPLASH_BLOCK = case.block
+        attend = functools.partial(attention.splash_attention, causal=case.causal)
         wide = array(1, length, 16, case.width)
 
         def both(q: Any, k: Any, v: Any, ids: Any, gradient: Any) -> Any:
