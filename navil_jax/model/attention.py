@@ -12,6 +12,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jaxtyping import Array, Bool, Float, Int
 
 from navil_jax.model.blocks import needed_blocks
+from navil_jax.model.kernels import causal as causal_kernels
+from navil_jax.model.kernels.flash import LANES, block_size
 from navil_jax.model.xla_attention import MASKED, xla_attention
 from navil_jax.sharding import constrain, partition_spec, shards
 
@@ -40,7 +42,8 @@ def attention(
       segment_ids: a token sees tokens of its own segment alone. Segment 0 is padding, its output is of no
         meaning but finite.
       causal: a token sees no later position of the row.
-      backend: "auto" takes splash on TPU and XLA elsewhere, decided where the program is compiled for.
+      backend: "auto" takes kernels on TPU (our own for causal bfloat16 heads of 128, else splash) and XLA elsewhere,
+        decided where the program is compiled for.
       longest: the most positions from the first to the last of one segment; None: a whole row. Splash visits less then.
 
     Returns:
@@ -55,12 +58,14 @@ def attention(
         k, v = (jnp.repeat(x, devices // math.gcd(k.shape[2], devices), axis=2) for x in (k, v))
     q, k, v = (whole_rows(x) for x in (q, k, v))
     xla = functools.partial(xla_attention, causal=causal)
-    tpu = functools.partial(splash_attention, causal=causal, longest=longest)
+    splash = functools.partial(splash_attention, causal=causal, longest=longest)
     if backend == "xla":
         out = xla(q, k, v, segment_ids)
     elif backend == "splash":
-        out = tpu(q, k, v, segment_ids)
+        out = splash(q, k, v, segment_ids)
     else:
+        shape = causal_shape(q, k) if causal else None
+        tpu = functools.partial(causal_attention, shape=shape) if shape else splash
         out = jax.lax.platform_dependent(q, k, v, segment_ids, tpu=tpu, default=xla)
     return out[:, :, :heads]
 
@@ -69,6 +74,43 @@ def whole_rows(x: Float[Array, "B S H D"]) -> Float[Array, "B S H D"]:
     """Whole rows on every device, in attention, heads split over the mesh where they divide."""
     divides = x.shape[2] % shards("attention_heads") == 0
     return constrain(x, "batch", "positions", "attention_heads" if divides else None, "head_dim")
+
+
+def causal_shape(q: Float[Array, "B S H D"], k: Float[Array, "B S K D"]) -> causal_kernels.Shape | None:
+    """How `model/kernels/causal` divides these rows on the mesh in scope; None where it does not serve."""
+    devices = shards("attention_heads")
+    if q.shape[3] != LANES or q.dtype != jnp.bfloat16 or q.shape[2] % devices or k.shape[2] % devices:
+        return None
+    length, heads, sharing = q.shape[1], q.shape[2] // devices, q.shape[2] // k.shape[2]
+    block = block_size(length)
+    row = -(-length // block) * block
+    shape = causal_kernels.Shape(heads, sharing, row, block, cores(), vmem_bytes())
+    return shape if shape.blocks(LANES) else None
+
+
+def causal_attention(
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    segment_ids: Int[Array, "B S"],
+    *,
+    shape: causal_kernels.Shape,
+) -> Float[Array, "B S H D"]:
+    """Our own kernels over pairs of blocks; every device runs them on its own rows and heads."""
+    length = q.shape[1]
+    padding = (0, shape.row - length)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        folded = (jnp.pad(x.reshape(*x.shape[:2], -1), ((0, 0), padding, (0, 0))) for x in (q, k, v))
+        ids = jnp.pad(segment_ids, ((0, 0), padding))
+        out = causal_kernels.attend(*(x.reshape(-1, x.shape[2]) for x in folded), ids, shape)
+        return out.reshape(len(q), shape.row, -1)[:, :length].reshape(q.shape)
+
+    if not jax.sharding.get_abstract_mesh().empty:
+        heads = partition_spec(("batch", "positions", "attention_heads", "head_dim"))
+        rows = partition_spec(("batch", "positions"))
+        local = jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return local(q, k, v, segment_ids)
 
 
 def splash_attention(
@@ -153,6 +195,16 @@ def cores() -> int:
     """Cores of each device of the mesh in scope: two in v4 and v5p, else one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (device.num_cores if device is not None else None) or 1
+
+
+VMEM_MIB = {"TPU v4": 15, "TPU v5 lite": 100, "TPU v6 lite": 100}  # that a kernel may take; others: OTHER_VMEM_MIB
+OTHER_VMEM_MIB = 58
+
+
+def vmem_bytes() -> int:
+    """What a kernel may take of VMEM on the devices of the mesh in scope."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return VMEM_MIB.get(device.device_kind if device is not None else "", OTHER_VMEM_MIB) * 2**20
 
 
 def _block_sizes(block: int) -> splash.BlockSizes:

@@ -15,14 +15,13 @@ from jaxtyping import Array, Bool, Float, Int32
 from navil_jax.batch import AnyArray
 from navil_jax.config import ModelConfig
 from navil_jax.model import rope
-from navil_jax.model.attention import attention, cores
+from navil_jax.model.attention import attention, cores, vmem_bytes
 from navil_jax.model.kernels import encoder
+from navil_jax.model.kernels.flash import block_size
 from navil_jax.model.linear import from_turned, product, to_turned
 from navil_jax.model.lora import A, B
 from navil_jax.sharding import constrain, partition_spec, shards
 
-VMEM_MIB = {"TPU v4": 15, "TPU v5 lite": 100, "TPU v6 lite": 100}  # that a kernel may take; others: OTHER_VMEM_MIB
-OTHER_VMEM_MIB = 58
 Weights = dict[str, Array]  # of a projection: kernel, bias and factors of an update where it has them
 
 
@@ -149,17 +148,11 @@ def kernel_shape(config: ModelConfig, length: int) -> encoder.Shape | None:
     vision = config.encoder
     if config.attention != "auto" or config.compute_dtype != "bfloat16" or vision.head_dim not in encoder.WIDTHS:
         return None
-    block = encoder.block_size(length)
+    block = block_size(length)
     shape = encoder.Shape(vision.head_dim, -(-length // block) * block, block, cores(), vmem_bytes())
     multiple = _multiple(shape)
     heads = -(-vision.num_heads // multiple) * multiple // shards("attention_heads")
     return shape if encoder.heads_per_step(shape, heads, backward=True) else None
-
-
-def vmem_bytes() -> int:
-    """What a kernel may take of VMEM on the devices of the mesh in scope."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return VMEM_MIB.get(device.device_kind if device is not None else "", OTHER_VMEM_MIB) * 2**20
 
 
 def _multiple(shape: encoder.Shape) -> int:

@@ -26,7 +26,15 @@ from navil_jax.plan.topology import GENERATIONS, Generation
 
 TABLE = Path(__file__).with_name("kernel_cycles.json")
 BLOCKS = 32  # of the arrays that a kernel is compiled for; more than VMEM holds
-PRODUCTS = {"packed_fwd": 2, "packed_bwd": 5, "splash_fwd": 2, "splash_dq": 3, "splash_dkv": 4}
+PRODUCTS = {
+    "packed_fwd": 2,
+    "packed_bwd": 5,
+    "causal_fwd": 2,
+    "causal_bwd": 5,
+    "splash_fwd": 2,
+    "splash_dq": 3,
+    "splash_dkv": 4,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +47,13 @@ class Case:
     heads: int = 1  # of a grid step
     tile: int = 0
     causal: bool = False
+    sharing: int = 1  # query heads that share a key
 
 
 def case_of(kernel: Kernel) -> Case | None:
     """The case of a kernel in a program; None: one of which nothing is known."""
     settings = json.loads(kernel.settings) if kernel.settings else {}
-    if kernel.name.startswith("packed_"):
+    if kernel.name.startswith(("packed_", "causal_")):
         name = kernel.name.removesuffix("_spare").removesuffix("_exact")
         return Case(name, **settings)
     for word in ("fwd", "dq", "dkv"):
@@ -105,7 +114,7 @@ def measure(case: Case, generation: str) -> Cycles:
 
 
 def _matches(name: str, case: Case) -> bool:
-    if case.name.startswith("packed"):
+    if not case.name.startswith("splash"):
         return case.name in name
     return name.startswith("splash") and f"_{case.name.removeprefix('splash_')}" in name
 
@@ -155,29 +164,42 @@ def _program(case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 def _packed_program(case: Case, length: int, array: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     import jax.numpy as jnp
 
-    from navil_jax.model import encoder_attention
-    from navil_jax.model.kernels import flash, spare_rows
+    from navil_jax.model.attention import vmem_bytes
+    from navil_jax.model.kernels import causal, flash, spare_rows
     from navil_jax.model.kernels.pairs import Pairs
 
-    blocks = flash.Blocks(case.block, case.tile, case.heads, encoder_attention.vmem_bytes())
+    blocks = flash.Blocks(case.block, case.tile, case.heads, vmem_bytes())
     heads = 2 * case.heads if case.heads > 1 else 8
     thin, wide = array(heads * case.width, length), array(heads * flash.LANES, length)
     rotation = (array(case.width // 2, length, dtype=jnp.float32),) * 2
     number = array(64, dtype=jnp.int32)
     pairs = (number, number, number, array(dtype=jnp.int32))
     options: dict[str, Any] = {"block": case.block}
+    sums, ids = array(2, 2 * case.heads, length, dtype=jnp.float32), array(length, dtype=jnp.int32)
+    rows = [array(length, heads // sharing * case.width) for sharing in (1, case.sharing)]
     match case.name:
+        case "causal_fwd":
+
+            def causal_forward(q: Any, k: Any, v: Any, ids: Any, *pairs: Any) -> Any:
+                return causal.forward(q, k, v, Pairs(*pairs), blocks, ids)
+
+            return causal_forward, (rows[0], rows[1], rows[1], ids, *pairs)
+        case "causal_bwd":
+
+            def causal_backward(q: Any, k: Any, v: Any, g: Any, sums: Any, ids: Any, *pairs: Any) -> Any:
+                return causal.backward(q, k, v, g, sums, Pairs(*pairs), blocks, ids, row=2 * case.block)
+
+            return causal_backward, (rows[0], rows[1], rows[1], rows[0], sums, ids, *pairs)
         case "packed_fwd":
             run = lambda q, k, v, *pairs: flash.forward(q, k, v, Pairs(*pairs), blocks, width=case.width)  # noqa: E731
             return run, (wide, wide, thin, *pairs)
         case "packed_bwd":
-            sums = array(2, 2 * case.heads, length, dtype=jnp.float32)
-            row = 2 * case.block
+            options = {"width": case.width, "row": 2 * case.block}
 
-            def backward(q: Any, k: Any, v: Any, gradient: Any, sums: Any, *pairs: Any) -> Any:
-                return flash.backward(q, k, v, gradient, sums, Pairs(*pairs), blocks, width=case.width, row=row)
+            def packed_backward(q: Any, k: Any, v: Any, g: Any, sums: Any, *pairs: Any) -> Any:
+                return flash.backward(q, k, v, g, sums, Pairs(*pairs), blocks, **options)
 
-            return backward, (wide, wide, thin, thin, sums, *pairs)
+            return packed_backward, (wide, wide, thin, thin, sums, *pairs)
         case "packed_inner":
             return functools.partial(spare_rows.inner_products, width=case.width, **options), (thin, thin)
         case "packed_narrow":
@@ -195,6 +217,8 @@ RECIPES = (  # the kernels of the recipes: the encoder's forward and backward, a
     *(Case("packed_fwd", 64, 512, heads, 512) for heads in (8, 12, 14)),
     *(Case("packed_bwd", 64, 512, heads, 256) for heads in (2, 4)),
     *(Case(name, 64, 512) for name in ("packed_widen_queries", "packed_widen_keys", "packed_narrow", "packed_inner")),
+    *(Case("causal_fwd", 128, 512, 4, 128, sharing=sharing) for sharing in (1, 2, 4)),
+    *(Case("causal_bwd", 128, 512, heads, 256, sharing=sharing) for heads, sharing in ((4, 1), (4, 2), (4, 4))),
     *(Case(f"splash_{word}", 128, 1024, causal=True) for word in ("fwd", "dq", "dkv")),
     *(Case(f"splash_{word}", 64, 1024) for word in ("fwd", "dq", "dkv")),
 )

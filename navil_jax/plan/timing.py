@@ -221,18 +221,23 @@ def _kernel_cost(kernel: Kernel, generation: Generation, statistics: BatchStatis
         steps = -(-rows // ROWS) * (length // case.block)
         found = np.array([steps * step.computed / generation.cores / generation.clock * generation.kernel_factor])
         return _KernelCost(0.0, found, 1, 0.0)
-    packed = case.name.startswith("packed")
-    heads, length = (arrays[0][0] // LANES, arrays[0][1]) if packed else (math.prod(arrays[0][:-2]), arrays[0][-2])
+    first, splash = arrays[0], case.name.startswith("splash")
+    if splash:
+        heads, length = math.prod(first[:-2]), first[-2]
+    else:  # the encoder's arrays are turned
+        heads, length = (
+            (first[0] // LANES, first[1]) if case.name.startswith("packed") else (first[1] // LANES, first[0])
+        )
     rows, pairs, needed = _pairs(kernel, statistics, length, case.block)
     blocks, computed = length / rows / case.block, pairs / case.block**2
     groups = math.ceil(heads / case.heads / generation.cores)
-    if packed:
+    if not splash:
         taken = computed * step.computed + blocks * step.once
     else:
         visited = math.prod(_sizes(next(shape for shape in kernel.operands if shape[0] == "s")))
         taken = np.maximum(visited / rows, computed) * step.empty + computed * step.work + blocks * step.once
     taken = taken * groups * generation.kernel_factor / generation.clock
-    if case.name == "packed_bwd":  # gradients of a row's queries are zeroed, and copied to HBM
+    if case.name in ("packed_bwd", "causal_bwd"):  # gradients of a row's queries are zeroed, and copied to HBM
         numbers = case.heads * case.width * length / rows
         copying = 4 * generation.cores / generation.bandwidth
         taken = taken + groups * numbers * (1 / REGISTER / generation.clock + copying)

@@ -13,16 +13,9 @@ from navil_jax.model.kernels import flash, spare_rows
 from navil_jax.model.kernels.flash import LANES, Blocks
 from navil_jax.model.kernels.pairs import Pairs, block_pairs
 
-BLOCK = 512  # positions of a block, in rows that are long enough
 WIDTHS = (32, 64)  # of heads that fill registers and leave rows for the mask
 MOST_HEADS, MOST_BACKWARD_HEADS = 14, 4  # of a grid step
 OTHER_BYTES = 10 * 2**20  # of VMEM, beside the gradients of a row's queries
-
-
-def block_size(length: int) -> int:
-    """The length of a block for rows of `length`: whole lanes, few empty positions at the end, at most BLOCK."""
-    blocks = -(-length // BLOCK)
-    return -(-length // (LANES * blocks)) * LANES
 
 
 class Shape(NamedTuple):

@@ -26,9 +26,16 @@ from navil_jax.model.kernels.pairs import FIRST, LAST, PARTIAL, Pairs
 
 LANES, SUBLANES = 128, 8
 MASKED = -1e30
-_NT = (((1,), (1,)), ((), ()))  # contraction of both last dimensions
-_NN = (((1,), (0,)), ((), ()))
-_dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+BLOCK = 512  # positions of a block, in rows that are long enough
+NT = (((1,), (1,)), ((), ()))  # contraction of both last dimensions
+NN = (((1,), (0,)), ((), ()))
+dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+
+def block_size(length: int) -> int:
+    """The length of a block for rows of `length`: whole lanes, few empty positions at the end, at most BLOCK."""
+    blocks = -(-length // BLOCK)
+    return -(-length // (LANES * blocks)) * LANES
 
 
 class Blocks(NamedTuple):
@@ -76,12 +83,12 @@ def forward(
                 top_acc[...] = jnp.full_like(top_acc, MASKED)
 
         for head in range(per):
-            keys[:, _rows(head, LANES)] = k_ref[_rows(head, LANES)].T
+            keys[:, rows_of(head, LANES)] = k_ref[rows_of(head, LANES)].T
 
         def work(partial: bool) -> None:
             def scores(head: int, columns: slice) -> jax.Array:
-                s = _dot(keys[:, _rows(head, LANES)], q_ref[_rows(head, LANES), columns], _NN)
-                return jnp.where(_same_segment(ids, columns, blocks), s, MASKED) if partial else s
+                s = dot(keys[:, rows_of(head, LANES)], q_ref[rows_of(head, LANES), columns], NN)
+                return jnp.where(same_segment(ids, columns, blocks), s, MASKED) if partial else s
 
             def weights(head: int, columns: slice, s: jax.Array) -> tuple[jax.Array, jax.Array | None]:
                 scale = None
@@ -97,23 +104,23 @@ def forward(
 
             def add(head: int, columns: slice, given: tuple[jax.Array, jax.Array | None]) -> None:
                 p, scale = given
-                rows = _rows(head, width)
+                rows = rows_of(head, width)
                 before = out_acc[rows, columns]
-                out_acc[rows, columns] = _dot(v_ref[rows], p, _NN) + (before if scale is None else before * scale)
+                out_acc[rows, columns] = dot(v_ref[rows], p, NN) + (before if scale is None else before * scale)
 
-            _side_by_side(blocks, scores, weights, add)
+            side_by_side(blocks, scores, weights, add)
 
-        _where_needed(work, exact, flags)
+        where_needed(work, exact, flags)
 
         @pl.when(flags & LAST != 0)
         def _() -> None:
             for head in range(per):
-                rows, total = _rows(head, width), sum_acc[head].sum(0, keepdims=True)
+                rows, total = rows_of(head, width), sum_acc[head].sum(0, keepdims=True)
                 out_ref[rows] = (out_acc[rows] / total).astype(out_ref.dtype)
                 lse = jnp.log2(total)
                 lse_ref[0, head : head + 1] = lse + top_acc[head, :1] if exact else lse
 
-    tables, specs = _tables(segment_ids, blocks.block)
+    tables, specs = id_tables(segment_ids, blocks.block)
     return pl.pallas_call(
         kernel,
         out_shape=[
@@ -129,7 +136,7 @@ def forward(
                 _turned(1, per * width, blocks),
                 *specs,
             ],
-            out_specs=[_turned(0, per * width, blocks), _of_queries(per, blocks)],
+            out_specs=[_turned(0, per * width, blocks), of_queries(per, blocks)],
             scratch_shapes=[
                 pltpu.VMEM((per * width, blocks.block), jnp.float32),
                 pltpu.VMEM((per, SUBLANES, blocks.block), jnp.float32),
@@ -137,7 +144,7 @@ def forward(
                 pltpu.VMEM((per if exact else 1, SUBLANES, blocks.block), jnp.float32),
             ],
         ),
-        compiler_params=_compiler_params(blocks),
+        compiler_params=compiler_params(blocks),
         name=f"packed_fwd_{'exact' if exact else 'spare'}",
         metadata=settings(width=width, block=blocks.block, tile=blocks.tile, heads=per),
         interpret=interpret,
@@ -188,15 +195,15 @@ def backward(
             dk_acc[...] = jnp.zeros_like(dk_acc)
             dv_acc[...] = jnp.zeros_like(dv_acc)
             for head in range(per):
-                keys[:, _rows(head, LANES)] = k_ref[_rows(head, LANES)].T
-                values[:, _rows(head, LANES)] = _alone(v_ref[_register(head, width)].T, head, width)
+                keys[:, rows_of(head, LANES)] = k_ref[rows_of(head, LANES)].T
+                values[:, rows_of(head, LANES)] = _alone(v_ref[_register(head, width)].T, head, width)
 
         def work(partial: bool) -> None:
             def products(head: int, columns: slice) -> tuple[jax.Array, jax.Array]:
-                own = _rows(head, LANES)
-                s = _dot(keys[:, own], q_ref[own, columns], _NN)
-                s = jnp.where(_same_segment(ids, columns, blocks), s, MASKED) if partial else s
-                return s, _dot(values[:, own], g_ref[_register(head, width), columns], _NN)
+                own = rows_of(head, LANES)
+                s = dot(keys[:, own], q_ref[own, columns], NN)
+                s = jnp.where(same_segment(ids, columns, blocks), s, MASKED) if partial else s
+                return s, dot(values[:, own], g_ref[_register(head, width), columns], NN)
 
             def slopes(head: int, columns: slice, given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
                 s, dp = given
@@ -206,15 +213,15 @@ def backward(
 
             def add(head: int, columns: slice, given: tuple[jax.Array, jax.Array]) -> None:
                 p, ds = given
-                rows, features = _rows(head, width), slice(head * LANES, head * LANES + width)
-                dv_acc[rows] += _dot(g_ref[rows, columns], p, _NT)
-                dk_acc[rows] += _dot(q_ref[features, columns], ds, _NT)
+                rows, features = rows_of(head, width), slice(head * LANES, head * LANES + width)
+                dv_acc[rows] += dot(g_ref[rows, columns], p, NT)
+                dk_acc[rows] += dot(q_ref[features, columns], ds, NT)
                 there = pl.ds(pl.multiple_of(start + columns.start, blocks.tile), blocks.tile)
-                dq_acc[rows, there] += _dot(k_ref[features], ds, _NN)
+                dq_acc[rows, there] += dot(k_ref[features], ds, NN)
 
-            _side_by_side(blocks, products, slopes, add)
+            side_by_side(blocks, products, slopes, add)
 
-        _where_needed(work, exact, flags)
+        where_needed(work, exact, flags)
 
         @pl.when(flags & LAST != 0)
         def _() -> None:
@@ -229,7 +236,7 @@ def backward(
             copy.start()
             copy.wait()
 
-    tables, specs = _tables(segment_ids, block)
+    tables, specs = id_tables(segment_ids, block)
     by_key = functools.partial(_turned, 1, blocks=blocks)
     return pl.pallas_call(
         kernel,
@@ -245,7 +252,7 @@ def backward(
                 by_key(per * LANES),
                 by_key(per * width),
                 _turned(0, per * width, blocks),
-                _of_queries(2 * per, blocks),
+                of_queries(2 * per, blocks),
                 *specs,
             ],
             out_specs=[pl.BlockSpec(memory_space=pl.ANY), by_key(per * width), by_key(per * width)],
@@ -256,7 +263,7 @@ def backward(
                 pltpu.SemaphoreType.DMA,
             ],
         ),
-        compiler_params=_compiler_params(blocks),
+        compiler_params=compiler_params(blocks),
         name=f"packed_bwd_{'exact' if exact else 'spare'}",
         metadata=settings(width=width, block=block, tile=blocks.tile, heads=per),
         interpret=interpret,
@@ -268,7 +275,7 @@ def settings(**sizes: int) -> dict[str, str]:
     return {"xprof_metadata": json.dumps(sizes)}
 
 
-def _side_by_side(blocks: Blocks, *stages: Callable[..., Any]) -> None:
+def side_by_side(blocks: Blocks, *stages: Callable[..., Any]) -> None:
     """Runs the stages for every head and tile, each stage one tile behind the one before it.
 
     Example: stages a b, tiles 0 1 2 -> a0 a1 b0 a2 b1 b2
@@ -284,7 +291,7 @@ def _side_by_side(blocks: Blocks, *stages: Callable[..., Any]) -> None:
                 made[number][at] = stage(*tiles[at], *given)
 
 
-def _where_needed(work: Callable[[bool], None], exact: bool, flags: jax.Array) -> None:
+def where_needed(work: Callable[[bool], None], exact: bool, flags: jax.Array) -> None:
     """Runs the work of a pair, with a mask where that is the kernel's to apply and the pair needs one."""
     if not exact:
         return work(False)
@@ -293,7 +300,7 @@ def _where_needed(work: Callable[[bool], None], exact: bool, flags: jax.Array) -
     return None
 
 
-def _rows(head: int, width: int) -> slice:
+def rows_of(head: int, width: int) -> slice:
     return slice(head * width, (head + 1) * width)
 
 
@@ -309,13 +316,13 @@ def _alone(values: jax.Array, head: int, width: int) -> jax.Array:
     return jnp.where((lane >= first) & (lane < first + width), values, jnp.zeros_like(values))
 
 
-def _same_segment(ids: Any, columns: slice, blocks: Blocks) -> jax.Array:
+def same_segment(ids: Any, columns: slice, blocks: Blocks) -> jax.Array:
     """[keys, queries of a tile]: whether the query sees the key."""
     of_queries, of_keys = ids
     return jnp.tile(of_keys[...], (1, blocks.tile // LANES)) == of_queries[:1, columns]
 
 
-def _tables(segment_ids: Int32[Array, " S"] | None, block: int) -> tuple[list[jax.Array], list[pl.BlockSpec]]:
+def id_tables(segment_ids: Int32[Array, " S"] | None, block: int) -> tuple[list[jax.Array], list[pl.BlockSpec]]:
     """Segment ids of queries along lanes and of keys along sublanes, as the exact way reads them."""
     if segment_ids is None:
         return [], []
@@ -331,10 +338,10 @@ def _turned(side: int, rows: int, blocks: Blocks) -> pl.BlockSpec:
     return pl.BlockSpec((rows, blocks.block), lambda group, n, *pairs: (group, pairs[side][n]))
 
 
-def _of_queries(numbers: int, blocks: Blocks) -> pl.BlockSpec:
+def of_queries(numbers: int, blocks: Blocks) -> pl.BlockSpec:
     """So many numbers for each query."""
     return pl.BlockSpec((1, numbers, blocks.block), lambda group, n, query, key, flags: (group, 0, query[n]))
 
 
-def _compiler_params(blocks: Blocks) -> pltpu.CompilerParams:
+def compiler_params(blocks: Blocks) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=blocks.vmem)
