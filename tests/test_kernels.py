@@ -10,17 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from jax.experimental.pallas import tpu as pltpu
 from tiny import tiny_model
 
 from navil_jax.config import VisionConfig
 from navil_jax.model import attention, blocks, encoder_attention, params, rope
-from navil_jax.model.kernels import encoder, pairs, spare_rows
+from navil_jax.model.kernels import causal, encoder, pairs, spare_rows
 from navil_jax.plan import kernels
 from navil_jax.plan.schedule import Cycles, grid_step
 from navil_jax.sharding import make_mesh
 
-INTERPRET = pltpu.InterpretParams()
 needs_compiler = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the TPU compiler is not installed")
 
 segmentations = st.lists(st.lists(st.integers(1, 40), max_size=6), min_size=1, max_size=2)
@@ -128,7 +126,7 @@ def test_values_and_gradients_are_those_of_float32(
     monkeypatch.setattr(attention.splash, "lax", AsTpu())
     ids, scaled = jnp.asarray(ids_of(rows, 256)), made["q"] * scale
     arrays = (scaled, made["k"], made["v"], made["out"], ids, jnp.cos(made["angles"]), jnp.sin(made["angles"]))
-    shape = encoder.Shape(64, 256, 128, 1, 2**25, INTERPRET)
+    shape = encoder.Shape(64, 256, 128, 1, 2**25, True)
     found, true, used = ours(*arrays, shape), reference(*arrays), np.asarray(ids.reshape(-1) > 0)
     splash = functools.partial(attention.splash_attention, causal=False, interpret=True)
     theirs = reference(*arrays, attend=jax.jit(splash), dtype=jnp.bfloat16)
@@ -141,7 +139,7 @@ def test_values_and_gradients_are_those_of_float32(
 def test_the_guard_takes_over_where_scores_leave_their_range(made: dict[str, jax.Array], monkeypatch):
     ids = jnp.asarray(ids_of([[100, 156], [256]], 256))
     arrays = (made["q"], made["k"], made["v"], made["out"], ids, jnp.cos(made["angles"]), jnp.sin(made["angles"]))
-    shape = encoder.Shape(64, 256, 128, 1, 2**25, INTERPRET)
+    shape = encoder.Shape(64, 256, 128, 1, 2**25, True)
     spare = ours(*arrays, shape)
     _, _, fits = encoder._widened(*arrays[:2], encoder.make_inputs(ids, arrays[-2:], 128), shape)
     assert fits
@@ -194,7 +192,7 @@ def test_the_road_of_kernels_is_the_plain_road(devices: int, lora_rank: int, mon
         plain = run()
         shape = encoder_attention.kernel_shape
         monkeypatch.setattr(
-            encoder_attention, "kernel_shape", lambda *args: (s := shape(*args)) and s._replace(interpret=INTERPRET)
+            encoder_attention, "kernel_shape", lambda *args: (s := shape(*args)) and s._replace(interpret=True)
         )
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
         packed = run()
@@ -247,3 +245,28 @@ def test_kernels_take_no_more_cycles_than_the_table_says(name: str, generation: 
     case = next(case for case in kernels.RECIPES if case.name == name)
     kept, found = kernels._table()[case, generation], kernels.measure(case, generation)
     assert found.computed <= 1.05 * kept.computed, f"{case}: {found}, the table has {kept}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (8, 2)])
+@pytest.mark.parametrize("rows", [[[250], [100, 70]], [[3] * 60, []]])
+def test_causal_kernels_agree_with_xla(heads: int, kv_heads: int, rows: list[list[int]]):
+    random = np.random.default_rng(0)
+    ids = jnp.asarray(ids_of(rows, 250))
+    make = lambda n: jnp.asarray(random.normal(size=(2, 250, n, 128)), jnp.bfloat16)  # noqa: E731
+    q, k, v, gradient = make(heads), make(kv_heads), make(kv_heads), make(heads)
+    shape = causal.Shape(heads, heads // kv_heads, 256, 128, 1, 2**25, True)
+    ways = (
+        (functools.partial(attention.causal_attention, shape=shape), jnp.bfloat16),
+        (functools.partial(attention.attention, causal=True, backend="xla"), jnp.float32),
+    )
+    found = []
+    for attend, dtype in ways:
+        run = jax.jit(functools.partial(attend, segment_ids=ids))
+        out, pullback = jax.vjp(run, *(x.astype(dtype) for x in (q, k, v)))
+        found.append((out, *pullback(gradient.astype(dtype))))
+    used = np.asarray(ids > 0)
+    for mine, true in zip(*found, strict=True):
+        mine, true = (np.asarray(x, np.float64) for x in (mine, true))
+        assert np.isfinite(mine).all()
+        assert np.linalg.norm((mine - true)[used]) < 0.006 * np.linalg.norm(true[used])

@@ -1,8 +1,8 @@
 """The decoder's attention on TPUs: causal, inside segments, for heads of 128 whose keys several queries may share.
 
 As `flash`, but arrays are positions by features, as the decoder's projections write them: a head is a register of
-lanes. Scores are masked by segment ids and positions in pairs of blocks that need it, and a running maximum keeps powers
-in range.
+lanes. Scores are masked by segment ids and positions in pairs of blocks that need it, and a running maximum keeps
+powers in range.
 """
 
 import functools
@@ -33,7 +33,7 @@ class Shape(NamedTuple):
     block: int
     cores: int  # of a device
     vmem: int  # bytes that a kernel may take
-    interpret: Any = False
+    interpret: bool = False
 
     def blocks(self, tile: int) -> Blocks | None:
         """How a kernel divides its work; None: a row is too long for its memory."""
@@ -101,7 +101,7 @@ def forward(
     blocks: Blocks,
     segment_ids: Int32[Array, " S"],
     *,
-    interpret: Any = False,
+    interpret: bool = False,
 ) -> tuple[Float[Array, "S H*lanes"], Float32[Array, "groups heads S"]]:
     """Attention of every query block over its key blocks.
 
@@ -195,7 +195,7 @@ def backward(
     segment_ids: Int32[Array, " S"],
     *,
     row: int,
-    interpret: Any = False,
+    interpret: bool = False,
 ) -> tuple[Float32[Array, "H*lanes S"], Float32[Array, "S K*lanes"], Float[Array, "S K*lanes"]]:
     """Gradients of `forward`, its scores computed anew; arguments as `flash.backward` has them, but for the layout.
 
@@ -209,8 +209,9 @@ def backward(
     def kernel(query_ref: Any, key_ref: Any, flags_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
         (g_ref, sums_ref, *ids), (dq_ref, dk_ref, dv_ref), scratch = refs[:4], refs[4:7], refs[7:]
         dq_acc, dk_acc, dv_acc, keys, queries, gradients, copied = scratch
-        query, key, flags = (ref[pl.program_id(1)] for ref in (query_ref, key_ref, flags_ref))
-        start, here = (pl.multiple_of(jax.lax.rem(number * block, row), block) for number in (query, key))
+        group, number = pl.program_id(0), pl.program_id(1)
+        query, key, flags = (ref[number] for ref in (query_ref, key_ref, flags_ref))
+        start, here = (pl.multiple_of(jax.lax.rem(place * block, row), block) for place in (query, key))
 
         @pl.when((flags & FIRST != 0) & (here == 0))
         def _() -> None:
@@ -257,7 +258,7 @@ def backward(
         @pl.when((flags & LAST != 0) & (here == row - block))
         def _() -> None:
             of_row = pl.ds(key * block - here, row)
-            target = dq_ref.at[pl.ds(pl.program_id(0) * per * LANES, per * LANES), of_row]
+            target = dq_ref.at[pl.ds(group * per * LANES, per * LANES), of_row]
             copy = pltpu.make_async_copy(dq_acc, target, copied)
             copy.start()
             copy.wait()

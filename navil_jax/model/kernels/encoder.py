@@ -26,7 +26,7 @@ class Shape(NamedTuple):
     block: int
     cores: int  # of a device
     vmem: int  # bytes that a kernel may take
-    interpret: Any = False
+    interpret: bool = False
 
 
 class Inputs(NamedTuple):

@@ -56,7 +56,7 @@ def forward(
     segment_ids: Int32[Array, " S"] | None = None,
     *,
     width: int,
-    interpret: Any = False,
+    interpret: bool = False,
 ) -> tuple[Float[Array, "H*width S"], Float32[Array, "groups heads S"]]:
     """Attention of every query block over its key blocks.
 
@@ -163,7 +163,7 @@ def backward(
     *,
     width: int,
     row: int,
-    interpret: Any = False,
+    interpret: bool = False,
 ) -> tuple[Float32[Array, "H*width S"], Float32[Array, "H*width S"], Float[Array, "H*width S"]]:
     """Gradients of `forward`, its scores computed anew.
 
@@ -182,7 +182,7 @@ def backward(
     def kernel(query_ref: Any, key_ref: Any, flags_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
         (g_ref, sums_ref, *ids), (dq_ref, dk_ref, dv_ref), scratch = refs[:-9], refs[-9:-6], refs[-6:]
         dq_acc, dk_acc, dv_acc, keys, values, copied = scratch
-        number = pl.program_id(1)
+        group, number = pl.program_id(0), pl.program_id(1)
         flags = flags_ref[number]
         start, here = (pl.multiple_of(jax.lax.rem(ref[number] * block, row), block) for ref in (query_ref, key_ref))
 
@@ -231,7 +231,7 @@ def backward(
         @pl.when((flags & LAST != 0) & (here == row - block))
         def _() -> None:
             of_row = pl.ds(key_ref[number] * block - here, row)
-            target = dq_ref.at[pl.ds(pl.program_id(0) * per * width, per * width), of_row]
+            target = dq_ref.at[pl.ds(group * per * width, per * width), of_row]
             copy = pltpu.make_async_copy(dq_acc, target, copied)
             copy.start()
             copy.wait()

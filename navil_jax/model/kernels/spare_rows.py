@@ -43,7 +43,7 @@ def widen(
     *,
     scale: float,
     block: int,
-    interpret: Any = False,
+    interpret: bool = False,
 ) -> tuple[Float[Array, "H*lanes S"], Float32[Array, "H S"]]:
     """Rotates heads, scales them and fills them up to LANES rows.
 
@@ -107,7 +107,7 @@ def narrow(
     scale: float,
     block: int,
     dtype: Any,
-    interpret: Any = False,
+    interpret: bool = False,
 ) -> Float[Array, "H*width S"]:
     """Rotates a gradient back and scales it."""
     (lanes, length), half = gradient.shape, len(cos)
@@ -138,7 +138,7 @@ def narrow(
 
 
 def inner_products(
-    x: Float[Array, "H*width S"], y: Float[Array, "H*width S"], *, width: int, block: int, interpret: Any = False
+    x: Float[Array, "H*width S"], y: Float[Array, "H*width S"], *, width: int, block: int, interpret: bool = False
 ) -> Float32[Array, "H S"]:
     """The sum over features of x times y, of each head and position."""
     lanes, length = x.shape
