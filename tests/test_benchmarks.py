@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model
 
-from benchmarks import dense_text, layer_time, step_time
+from benchmarks import dense_text, layer_time, step_time, torch_step
 from benchmarks.routing_flops import Workload, flops, serial_flops
 from navil_jax.config import ModelConfig
 from navil_jax.data.pipeline import batch_spec
@@ -116,3 +116,25 @@ def test_page_shows_the_kept_figures_of_dense_steps():
 def test_maxtext_folder_without_programs_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="holds no NAME"):
         dense_text.read(tmp_path)
+
+
+def test_the_model_beside_pytorch_has_the_size_that_is_said_and_fills_its_row():
+    config, features = torch_step.model(), torch_step.sample(torch_step.model())
+    count = sum(x.size for x in model_params.flatten(model_params.shapes(config)).values())
+    assert round(count / 1e6) == 12
+    assert len(features["visual_tokens"]) + len(features["text_tokens"]) == 512
+    assert len(features["patches"]) == len(features["patch_coords"]) == 1232
+
+
+def test_an_interpreter_that_is_not_there_is_named(capsys: pytest.CaptureFixture):
+    assert torch_step.main(["--torch-python", "no/python"]) == 2
+    assert "no/python" in capsys.readouterr().err
+
+
+def test_sides_that_find_different_losses_are_not_compared():
+    class Ours:
+        def gradient(self) -> float:
+            return 1.0
+
+    with pytest.raises(UserError, match="gradient: the sides differ"):
+        torch_step.measure(Ours(), lambda name: (0.1, 1.1), ["gradient"], 1)

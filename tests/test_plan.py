@@ -164,7 +164,7 @@ def test_inference_is_lowered_without_parameters(linear: list[int]):
     lowered = Engine(config.model, None).lower(batch_spec(config), 512)
     logits, cache = lowered["decode"].out_info
     assert logits.shape == (8, 2012)
-    assert cache.keys.shape == (2, 8, 1536, 2, 128)  # 1,024 slots and room for 512 more
+    assert cache.keys.shape == (2, 8, 2, 1536, 128)  # 1,024 slots and room for 512 more
     prefill, decode = planner.plan_inference(config, place, simulate(config, rows=2), None)
     assert (prefill.rows, decode.rows, decode.task) == (8, 8, "decode")
     lines = report.inference_text([prefill, decode], place).splitlines()

@@ -27,7 +27,7 @@ from navil_jax.model.xla_attention import QUERY_CHUNK
 from navil_jax.sharding import axis_size, constrain, make_mesh, named
 
 MAX_TOKENS = 32768  # prompt and answer together, of one row
-VISUAL_FLOOR, TEXT_FLOOR, CACHE_FLOOR = 256, 512, 512  # smallest buckets, in tokens
+VISUAL_FLOOR, TEXT_FLOOR, CACHE_FLOOR = 256, 128, 512  # smallest buckets, in tokens
 CACHE_AXES = ("layers", "batch", "kv_heads", "slots", "head_dim")
 
 # (logits [B, vocab] float32, number of the new token from 0) -> tokens [B] int32. See sampling.Sampler.

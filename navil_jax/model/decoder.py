@@ -1,6 +1,5 @@
 """The decoder with modality-specific attention and feed-forward experts (paper section 3.3; released behaviour)."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,9 +36,7 @@ class LayerOutputs(NamedTuple):
     attention: Float[Array, "B L H"]  # after the output projections, in slot order
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
+class Cache(NamedTuple):
     """Keys and values of the tokens read so far, in reading order, heads first as attention reads them."""
 
     keys: jax.Array  # [depth, B, K, S, D], rotated
@@ -297,7 +294,7 @@ class Decoder(nnx.Module):
         (x, cache), _ = layers.scan_layers(
             self.layers, body, (self.embed_new(tokens[:, None]), cache), jnp.arange(self.config.depth)
         )
-        return self.logits(x)[:, 0], dataclasses.replace(cache, lengths=cache.lengths + 1)
+        return self.logits(x)[:, 0], cache._replace(lengths=cache.lengths + 1)
 
     @jax.named_scope("head")
     def logits(self, x: Float[Array, "B N H"]) -> Float32[Array, "B N vocab"]:

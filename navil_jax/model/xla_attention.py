@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from navil_jax.model.blocks import needed_blocks
 from navil_jax.sharding import partition_spec
@@ -48,13 +48,18 @@ def dense_attention(
         keys, values = (x.astype(q.dtype) for x in (k, v))
         return jax.nn.dot_product_attention(q, keys, values, mask=mask[:, None], implementation="xla")
 
-    if q.shape[1] <= QUERY_CHUNK or q.shape[1] % QUERY_CHUNK:
+    length = q.shape[1]
+    if length <= QUERY_CHUNK:
         return attend(q, segment_ids, positions)
-    chunks = q.shape[1] // QUERY_CHUNK
-    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, QUERY_CHUNK, *x.shape[2:]), 1, 0)  # noqa: E731
-    inputs = split(q), split(segment_ids), positions.reshape(chunks, QUERY_CHUNK)
+    chunks = -(-length // QUERY_CHUNK)
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, chunks * QUERY_CHUNK - length), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, QUERY_CHUNK, *x.shape[2:]), 1, 0)
+
+    inputs = split(q), split(segment_ids), split(positions[None])[:, 0]
     out = jax.lax.map(jax.checkpoint(lambda chunk: attend(*chunk)), inputs)
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
 
 
 def block_attention(
@@ -114,21 +119,16 @@ def visited_blocks(causal: bool, segment_ids: jax.Array, block: int) -> Bool[Arr
     return needed_blocks(segment_ids, block, causal) & used[:, None] & used
 
 
-def _scores(
-    causal: bool,
-    q: Float[Array, "K G b D"],
-    k: Float[Array, "K b D"],
-    ids: Int[Array, "n b"],
-    i: jax.Array,
-    j: jax.Array,
-) -> tuple[Float32[Array, "K G b b"], Bool[Array, "b b"]]:
-    """Scaled scores of query block i and key block j, and which of the pairs see each other."""
-    scores = jnp.einsum("kgqd,kcd->kgqc", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+def _seen(causal: bool, ids: Int[Array, "n b"], i: jax.Array, j: jax.Array) -> Bool[Array, "b b"]:
+    """Which queries of block i see which keys of block j, in that order."""
     seen = (ids[i][:, None] == ids[j]) & (ids[j] > 0)
     if causal:
         within = jnp.arange(ids.shape[1])
         seen &= (i - j) * ids.shape[1] + within[:, None] >= within
-    return scores, seen
+    return seen
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -146,7 +146,7 @@ def _attend(
 def _forward(
     causal: bool, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    block = q.shape[3]
+    block, scale = q.shape[3], q.shape[-1] ** -0.5
     ids = segment_ids.reshape(-1, block)
     visits = _Visits.along(visited_blocks(causal, segment_ids, block), 1)
 
@@ -154,12 +154,12 @@ def _forward(
         def visit(t: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             largest, total, out = sums
             j = visits.order[i, t]
-            scores, seen = _scores(causal, q[i], k[j], ids, i, j)
-            scores = jnp.where(seen, scores, MASKED)
+            scores = _product("kgqd,kcd->kgqc", q[i], k[j]) * scale
+            scores = jnp.where(_seen(causal, ids, i, j), scores, MASKED)
             new = jnp.maximum(largest, scores.max(axis=-1))
             shares = jnp.exp(scores - new[..., None])
             before = jnp.exp(largest - new)
-            found = jnp.einsum("kgqc,kcd->kgqd", shares.astype(v.dtype), v[j], preferred_element_type=jnp.float32)
+            found = _product("kgqc,kcd->kgqd", shares.astype(v.dtype), v[j])
             return new, total * before + shares.sum(axis=-1), out * before[..., None] + found
 
         zeros = jnp.zeros(q.shape[1:4], jnp.float32)
@@ -177,33 +177,36 @@ def _forward(
 def _backward(
     causal: bool, kept: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    """Visits the query blocks of every key block; all sums are float32."""
+    """Visits the query blocks of every key block; all sums are float32.
+
+    Scores stand keys first here, and the gradient of queries features first: so no product transposes scores.
+    """
     q, k, v, segment_ids, out, logsumexp = kept
     block, scale = q.shape[3], q.shape[-1] ** -0.5
     ids = segment_ids.reshape(-1, block)
     visits = _Visits.along(visited_blocks(causal, segment_ids, block), 0)
     shift = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def keys(of_q: jax.Array, j: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         def visit(t: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             of_q, of_k, of_v = sums
             i = visits.order[j, t]
-            scores, seen = _scores(causal, q[i], k[j], ids, i, j)
-            shares = jnp.where(seen, jnp.exp(scores - logsumexp[i][..., None]), 0.0)
-            of_shares = product("kgqd,kcd->kgqc", gradient[i], v[j])
-            of_scores = (shares * (of_shares - shift[i][..., None]) * scale).astype(q.dtype)
-            of_v += product("kgqc,kgqd->kcd", shares.astype(gradient.dtype), gradient[i])
-            of_k += product("kgqc,kgqd->kcd", of_scores, q[i])
-            of_q = of_q.at[i].add(product("kgqc,kcd->kgqd", of_scores, k[j]))
+            seen = _seen(causal, ids, i, j).T[:, None]
+            scores = _product("kcd,kgqd->kcgq", k[j], q[i]) * scale
+            shares = jnp.where(seen, jnp.exp(scores - logsumexp[i][:, None]), 0.0)
+            of_shares = _product("kcd,kgqd->kcgq", v[j], gradient[i])
+            of_scores = (shares * (of_shares - shift[i][:, None]) * scale).astype(q.dtype)
+            of_v += _product("kcgq,kgqd->kcd", shares.astype(gradient.dtype), gradient[i])
+            of_k += _product("kcgq,kgqd->kcd", of_scores, q[i])
+            of_q = of_q.at[i].add(_product("kcd,kcgq->kdgq", k[j], of_scores))
             return of_q, of_k, of_v
 
         zeros = jnp.zeros(k.shape[1:], jnp.float32)
         of_q, of_k, of_v = jax.lax.fori_loop(0, visits.total[j], visit, (of_q, zeros, zeros))
         return of_q, (of_k.astype(k.dtype), of_v.astype(v.dtype))
 
-    of_q, (of_k, of_v) = jax.lax.scan(keys, jnp.zeros(q.shape, jnp.float32), jnp.arange(len(q)))
-    return of_q.astype(q.dtype), of_k, of_v, None
+    of_q, (of_k, of_v) = jax.lax.scan(keys, jnp.zeros_like(jnp.moveaxis(q, -1, 2), jnp.float32), jnp.arange(len(q)))
+    return jnp.moveaxis(of_q, 2, -1).astype(q.dtype), of_k, of_v, None
 
 
 _attend.defvjp(_forward, _backward)
