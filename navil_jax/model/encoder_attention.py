@@ -46,7 +46,7 @@ def make_segments(
 
     def local(ids: jax.Array, cos: jax.Array, sin: jax.Array) -> encoder.Inputs:
         ids, cos, sin = (_padded(x, shape.row) for x in (ids, cos, sin))
-        inputs = encoder.make_inputs(ids, (cos, sin), shape.block, longest)
+        inputs = encoder.make_inputs(ids, (cos, sin), shape.block, jnp.dtype(config.compute_dtype), longest)
         return jax.tree.map(lambda x: x[None], inputs)
 
     rows, features = partition_spec(("batch", "positions")), partition_spec(("batch", "positions", None))

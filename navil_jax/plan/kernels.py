@@ -206,11 +206,11 @@ def _packed_program(case: Case, length: int, array: Callable[..., Any]) -> tuple
             narrow = functools.partial(spare_rows.narrow, scale=0.5, dtype=jnp.bfloat16, **options)
             return narrow, (array(*thin.shape, dtype=jnp.float32), *rotation)
 
-    def widen(x: Any, cos: Any, sin: Any, signs: Any, limits: Any = None) -> Any:
-        return spare_rows.widen(x, cos, sin, signs, limits, scale=0.5, **options)
+    def widen(x: Any, cos: Any, sin: Any, below: Any, limits: Any = None) -> Any:
+        return spare_rows.widen(x, cos, sin, below, limits, scale=0.5, **options)
 
-    signs, limits = array(spare_rows.CODE, length), array(heads, dtype=jnp.float32)
-    return widen, (thin, *rotation, signs, *(() if case.name == "packed_widen_keys" else (limits,)))
+    below, limits = array(spare_rows.BELOW, length), array(heads, dtype=jnp.float32)
+    return widen, (thin, *rotation, below, *(() if case.name == "packed_widen_keys" else (limits,)))
 
 
 RECIPES = (  # the kernels of the recipes: the encoder's forward and backward, and the decoder's

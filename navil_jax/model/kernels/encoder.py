@@ -34,6 +34,7 @@ class Inputs(NamedTuple):
 
     cos: Float32[Array, "half S"]
     sin: Float32[Array, "half S"]
+    below: tuple[Float[Array, "below S"], Float[Array, "below S"]]  # rows of queries and of keys
     by_query: Pairs
     by_key: Pairs
     segment_ids: Int32[Array, " S"]
@@ -43,6 +44,7 @@ def make_inputs(
     segment_ids: Int32[Array, "B S"],
     rotation: tuple[Float32[Array, "B S half"], Float32[Array, "B S half"]],
     block: int,
+    dtype: Any,
     longest: int | None = None,
 ) -> Inputs:
     """Rotation and pairs of blocks, the same for all layers whose segments are these.
@@ -55,7 +57,8 @@ def make_inputs(
     cos, sin = (x.reshape(segment_ids.size, -1).T for x in rotation)
     width = None if longest is None else -(-2 * longest // block) + 2
     pairs = functools.partial(block_pairs, segment_ids, block, width=width)
-    return Inputs(cos, sin, pairs(), pairs(by_key=True), segment_ids.reshape(-1))
+    ids = segment_ids.reshape(-1)
+    return Inputs(cos, sin, spare_rows.rows_below(ids, dtype), pairs(), pairs(by_key=True), ids)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -89,7 +92,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, inputs: Inputs, shape: Sh
 def _backward(shape: Shape, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
     q, k, v, inputs, out, lse = kept
     wide_q, wide_k, fits = _widened(q, k, inputs, shape)
-    options = {"block": shape.block, "interpret": shape.interpret}
+    options: dict[str, Any] = {"block": shape.block, "interpret": shape.interpret}
     inner = spare_rows.inner_products(gradient, out, width=shape.width, **options)
     per = heads_per_step(shape, len(lse), backward=True)
     sums = jnp.concatenate([x.reshape(-1, per, x.shape[1]) for x in (lse, inner)], axis=1)
@@ -117,10 +120,13 @@ def _widened(q: jax.Array, k: jax.Array, inputs: Inputs, shape: Shape) -> tuple[
 
     Queries carry log2(e), multiplied before they are rounded, as the kernels take powers of two.
     """
-    rotation = inputs.cos, inputs.sin, spare_rows.code(inputs.segment_ids, q.dtype)
-    widen = functools.partial(spare_rows.widen, block=shape.block, interpret=shape.interpret)
-    wide_k, norms = widen(k, *rotation, limits=None, scale=1.0)
-    wide_q, bounds = widen(q, *rotation, limits=norms.max(1), scale=shape.width**-0.5 * math.log2(math.e))
+    of_queries, of_keys = inputs.below
+    widen = functools.partial(
+        spare_rows.widen, cos=inputs.cos, sin=inputs.sin, block=shape.block, interpret=shape.interpret
+    )
+    wide_k, norms = widen(k, below=of_keys, limits=None, scale=1.0)
+    scale = shape.width**-0.5 * math.log2(math.e)
+    wide_q, bounds = widen(q, below=of_queries, limits=norms.max(1), scale=scale)
     return wide_q, wide_k, bounds.max() <= spare_rows.MOST_BOUND
 
 
