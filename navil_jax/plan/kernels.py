@@ -119,8 +119,13 @@ def _matches(name: str, case: Case) -> bool:
     return name.startswith("splash") and f"_{case.name.removeprefix('splash_')}" in name
 
 
-def _compile(case: Case, generation: Generation) -> None:
-    """Compiles a case for one device of a generation; the compiler leaves its dumps behind."""
+def compile_on_one_device(
+    generation: Generation, program: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
+) -> Any:
+    """Compiles for one device of a generation what `program` returns: a function, and its abstract arguments.
+
+    To be called in a process of its own, with `compile.compiler_environment`.
+    """
     import jax
     import numpy as np
     from jax.experimental import topologies
@@ -135,8 +140,8 @@ def _compile(case: Case, generation: Generation) -> None:
     mesh = jax.sharding.Mesh(np.array(topology.devices[:1]).reshape((1,) * len(MESH_AXES)), MESH_AXES)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     with jax.set_mesh(mesh):
-        function, arguments = _program(case)
-        jax.jit(function, in_shardings=whole, out_shardings=whole).lower(*arguments).compile()
+        function, arguments = program()
+        return jax.jit(function, in_shardings=whole, out_shardings=whole).lower(*arguments).compile()
 
 
 def _program(case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -219,8 +224,8 @@ RECIPES = (  # the kernels of the recipes: the encoder's forward and backward, a
     *(Case(name, 64, 512) for name in ("packed_widen_queries", "packed_widen_keys", "packed_narrow", "packed_inner")),
     *(Case("causal_fwd", 128, 512, 4, 128, sharing=sharing) for sharing in (1, 2, 4)),
     *(Case("causal_bwd", 128, 512, heads, 256, sharing=sharing) for heads, sharing in ((4, 1), (4, 2), (4, 4))),
-    *(Case(f"splash_{word}", 128, 1024, causal=True) for word in ("fwd", "dq", "dkv")),
-    *(Case(f"splash_{word}", 64, 1024) for word in ("fwd", "dq", "dkv")),
+    *(Case(f"splash_{word}", 128, block, causal=True) for word in ("fwd", "dq", "dkv") for block in (512, 1024)),
+    *(Case(f"splash_{word}", 64, block) for word in ("fwd", "dq", "dkv") for block in (512, 1024)),
 )
 
 
@@ -228,7 +233,7 @@ def main(argv: Sequence[str]) -> int:
     """Writes the table: every recipe's kernel on every generation."""
     by_name = {one.name: one for one in GENERATIONS}
     if argv[:1] == ["--compile"]:
-        _compile(Case(**json.loads(argv[1])), by_name[argv[2]])
+        compile_on_one_device(by_name[argv[2]], lambda: _program(Case(**json.loads(argv[1]))))
         return 0
     records = []
     for generation in by_name:
