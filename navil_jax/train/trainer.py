@@ -23,16 +23,17 @@ import jax
 from jax.experimental import multihost_utils
 
 from navil_jax.config import Config
-from navil_jax.data.pipeline import make_dataset, sample_counts
+from navil_jax.data.pipeline import make_dataset
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.run import open_run
 from navil_jax.data.sources import fingerprints, held_out_fingerprints
+from navil_jax.data.streams import sample_counts, with_streams
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.watchdog import Watchdog
 from navil_jax.errors import UserError
 from navil_jax.model.params import flatten
 from navil_jax.paths import RunFiles, path_of
-from navil_jax.sharding import axis_size, make_mesh, mesh_axes, named, use_rules
+from navil_jax.sharding import axis_size, make_mesh, mesh_axes, named, row_place, use_rules
 from navil_jax.train.checkpoint import Checkpoints, Record
 from navil_jax.train.evaluators import Evaluations
 from navil_jax.train.lock import WorkdirLock, check_same_settings
@@ -96,7 +97,9 @@ def run(config: Config, start: Start | None = None) -> int:
             _say(f"{checkpoints.folder / name}: is no checkpoint, as its name is no step; it is left alone")
         # 3. The stream of batches, from its beginning.
         quarantine = Quarantine(files.local, config.data.quarantine, jax.process_index())
-        place = jax.process_index(), jax.process_count()
+        saved = checkpoints.streams if checkpoints.latest_step is not None else 0
+        config = with_streams(config, jax.process_count(), saved)
+        place = row_place(mesh), jax.process_count()
         iterator = iter(make_dataset(config, opened.sources, opened.tokenizer, *place, quarantine))
         # 4. The state: after the newest checkpoint's step, with the stream put to its place; else that of step 0.
         data = fingerprints(opened.sources) | held_out_fingerprints(config)
