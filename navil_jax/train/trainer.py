@@ -83,22 +83,21 @@ def run(config: Config, start: Start | None = None) -> int:
     mesh = make_mesh(config.mesh)
     # 2. What the run reads: config and tokenizer of the checkpoint or of the recipe, then the sources.
     opened = open_run(config, start)
-    config = opened.config
-    _check_rows(config, mesh)
     with (
         WorkdirLock(workdir) as lock,
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
         RunFiles(workdir) as files,
         _signals() as stopped,
     ):
+        saved = checkpoints.streams if checkpoints.latest_step is not None else 0
+        config = with_streams(opened.config, jax.process_count(), saved)
+        _check_rows(config, mesh)
         if opened.trained and jax.process_index() == 0:
             opened.tokenizer.save(workdir / "tokenizer")
         for name in checkpoints.strangers():
             _say(f"{checkpoints.folder / name}: is no checkpoint, as its name is no step; it is left alone")
         # 3. The stream of batches, from its beginning.
         quarantine = Quarantine(files.local, config.data.quarantine, jax.process_index())
-        saved = checkpoints.streams if checkpoints.latest_step is not None else 0
-        config = with_streams(config, jax.process_count(), saved)
         place = row_place(mesh), jax.process_count()
         iterator = iter(make_dataset(config, opened.sources, opened.tokenizer, *place, quarantine))
         # 4. The state: after the newest checkpoint's step, with the stream put to its place; else that of step 0.
