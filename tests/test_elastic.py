@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -212,3 +214,25 @@ def test_elastic_run_keeps_its_streams(undisturbed: Path, tmp_path: Path, capsys
     status, output = train(tmp_path, 3, 1, flags(tmp_path))
     assert status == 2
     assert output.count("4 streams of data cannot be shared alike by 3 processes; take 1, 2 or 4 processes\n") == 3
+
+
+@pytest.mark.slow
+def test_elastic_run_goes_on_exactly_after_a_signal_to_one_of_two_processes(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGTERM: all save the same step. SIGKILL: the other says so in one line, within the launcher's 3 s."""
+    status, output = train(tmp_path, 2, 1, flags(tmp_path), f"1 {int(signal.SIGTERM)} 2")
+    assert status == 128 + signal.SIGTERM, output
+    (stopped,) = re.findall(r"stopped after step (\d+) of 12, saved", output)
+    assert 2 <= int(stopped) < 10
+    for killed in (1, 0):
+        status, output = train(
+            tmp_path, 2, 1, flags(tmp_path), f"{killed} {int(signal.SIGKILL)} {10 if killed else 12}"
+        )
+        assert status == 128 + signal.SIGKILL
+        assert output.count("going on after step") == 1
+        lines = [line for line in output.splitlines() if line.startswith(f"{1 - killed}: ")]
+        assert "has died" in lines[-1], output
+        assert lines[-1].startswith(f"{1 - killed}: error: process {killed} of 2 has died (killed, out of memory or a ")
+        assert not re.search("Traceback|fault of navil_jax|Check failure", output)
+    status, output = train(tmp_path, 1, 1, flags(tmp_path))
+    assert status == 0, output
+    check_like(tmp_path, undisturbed)

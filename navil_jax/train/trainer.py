@@ -39,6 +39,7 @@ from navil_jax.train.evaluators import Evaluations
 from navil_jax.train.lock import WorkdirLock, check_same_settings
 from navil_jax.train.metrics import MetricsLog
 from navil_jax.train.optimizer import check_warmup
+from navil_jax.train.peers import Peers
 from navil_jax.train.profiling import Profiler, compilations
 from navil_jax.train.recorder import Recorder
 from navil_jax.train.start import Start, fresh_state, newest_state
@@ -75,11 +76,19 @@ def run(config: Config, start: Start | None = None) -> int:
     """
     if not config.workdir:
         raise UserError("config.workdir: no folder for the run is given, use --config.workdir=FOLDER")
-    workdir = path_of(config.workdir)
     check_warmup(config.optimizer, config.steps)
-    # 1. Devices.
     use_rules(config.mesh.rules)
     check_same_settings(config)
+    with Peers():
+        status = _open_and_train(config, start)
+        multihost_utils.sync_global_devices("end")  # the first process writes reports when the others are done
+    return status
+
+
+def _open_and_train(config: Config, start: Start | None) -> int:
+    """See `run`."""
+    workdir = path_of(config.workdir)
+    # 1. Devices.
     mesh = make_mesh(config.mesh)
     # 2. What the run reads: config and tokenizer of the checkpoint or of the recipe, then the sources.
     opened = open_run(config, start)
@@ -111,7 +120,6 @@ def run(config: Config, start: Start | None = None) -> int:
         this = Run(config, mesh, opened.tokenizer, origin, data, files, lock, checkpoints, iterator)
         status = _train(this, state, metrics, stopped)
         iterator.close()
-    multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
     return status
 
 
