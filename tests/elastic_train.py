@@ -3,9 +3,10 @@
     elastic_train.py FOLDER "PROCESS SIGNAL STEP" FLAGS...
 
 Each process appends a line for every step to FOLDER/<process>.jsonl. The process named gets the signal before the
-step; "" for none.
+step, or cannot read its disk where the signal is 0; "" for none.
 """
 
+import errno
 import json
 import os
 import sys
@@ -41,6 +42,8 @@ if __name__ == "__main__":
 
     def begin_or_be_hit(self: Profiler, step: int) -> None:
         if hit and hit[0] == jax.process_index() and hit[2] == step:
+            if not hit[1]:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), "disk")
             os.kill(os.getpid(), hit[1])
         begin(self, step)
 

@@ -370,3 +370,28 @@ def test_only_the_same_model_may_start_with_the_parameters():
         check_same_model(
             saved, dataclasses.replace(saved, model=dataclasses.replace(saved.model, decoder=decoder)), "folder"
         )
+
+
+def test_a_checkpoint_of_before_there_were_streams_goes_on(tmp_path):
+    """Each process that wrote it was a stream."""
+    params, state, iterator = write(tmp_path)
+    for path in (tmp_path / "3" / "iterator").glob("stream_0-of-1.*"):
+        path.rename(path.with_name(path.name.replace("stream", "process")))
+    fresh = make_iterator()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.streams == 1
+        checkpoints.restore(abstract(params), abstract(state), {}, fresh)
+    assert fresh.get_state() == iterator.get_state()
+    assert next(fresh) == next(iterator)
+
+
+def test_a_stream_that_is_missing_is_told(tmp_path):
+    write(tmp_path)
+    folder = tmp_path / "3" / "iterator"
+    for path in folder.glob("stream_0-of-1.*"):
+        path.rename(path.with_name(path.name.replace("of-1", "of-2")))
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"3: cannot be read \(holds 1 of 2 streams"),
+    ):
+        assert checkpoints.streams

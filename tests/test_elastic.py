@@ -224,9 +224,7 @@ def test_elastic_run_goes_on_exactly_after_a_signal_to_one_of_two_processes(undi
     (stopped,) = re.findall(r"stopped after step (\d+) of 12, saved", output)
     assert 2 <= int(stopped) < 10
     for killed in (1, 0):
-        status, output = train(
-            tmp_path, 2, 1, flags(tmp_path), f"{killed} {int(signal.SIGKILL)} {10 if killed else 12}"
-        )
+        status, output = train(tmp_path, 2, 1, flags(tmp_path), f"{killed} {int(signal.SIGKILL)} {12 - 2 * killed}")
         assert status == 128 + signal.SIGKILL
         assert output.count("going on after step") == 1
         lines = [line for line in output.splitlines() if line.startswith(f"{1 - killed}: ")]
@@ -236,3 +234,12 @@ def test_elastic_run_goes_on_exactly_after_a_signal_to_one_of_two_processes(undi
     status, output = train(tmp_path, 1, 1, flags(tmp_path))
     assert status == 0, output
     check_like(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_elastic_run_ends_in_two_lines_where_one_of_two_processes_cannot_read_its_disk(tmp_path: Path) -> None:
+    status, output = train(tmp_path, 2, 1, flags(tmp_path), "1 0 4")
+    assert status in (1, 2)
+    assert "1: error: disk: Input/output error; check the disk and run the same command again\n" in output
+    assert "0: error: process 1 of 2 has failed, as its output says; process 0 ends too, " in output
+    assert not re.search("Traceback|fault of navil_jax|Check failure", output)

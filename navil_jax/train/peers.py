@@ -18,6 +18,7 @@ from navil_jax.errors import BAD_INPUT, explain
 
 CONNECT_SECONDS = 10.0  # for all processes to find the first one
 GRACE_SECONDS = 10.0  # for the others to fail alike, after one has failed
+LEAVE_SECONDS = 5.0  # for the others to leave before the first one
 SILENT_SECONDS = 25  # after which a host that answers nothing counts as dead
 
 
@@ -32,7 +33,8 @@ class Peers:
     def __init__(self) -> None:
         self._number, self._count = jax.process_index(), jax.process_count()
         self._connections: dict[int, socket.socket] = {}  # of the first process: all others; of these: the first
-        self._left: dict[int, str] = {}  # what is known of processes that are no longer in the run
+        self._left: dict[int, str] = {}  # processes no longer in the run: over, failed, died, or gone because of those
+        self._closed: set[int] = set()  # of the connections
         self._changed = threading.Condition()
         self._over = False
 
@@ -48,9 +50,7 @@ class Peers:
                 else:
                     self._connect(first, bytes(token))
             except OSError as error:
-                rest = (
-                    "if one dies, the rest may wait for it for minutes; let processes reach the first one at any port"
-                )
+                rest = "if one dies, the rest may wait for it for minutes; let them reach the first one at any port"
                 print(f"process {self._number} cannot watch over the others ({error}): {rest}", flush=True)
         return self
 
@@ -92,6 +92,9 @@ class Peers:
             for line in lines:
                 what, who = line.split()
                 self._note(int(who), what)
+        with self._changed:
+            self._closed.add(number)
+            self._changed.notify_all()
         if number not in self._left:
             self._note(number, "died")
 
@@ -114,6 +117,10 @@ class Peers:
             if not self._over:
                 again = "the same command goes on from the newest checkpoint"
                 print(f"error: {why}; process {self._number} ends too, {again}", file=sys.stderr, flush=True)
+                self._over = True
+                self._tell(f"gone {self._number}")
+                if self._number == 0:  # JAX aborts processes that outlive the first one
+                    self._changed.wait_for(lambda: set(self._connections) <= self._closed, LEAVE_SECONDS)
                 os._exit(1)
 
     def _tell(self, line: str, besides: int = -1) -> None:
@@ -127,4 +134,4 @@ class Peers:
         with self._changed:
             others = set(range(self._count)) - {self._number}
             self._changed.wait_for(lambda: others <= set(self._left), 2 * GRACE_SECONDS)
-            return others <= set(self._left) and "died" not in self._left.values()
+            return others <= set(self._left) and set(self._left.values()) <= {"over", "failed"}
