@@ -150,12 +150,6 @@ def test_the_bucket_holds_everything(bucket, runs):
     assert not any("tmp" in name for name in names)
 
 
-def test_another_number_of_processes_is_refused(bucket, runs, capsys):
-    runs("fsdp")
-    assert main([*flags("fsdp"), f"--config.steps={STEPS + 1}"]) == 2
-    assert "was written by 2 processes, and this run has 1; go on with as many" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
