@@ -54,8 +54,8 @@ def streams_of(config: Config, host: int, hosts: int) -> range:
         )
     if streams % hosts:
         raise UserError(
-            f"config.data.streams: {hosts} processes cannot share the {streams} streams of data of this run alike; go on "
-            f"with {_listed(divisors(streams))} of them, or begin a run with more streams"
+            f"config.data.streams: {hosts} processes cannot share the {streams} streams of data of this run alike; go "
+            f"on with {_listed(divisors(streams))} of them, or begin a run with more streams"
         )
     each = streams // hosts
     return range(host * each, (host + 1) * each)

@@ -105,6 +105,8 @@ class Checkpoints:
 
     def strangers(self) -> list[str]:
         """Folders that look like checkpoints and are not called by their step alone, so that none finds them."""
+        if not self.folder.exists():  # a bucket has a folder once it holds something
+            return []
         named = (entry.name for entry in self.folder.iterdir() if re.fullmatch(r"\d+\D.*|\D+\d+", entry.name))
         return sorted(name for name in named if (self.folder / name / "record").exists())
 
