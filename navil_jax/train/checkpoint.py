@@ -369,3 +369,11 @@ def has_steps(folder: epath.Path) -> bool:
         return False
     with Checkpoints(folder) as checkpoints:
         return checkpoints.latest_step is not None
+
+
+def saved_streams(folder: epath.Path) -> int:
+    """How many streams of data the run has that wrote the checkpoints of a folder; 0 if there are none."""
+    if not (folder.exists() and has_steps(folder)):
+        return 0
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.streams

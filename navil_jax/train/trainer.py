@@ -34,7 +34,7 @@ from navil_jax.errors import UserError
 from navil_jax.model.params import flatten
 from navil_jax.paths import RunFiles, path_of
 from navil_jax.sharding import axis_size, make_mesh, mesh_axes, named, row_place, use_rules
-from navil_jax.train.checkpoint import Checkpoints, Record
+from navil_jax.train.checkpoint import Checkpoints, Record, saved_streams
 from navil_jax.train.evaluators import Evaluations
 from navil_jax.train.lock import WorkdirLock, check_same_settings
 from navil_jax.train.metrics import MetricsLog
@@ -92,15 +92,14 @@ def _open_and_train(config: Config, start: Start | None) -> int:
     mesh = make_mesh(config.mesh)
     # 2. What the run reads: config and tokenizer of the checkpoint or of the recipe, then the sources.
     opened = open_run(config, start)
+    config = with_streams(opened.config, jax.process_count(), saved_streams(workdir / "checkpoints"))
+    _check_rows(config, mesh)
     with (
         WorkdirLock(workdir) as lock,
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
         RunFiles(workdir) as files,
         _signals() as stopped,
     ):
-        saved = checkpoints.streams if checkpoints.latest_step is not None else 0
-        config = with_streams(opened.config, jax.process_count(), saved)
-        _check_rows(config, mesh)
         if opened.trained and jax.process_index() == 0:
             opened.tokenizer.save(workdir / "tokenizer")
         for name in checkpoints.strangers():
