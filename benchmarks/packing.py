@@ -30,7 +30,7 @@ from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, Sourc
 from navil_jax.config.flags import parse
 from navil_jax.data.features import Usable, smaller_images
 from navil_jax.data.packing import SIZES, SlotAdvice, advise_slots, best_fill, choose_row, sizes_of
-from navil_jax.data.pipeline import make_dataset, sample_stream
+from navil_jax.data.pipeline import make_dataset, sample_streams
 from navil_jax.data.prompt import image_tokens, role_texts
 from navil_jax.data.run import complete, open_run
 from navil_jax.data.sample import Sample
@@ -258,7 +258,7 @@ def report_recipe(config: Config, samples: int) -> None:
     """Prints the slots that fit a recipe's own data."""
     opened = open_run(config, None)
     config = opened.config
-    stream = sample_stream(config, opened.sources, opened.tokenizer)
+    (stream,) = sample_streams(config, opened.sources, opened.tokenizer)
     found = [sample for sample in (stream[place] for place in range(samples)) if isinstance(sample, Usable)]
     if not found:
         raise UserError(f"none of {samples} samples fits a row of this recipe; see config.data.oversize")

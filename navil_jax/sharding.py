@@ -224,6 +224,21 @@ def named(mesh: AnyMesh, *axes: str | None) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(axes))
 
 
+def row_place(mesh: jax.sharding.Mesh) -> int:
+    """The number of this process in the order of the rows of a batch that the processes hold.
+
+    Where the mesh has a process's devices side by side, processes so numbered hold the rows of a batch one after the
+    other. Where it does not (some meshes over a torus), each holds shards between those of others.
+    """
+    rows = axis_size(mesh, "batch")
+    indices = named(mesh, "batch").devices_indices_map((rows,))
+    first: dict[int, int] = {}
+    for device in mesh.devices.flat:
+        row = range(rows)[indices[device][0]].start
+        first[device.process_index] = min(row, first.get(device.process_index, row))
+    return sorted(first, key=lambda process: first[process]).index(jax.process_index())
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Asks the compiler to split `x` by its logical axes; without a mesh in scope, `x` as it is."""
     if jax.sharding.get_abstract_mesh().empty:

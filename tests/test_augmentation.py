@@ -13,7 +13,7 @@ from PIL import Image
 from navil_jax.config import Config, DataConfig, SourceConfig
 from navil_jax.data.features import FeatureSource, Usable
 from navil_jax.data.mixture import mix
-from navil_jax.data.pipeline import make_dataset, sample_stream
+from navil_jax.data.pipeline import make_dataset, sample_streams
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.sample import Sample
 
@@ -42,7 +42,7 @@ def augmented(switch: bool = True, repeat: float = 1.0, **changes: object) -> Co
 
 
 def stream(settings: Config, process: int = 0, processes: int = 1):
-    return sample_stream(settings, [Noise(), Noise()], TOKENIZER, process, processes)
+    return sample_streams(settings, [Noise(), Noise()], TOKENIZER, [process], processes)[0]
 
 
 def looks(settings: Config, places: int, source: int = 1) -> dict[int, list[bytes]]:

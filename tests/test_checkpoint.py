@@ -17,6 +17,7 @@ from tiny import tiny_model
 from navil_jax.config import Config, ImageConfig, ModelConfig
 from navil_jax.config.continuing import check_continues, check_same_model, with_model_of
 from navil_jax.config.flags import apply_overrides
+from navil_jax.data.streams import Steps
 from navil_jax.errors import UserError
 from navil_jax.train.checkpoint import Checkpoints, Record
 from navil_jax.train.checksums import check_all
@@ -36,7 +37,7 @@ def make_state(seed=0, width=6):
 
 
 def make_iterator():
-    return iter(grain.MapDataset.range(100).shuffle(seed=3).to_iter_dataset())
+    return iter(Steps({0: grain.MapDataset.range(100).shuffle(seed=3).to_iter_dataset()}, 1, 1))
 
 
 def abstract(tree):
@@ -167,7 +168,7 @@ def test_a_file_of_the_record_or_the_iterator_has_a_checksum(tmp_path):
     write(tmp_path)
     for file, old, new in (
         ("record/metadata", '"loss": 1.5', '"loss": 1.6'),
-        ("iterator/process_0-of-1.json", "1", "2"),
+        ("iterator/stream_0-of-1.json", "1", "2"),
     ):
         path = tmp_path / "3" / file
         text = path.read_text()
@@ -369,3 +370,28 @@ def test_only_the_same_model_may_start_with_the_parameters():
         check_same_model(
             saved, dataclasses.replace(saved, model=dataclasses.replace(saved.model, decoder=decoder)), "folder"
         )
+
+
+def test_a_checkpoint_of_before_there_were_streams_goes_on(tmp_path):
+    """Each process that wrote it was a stream."""
+    params, state, iterator = write(tmp_path)
+    for path in (tmp_path / "3" / "iterator").glob("stream_0-of-1.*"):
+        path.rename(path.with_name(path.name.replace("stream", "process")))
+    fresh = make_iterator()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.streams == 1
+        checkpoints.restore(abstract(params), abstract(state), {}, fresh)
+    assert fresh.get_state() == iterator.get_state()
+    assert next(fresh) == next(iterator)
+
+
+def test_a_stream_that_is_missing_is_told(tmp_path):
+    write(tmp_path)
+    folder = tmp_path / "3" / "iterator"
+    for path in folder.glob("stream_0-of-1.*"):
+        path.rename(path.with_name(path.name.replace("of-1", "of-2")))
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"read \(holds 1 of 2 streams"),
+    ):
+        assert checkpoints.streams

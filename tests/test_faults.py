@@ -19,9 +19,10 @@ import toy_recipe
 from navil_jax.config import Config, DataConfig, ModelConfig, SourceConfig
 from navil_jax.data import features as features_module
 from navil_jax.data.features import Skipped, Usable
-from navil_jax.data.pipeline import make_dataset, sample_counts
+from navil_jax.data.pipeline import make_dataset
 from navil_jax.data.quarantine import Quarantine, SampleWatch
 from navil_jax.data.sample import BadSample, Sample
+from navil_jax.data.streams import sample_counts
 from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
 from navil_jax.train.__main__ import train

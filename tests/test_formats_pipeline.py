@@ -12,8 +12,9 @@ from PIL import Image
 
 from navil_jax.config import Config, DataConfig, ImageConfig, MeshConfig, ModelConfig, SourceConfig
 from navil_jax.data.__main__ import main as convert_main
-from navil_jax.data.pipeline import evaluation_batches, make_dataset, sample_counts
+from navil_jax.data.pipeline import evaluation_batches, make_dataset
 from navil_jax.data.sources import expand_sources, open_source
+from navil_jax.data.streams import sample_counts
 from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.sharding import make_mesh
 from navil_jax.train.__main__ import train

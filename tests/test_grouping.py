@@ -15,7 +15,8 @@ from made_sources import TOKENIZER, MadeSource, assert_equal, config, made, samp
 from tiny import tiny_model
 
 from navil_jax.data.grouping import GroupedRows, attention_cost, group_rows, row_cost
-from navil_jax.data.pipeline import make_dataset, sample_counts
+from navil_jax.data.pipeline import make_dataset
+from navil_jax.data.streams import sample_counts
 
 Row = list[dict[str, np.ndarray]]
 

@@ -22,10 +22,11 @@ from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, Sourc
 from navil_jax.convert.verify.golden import in_order
 from navil_jax.data.features import FeatureSource, Skipped, TooLong, Usable, fitting_features, sample_features
 from navil_jax.data.packing import MAX_WAITING, PackedRows, advise_slots, best_fill, choose_row, sizes_of
-from navil_jax.data.pipeline import evaluation_batches, make_dataset, sample_counts
+from navil_jax.data.pipeline import evaluation_batches, make_dataset
 from navil_jax.data.prompt import encode_conversation, image_tokens
 from navil_jax.data.quarantine import Quarantine, SampleWatch
 from navil_jax.data.sample import Sample
+from navil_jax.data.streams import sample_counts
 from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
 

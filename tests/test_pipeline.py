@@ -23,9 +23,10 @@ from navil_jax.batch import Batch
 from navil_jax.config import Config, DataConfig, ModelConfig, SourceConfig
 from navil_jax.data.features import FeatureSource, sample_features
 from navil_jax.data.mixture import Proportions, mix
-from navil_jax.data.pipeline import batch_spec, evaluation_batches, make_dataset, sample_counts
+from navil_jax.data.pipeline import batch_spec, evaluation_batches, make_dataset
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.sample import Sample
+from navil_jax.data.streams import sample_counts
 from navil_jax.errors import UserError
 
 
@@ -114,20 +115,13 @@ def test_training_loses_and_doubles_no_sample(
             batch = next(iterator)
             seen.update(samples_of(batch))
             check_whole(batch, settings_, sources)
-            state = rows_state(iterator)
+            state = iterator.get_state()["streams"][str(process)]["parent"]
             read = state["reader"]["next_index"]
             assert seen + names_of(stream, state["waiting"]) == names_of(stream, range(read))
             assert sum(sample_counts(iterator).values()) == read
         by_source = Counter(source for source, _ in names_of(stream, range(read)).elements())
         assert abs(by_source[1] - 2 * by_source[0]) <= 2  # the weights are 1 and 2
         iterator.close()
-
-
-def rows_state(iterator) -> dict:
-    state = iterator.get_state()
-    while "waiting" not in state:
-        state = state["parent"]
-    return state
 
 
 @settings(max_examples=15, deadline=None)

@@ -139,7 +139,7 @@ def saved(workdir):
     with ocp.StandardCheckpointer() as checkpointer:
         tree = {item: checkpointer.restore(folder / item) for item in ("params", "optimizer", "ema")}
     arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(tree)}
-    return arrays, json.loads((folder / "iterator" / "process_0-of-1.json").read_text())
+    return arrays, json.loads((folder / "iterator" / "stream_0-of-1.json").read_text())
 
 
 @pytest.fixture(scope="module")

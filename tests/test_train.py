@@ -61,7 +61,7 @@ def saved(workdir):
     folder = workdir / "checkpoints" / str(step)
     with ocp.StandardCheckpointer() as checkpointer:
         tree = {item: checkpointer.restore(folder / item) for item in ("params", "optimizer")}
-    state = json.loads((folder / "iterator" / "process_0-of-1.json").read_text())
+    state = json.loads((folder / "iterator" / "stream_0-of-1.json").read_text())
     arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
     return step, arrays, state
 

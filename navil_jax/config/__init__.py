@@ -182,6 +182,7 @@ class DataConfig:
 
     sources: tuple[SourceConfig, ...] = ()
     rows: Count = 8  # packed rows of one global batch
+    streams: Amount = 0  # shares of the data, fixed for the run; as many hosts serve them as divide it; 0: one a host
     visual_slots: Count = 8192
     text_slots: Count = 8192
     patch_slots: Count = 24576
@@ -353,6 +354,8 @@ WITHOUT_EFFECT = {"": ("held_out", "root", "prompt"), "array_record": ("root", "
 
 
 def _check_data(config: Config) -> None:
+    rows, streams = config.data.rows, config.data.streams
+    _require(rows % (streams or 1) == 0, "data.streams", f"data.rows = {rows} do not divide by {streams} streams")
     for number, source in enumerate(config.data.sources):
         key, of, kind = f"data.sources.{number}.", f" of {source.name!r}", source.kind
         _require(not kind or bool(source.path), f"{key}path{of}", f"no path to the data of kind {kind}")

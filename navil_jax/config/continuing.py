@@ -10,6 +10,7 @@ from navil_jax.config.plain import differences
 from navil_jax.errors import UserError
 
 # What may differ between a run and its continuation: nothing that changes which numbers come out, but for the length.
+# The mesh is free and so is the number of hosts, as long as it divides data.streams.
 FREE_KEYS: tuple[str, ...] = (
     "workdir",
     "steps",
@@ -24,7 +25,7 @@ FREE_KEYS: tuple[str, ...] = (
 FREE_KEYS += ("model.remat", "model.attention", "data.threads", "data.workers", "data.max_bad_share", "resume_with")
 FREE_KEYS += tuple(f"optimizer.{key}" for key in ("microbatches", "not_finite", "spike", "max_skipped"))
 # What cannot change within a run, even if config.resume_with asks for it: what is saved would not fit.
-FIXED_KEYS = ("model.", "optimizer.algorithm", "optimizer.trainable", "optimizer.ema_decay", "init_")
+FIXED_KEYS = ("model.", "data.streams", "optimizer.algorithm", "optimizer.trainable", "optimizer.ema_decay", "init_")
 # What may differ besides between the models of two runs, of which the second starts with the first one's parameters.
 FREE_MODEL_KEYS = (
     "model.remat",

@@ -2,8 +2,8 @@
 
 Rows hold equally many slots, but attention costs the squares of what shares a row: one with an image of 24,000 patches
 takes some times as long as one with many small images. All devices of a step wait for the slowest one. So some steps'
-worth of rows are packed, sorted by the cost of their attention and cut into steps, whose order is drawn. Every process
-does so with its own rows and draws the same order, so that heavy rows meet heavy ones, without a word between them.
+worth of rows are packed, sorted by the cost of their attention and cut into steps, whose order is drawn. Every stream
+does so with its own rows and draws the same order, so that heavy rows meet heavy ones, without a word between hosts.
 """
 
 import itertools
@@ -58,9 +58,9 @@ class GroupedRows(grain.IterDataset[Row]):
 
     Args:
       packed: `packing.PackedRows`.
-      rows: of this process in a step.
+      rows: of this stream in a step.
       steps: whose rows are grouped together; 1 keeps the order in which they are packed.
-      seed: of the order of steps; the same in all processes.
+      seed: of the order of steps; the same in all streams.
       cost: of a row.
     """
 

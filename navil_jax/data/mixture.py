@@ -1,9 +1,9 @@
 """Sources -> one endless shuffled stream of samples with random access.
 
-The sample at a place of the stream follows from config.data.seed, the sources' sizes, weights and repeats, and the
-share of this process; nothing else. So do the random changes of its images: each source has an endless stream of its
-own, which all processes share, and they follow from the place in there. What is bad or too long keeps its place, as
-`Skipped`.
+The sample at a place of a stream follows from config.data.seed, the sources' sizes, weights and repeats, and the
+number of this stream and of all; nothing else. So do the random changes of its images: each source has an endless
+stream of its own, which all streams of the run share, and they follow from the place in there. What is bad or too long
+keeps its place, as `Skipped`.
 """
 
 import dataclasses
@@ -95,14 +95,14 @@ def mix(
     sources: Sequence[FeatureSource],
     readers: Sequence[Reader],
     quarantine: Quarantine,
-    process_index: int = 0,
-    process_count: int = 1,
+    stream: int = 0,
+    streams: int = 1,
 ) -> grain.MapDataset[Usable | Skipped]:
-    """The samples of one process.
+    """The samples of one of the run's streams (`data.streams`).
 
-    Every epoch of a source is shuffled as a whole and anew, and the processes take its samples in turns. How often a
-    source is drawn follows from its weight alone. The stream has no end, so all processes have equally many samples
-    however few a source has.
+    Every epoch of a source is shuffled as a whole and anew, and the streams take its samples in turns. How often a
+    source is drawn follows from its weight alone. A stream has no end, so all have equally many samples however few a
+    source has.
 
     Args:
       sources: one per entry of data.sources.
@@ -113,6 +113,6 @@ def mix(
     for source, entry, read, seed in zip(sources, data.sources, readers, seeds[1:], strict=True):
         indices = grain.MapDataset.source(Epoch(len(source), entry.repeat)).shuffle(seed=seed).repeat()
         reading = Reading(source, quarantine.known(source.name, len(source), stamp(source.source)), read)
-        shares.append(indices.map_with_index(reading)[process_index::process_count])  # counted over all processes
+        shares.append(indices.map_with_index(reading)[stream::streams])  # counted over all streams
     proportions = Proportions([entry.weight for entry in data.sources], [len(share) for share in shares])
     return grain.MapDataset.select_from_datasets(shares, proportions)

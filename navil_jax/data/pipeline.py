@@ -1,9 +1,9 @@
 """Sources -> shuffled mixture -> features -> packed rows -> batches, with Grain.
 
-The order of samples follows from config.data.seed alone, whatever the number of threads and worker processes. The state
-of an iterator is small: the place in the stream of samples, the places of those that wait to be packed, and counts.
-Restoring reads the waiting ones again (and packs the rows again that wait for their step), which takes as long at step
-10,000 as at step 10.
+The order of samples follows from config.data.seed and the number of streams alone, whatever the number of hosts,
+threads and worker processes. The state of an iterator is small: for each stream the place in its samples, the places of
+those that wait to be packed, and counts. Restoring reads the waiting ones again (and packs the rows again that wait for
+their step), which takes as long at step 10,000 as at step 10.
 """
 
 import dataclasses
@@ -19,10 +19,11 @@ from navil_jax.data.features import FeatureSource, Skipped, Usable
 from navil_jax.data.grouping import GroupedRows, row_cost
 from navil_jax.data.images import largest_scale
 from navil_jax.data.mixture import Reader, mix
-from navil_jax.data.packing import PackedRows, counts_of
+from navil_jax.data.packing import PackedRows
 from navil_jax.data.quarantine import Quarantine, SampleWatch
 from navil_jax.data.sample import Source
 from navil_jax.data.sources import for_source
+from navil_jax.data.streams import Steps, streams_of
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.workers import Workers
 from navil_jax.errors import UserError
@@ -68,57 +69,66 @@ def make_dataset(
 ) -> grain.IterDataset[Batch]:
     """Endless training batches.
 
-    Sources are mixed by their weights, each shuffled anew in every epoch. The processes take turns on every source, so
-    that no sample is read twice, and each mixes and packs its own rows. Bad and over-long samples are skipped, logged
-    and counted, see `sample_counts`.
+    Sources are mixed by their weights, each shuffled anew in every epoch. The streams take turns on every source, so
+    that no sample is read twice, and each mixes and packs its own rows; a process serves its part of them. Bad and
+    over-long samples are skipped, logged and counted, see `streams.sample_counts`.
 
     Args:
       sources: one per entry of config.data.sources.
+      process_index: of this process, in the order of the rows that the processes hold.
       quarantine: samples that are not read, and where bad ones are noted; None: none and nowhere.
 
     Returns:
-      Batches of NumPy arrays with this process's rows. Its iterators have get_state and set_state and work with
-      grain.checkpoint.CheckpointSave and CheckpointRestore.
+      Batches of NumPy arrays with this process's rows. Its iterators have get_state and set_state; what they say of a
+      stream is the same whichever process serves it.
 
     Raises:
-      UserError: tokenizer and model, or sources and config, do not belong together. While reading: too many samples
-        are bad (config.data.max_bad_share) or too long, or a too long one is an error (config.data.oversize).
+      UserError: tokenizer and model, or sources and config, do not belong together; the streams do not divide by the
+        processes. While reading: too many samples of a stream are bad (config.data.max_bad_share) or too long, or a
+        too long one is an error (config.data.oversize).
       RuntimeError: while reading: a source failed otherwise, or a worker process died.
     """
-    spec, data = batch_spec(config, process_count), config.data
+    data, own = config.data, streams_of(config, process_index, process_count)
+    spec, count = batch_spec(config, process_count), len(own) * process_count
     quarantine = quarantine or Quarantine()
-    samples = sample_stream(config, sources, tokenizer, process_index, process_count, quarantine)
+    samples = sample_streams(config, sources, tokenizer, own, count, quarantine)
     watch = SampleWatch(quarantine, data.max_bad_share, data.oversize == "error")
-    rows = PackedRows(samples, spec, data.packing_lookahead, max(data.threads, 2 * data.workers), watch)
-    cost = functools.partial(row_cost, config.model)
-    grouped = GroupedRows(rows, spec.rows, data.balance_window, data.seed, cost)
-    batches = grouped.batch(
-        spec.rows, drop_remainder=True, batch_fn=functools.partial(spec.build, context_id=_context_id(config))
-    )
+    threads = -(-max(data.threads, 2 * data.workers) // len(own))
+    rows, cost = data.rows // count, functools.partial(row_cost, config.model)
+    packed = (PackedRows(stream, spec, data.packing_lookahead, threads, watch) for stream in samples)
+    grouped = (GroupedRows(stream, rows, data.balance_window, data.seed, cost) for stream in packed)
+    steps = Steps(dict(zip(own, grouped, strict=True)), rows, count)
+    batches = steps.map(functools.partial(spec.build, context_id=_context_id(config)))
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
 
 
-def sample_stream(
+def sample_streams(
     config: Config,
     sources: Sequence[Source],
     tokenizer: Tokenizer,
-    process_index: int = 0,
-    process_count: int = 1,
+    wanted: Sequence[int] = (0,),
+    count: int = 1,
     quarantine: Quarantine | None = None,
-) -> grain.MapDataset[Usable | Skipped]:
-    """The endless mixture of samples that `make_dataset` packs, with random access; arguments and errors as there."""
+) -> list[grain.MapDataset[Usable | Skipped]]:
+    """The endless mixtures of samples that `make_dataset` packs, with random access; errors as there.
+
+    Args:
+      wanted: numbers of the streams asked for.
+      count: streams of the run.
+    """
     _check_sources(config, sources)
     _check_tokenizer(config, tokenizer)
-    spec, data = batch_spec(config, process_count), config.data
+    data, budgets = config.data, batch_spec(config).budgets
     features = [
-        FeatureSource(source, entry.name, number, for_source(config, number), tokenizer, spec.budgets, training=True)
+        FeatureSource(source, entry.name, number, for_source(config, number), tokenizer, budgets, training=True)
         for number, (source, entry) in enumerate(zip(sources, data.sources, strict=True))
     ]
     readers: list[Reader] = [source.read for source in features]
     if data.workers:
         workers = Workers(features, data.workers)
         readers = [functools.partial(workers.read, number) for number in range(len(features))]
-    return mix(data, features, readers, quarantine or Quarantine(), process_index, process_count)
+    quarantine = quarantine or Quarantine()
+    return [mix(data, features, readers, quarantine, stream, count) for stream in wanted]
 
 
 def evaluation_batches(
@@ -178,15 +188,6 @@ def check_held_out(config: Config, sources: Mapping[int, Source], tokenizer: Tok
         else:
             why = f"none of {reasons.total():,} can be used: {next(iter(reasons))}" if reasons else "there are none"
             raise UserError(f"config.data.sources.{number}: held-out samples of {name}: {why}; mend or remove them")
-
-
-def sample_counts(iterator: grain.DatasetIterator) -> dict[str, int]:
-    """How many samples were read so far, of this process: `<source>/good`, `/resized` (part of the good ones),
-    `/too_long` and `/bad`, where there are any.
-
-    They are a part of the iterator's state, so a resumed run counts on.
-    """
-    return counts_of(iterator.get_state())
 
 
 def _check_sources(config: Config, sources: Sequence[Source]) -> None:

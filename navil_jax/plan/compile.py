@@ -110,9 +110,8 @@ def _relevant(config: Config, rows: int) -> Config:
         SourceConfig(f"source{number}", max_patches=source.max_patches)
         for number, source in enumerate(config.data.sources)
     )
-    data = dataclasses.replace(
-        config.data, sources=sources, rows=rows, balance_window=1, tokenizer="", system_message="", quarantine=""
-    )
+    data = dataclasses.replace(config.data, sources=sources, rows=rows, streams=0, balance_window=1)
+    data = dataclasses.replace(data, tokenizer="", system_message="", quarantine="")
     return dataclasses.replace(config, data=data, workdir="", init_from="", resume_with="", init_model=False)
 
 

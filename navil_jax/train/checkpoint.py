@@ -31,6 +31,7 @@ from navil_jax.train.checksums import (
     SaveIterator,
     array_handler,
     check_all,
+    count_streams,
     is_damage,
     sealed,
     tidy_loops,
@@ -104,6 +105,8 @@ class Checkpoints:
 
     def strangers(self) -> list[str]:
         """Folders that look like checkpoints and are not called by their step alone, so that none finds them."""
+        if not self.folder.exists():  # a bucket has a folder once it holds something
+            return []
         named = (entry.name for entry in self.folder.iterdir() if re.fullmatch(r"\d+\D.*|\D+\d+", entry.name))
         return sorted(name for name in named if (self.folder / name / "record").exists())
 
@@ -172,22 +175,26 @@ class Checkpoints:
         Args:
           params, optimizer_state, ema: abstract arrays (`jax.ShapeDtypeStruct` with a sharding): each process reads
             its own shards only. An empty `ema` is not read.
-          iterator: is put to the saved place.
+          iterator: is put to the saved place; it has as many streams as are saved (`streams`).
 
         Returns:
           The parameters, the optimizer state, and the running averages minus the parameters.
 
         Raises:
-          UserError: no checkpoint, an incomplete one, other parameters than asked for (names the first ones), or
-            written by another number of processes: each has its own place in the data.
+          UserError: no checkpoint, an incomplete one, or other parameters than asked for (names the first ones).
         """
         arrays = {"params": params, "optimizer": optimizer_state} | ({"ema": ema} if ema else {})
         for item, wanted in arrays.items():
             self._check_shapes(item, wanted)
-        self._check_processes()
         items = self._restore(**{item: _restore_args(wanted) for item, wanted in arrays.items()})
         self._restore(iterator=RestoreIterator(iterator))  # last: it starts to read data, in threads of its own
         return items["params"], items["optimizer"], items["ema"] if ema else {}
+
+    @property
+    def streams(self) -> int:
+        """How many streams of data the newest checkpoint holds the places of (`data.streams`)."""
+        with self._reading("iterator"):
+            return count_streams(self._newest() / "iterator")
 
     @property
     def averages(self) -> frozenset[str]:
@@ -250,16 +257,6 @@ class Checkpoints:
         """Missing items of the newest checkpoint, and failures to read them, as a `UserError`."""
         with reading(self._newest(), *items):
             yield
-
-    def _check_processes(self) -> None:
-        with self._reading("iterator"):
-            names = [path.stem for path in (self._newest() / "iterator").glob("process_*-of-*.json")]
-        counts = {int(name.rpartition("-")[2]) for name in names}
-        if counts and counts != {jax.process_count()}:
-            raise UserError(
-                f"{self._newest()}: was written by {min(counts)} processes, and this run has {jax.process_count()}; "
-                "go on with as many, or start from its parameters with config.init_from"
-            )
 
     def _check_shapes(self, item: str, wanted: Any) -> None:
         """Compares names and shapes with the checkpoint's before anything is read."""
@@ -372,3 +369,11 @@ def has_steps(folder: epath.Path) -> bool:
         return False
     with Checkpoints(folder) as checkpoints:
         return checkpoints.latest_step is not None
+
+
+def saved_streams(folder: epath.Path) -> int:
+    """How many streams of data the run has that wrote the checkpoints of a folder; 0 if there are none."""
+    if not (folder.exists() and has_steps(folder)):
+        return 0
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.streams

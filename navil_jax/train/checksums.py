@@ -17,7 +17,6 @@ from typing import Any
 from unittest import mock
 
 import grain
-import jax
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
@@ -46,16 +45,40 @@ def array_handler() -> ocp.PyTreeCheckpointHandler:
 
 
 class IteratorHandler(grain.checkpoint.CheckpointHandler):
-    """Each process's place in the data, with a CRC-32 beside it."""
+    """The place in the data of each stream, `stream_<number>-of-<count>.json` with a CRC-32 beside it.
+
+    Each process writes and reads those of the streams that it serves, so any number of processes can go on. Before
+    0.2.0 a process was a stream and its file called `process_<number>-of-<count>.json`, which is read as well.
+    """
 
     def save(self, directory: epath.Path, item: Any = None, args: Any = None) -> None:
-        super().save(directory, item, args)
-        state = directory / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-        state.with_suffix(".crc32").write_text(str(zlib.crc32(state.read_bytes())))
+        own = (item or args.item).get_state()
+        for number, state in own["streams"].items():
+            path, text = directory / f"stream_{number}-of-{own['count']}.json", json.dumps(state, indent=4)
+            path.write_text(text)
+            path.with_suffix(".crc32").write_text(str(zlib.crc32(text.encode())))
 
     def restore(self, directory: epath.Path, item: Any = None, args: Any = None) -> Any:
         check_states(directory)
-        return super().restore(directory, item, args)
+        iterator = item or args.item
+        own = iterator.get_state()
+        for number in own["streams"]:
+            name = f"_{number}-of-{own['count']}.json"
+            before = directory / f"process{name}"
+            path = before if before.exists() else directory / f"stream{name}"
+            own["streams"][number] = json.loads(path.read_text())
+        iterator.set_state(own)
+        iterator.start_prefetch()
+        return iterator
+
+
+def count_streams(iterator: epath.Path) -> int:
+    """How many streams of data a checkpoint holds, or 0 if none; raises `ValueError` unless all are there."""
+    names = [path.stem for kind in ("stream", "process") for path in iterator.glob(f"{kind}_*-of-*.json")]
+    counts = {int(name.rpartition("-")[2]) for name in names}
+    if counts and counts != {len(names)}:
+        raise ValueError(f"holds {len(names)} of {max(counts)} streams of data")
+    return len(names)
 
 
 @ocp.args.register_with_handler(IteratorHandler, for_save=True)
@@ -71,7 +94,7 @@ class RestoreIterator(ocp.args.CheckpointArgs):
 
 
 def check_states(iterator: epath.Path) -> None:
-    """Raises `ValueError` if a process's place in the data is not what was written."""
+    """Raises `ValueError` if a stream's place in the data is not what was written."""
     for said in iterator.glob("*.crc32"):
         state = said.with_suffix(".json")
         if said.read_text() != str(zlib.crc32(state.read_bytes())):
@@ -135,6 +158,7 @@ def check_all(step: epath.Path) -> None:
     """Reads every file that a run needs of a checkpoint. Raises what the libraries raise, see `told`."""
     unsealed(json.loads((step / "record" / "metadata").read_text()))
     check_states(step / "iterator")
+    count_streams(step / "iterator")
     for item in ARRAYS:
         if (step / item).exists():
             for array in _arrays(step / item):

@@ -1,5 +1,6 @@
 """Start: the training state of step 0, fresh or from another checkpoint, or that after the newest checkpoint's step."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -84,7 +85,10 @@ def newest_state(
     """
     record, step = checkpoints.record(), checkpoints.latest_step or 0
     data = record.fingerprints, fingerprints
-    for key, (before, now) in check_continues(record.config, config, checkpoints.folder, data).items():
+    saved = dataclasses.replace(
+        record.config, data=dataclasses.replace(record.config.data, streams=checkpoints.streams)
+    )
+    for key, (before, now) in check_continues(saved, config, checkpoints.folder, data).items():
         say(f"from here on, as config.resume_with says: {key} was {before} and is {now}")
     wanted = abstract_state(config, mesh)
     params, optimizer, ema = checkpoints.restore(wanted.params, wanted.optimizer, wanted.ema, iterator)

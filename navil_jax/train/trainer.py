@@ -23,21 +23,23 @@ import jax
 from jax.experimental import multihost_utils
 
 from navil_jax.config import Config
-from navil_jax.data.pipeline import make_dataset, sample_counts
+from navil_jax.data.pipeline import make_dataset
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.run import open_run
 from navil_jax.data.sources import fingerprints, held_out_fingerprints
+from navil_jax.data.streams import sample_counts, with_streams
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.watchdog import Watchdog
 from navil_jax.errors import UserError
 from navil_jax.model.params import flatten
 from navil_jax.paths import RunFiles, path_of
-from navil_jax.sharding import axis_size, make_mesh, mesh_axes, named, use_rules
-from navil_jax.train.checkpoint import Checkpoints, Record
+from navil_jax.sharding import axis_size, make_mesh, mesh_axes, named, row_place, use_rules
+from navil_jax.train.checkpoint import Checkpoints, Record, saved_streams
 from navil_jax.train.evaluators import Evaluations
 from navil_jax.train.lock import WorkdirLock, check_same_settings
 from navil_jax.train.metrics import MetricsLog
 from navil_jax.train.optimizer import check_warmup
+from navil_jax.train.peers import Peers
 from navil_jax.train.profiling import Profiler, compilations
 from navil_jax.train.recorder import Recorder
 from navil_jax.train.start import Start, fresh_state, newest_state
@@ -74,15 +76,23 @@ def run(config: Config, start: Start | None = None) -> int:
     """
     if not config.workdir:
         raise UserError("config.workdir: no folder for the run is given, use --config.workdir=FOLDER")
-    workdir = path_of(config.workdir)
     check_warmup(config.optimizer, config.steps)
-    # 1. Devices.
     use_rules(config.mesh.rules)
     check_same_settings(config)
+    with Peers():
+        status = _open_and_train(config, start)
+        multihost_utils.sync_global_devices("end")  # the first process writes reports when the others are done
+    return status
+
+
+def _open_and_train(config: Config, start: Start | None) -> int:
+    """See `run`."""
+    workdir = path_of(config.workdir)
+    # 1. Devices.
     mesh = make_mesh(config.mesh)
     # 2. What the run reads: config and tokenizer of the checkpoint or of the recipe, then the sources.
     opened = open_run(config, start)
-    config = opened.config
+    config = with_streams(opened.config, jax.process_count(), saved_streams(workdir / "checkpoints"))
     _check_rows(config, mesh)
     with (
         WorkdirLock(workdir) as lock,
@@ -96,7 +106,7 @@ def run(config: Config, start: Start | None = None) -> int:
             _say(f"{checkpoints.folder / name}: is no checkpoint, as its name is no step; it is left alone")
         # 3. The stream of batches, from its beginning.
         quarantine = Quarantine(files.local, config.data.quarantine, jax.process_index())
-        place = jax.process_index(), jax.process_count()
+        place = row_place(mesh), jax.process_count()
         iterator = iter(make_dataset(config, opened.sources, opened.tokenizer, *place, quarantine))
         # 4. The state: after the newest checkpoint's step, with the stream put to its place; else that of step 0.
         data = fingerprints(opened.sources) | held_out_fingerprints(config)
@@ -109,7 +119,6 @@ def run(config: Config, start: Start | None = None) -> int:
         this = Run(config, mesh, opened.tokenizer, origin, data, files, lock, checkpoints, iterator)
         status = _train(this, state, metrics, stopped)
         iterator.close()
-    multihost_utils.sync_global_devices("end")  # the first process still writes reports when the others are done
     return status
 
 

@@ -25,7 +25,8 @@ from navil_jax.errors import UserError
 CHUNK = 32  # samples that a process reads at a time
 CONFIG_FILE, SOURCES_FILE, TABLES = "config.json", "sources.json", "notes"
 _MATTERS = re.compile(r"(images|model\.vision|data)(\..*)?")  # keys of a config that change what is noted
-_FREE = ("threads", "workers", "quarantine", "max_bad_share", "seed", "rows", "packing_lookahead", "balance_window")
+_FREE: tuple[str, ...] = ("threads", "workers", "quarantine", "max_bad_share", "seed", "rows", "streams")
+_FREE += ("packing_lookahead", "balance_window")
 
 _checkups: Sequence[Checkup] = ()  # in a worker process: those of its pool
 

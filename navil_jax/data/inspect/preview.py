@@ -11,10 +11,11 @@ from navil_jax.config.ranges import Count, read_as
 from navil_jax.console import render
 from navil_jax.data.inspect import page, terminal
 from navil_jax.data.inspect.reading import RowView, view_rows
-from navil_jax.data.pipeline import make_dataset, sample_counts
+from navil_jax.data.pipeline import make_dataset
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.run import OpenRun
 from navil_jax.data.sample import Source
+from navil_jax.data.streams import sample_counts
 from navil_jax.errors import UserError
 from navil_jax.paths import new_file
 
@@ -38,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(opened: OpenRun, options: argparse.Namespace) -> int:
     """Prints the first rows, and writes their page if asked to."""
     config, tokenizer, sources = opened.config, opened.tokenizer, opened.sources
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=options.rows))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=options.rows, streams=1))
     quarantine = Quarantine(given=config.data.quarantine)
     iterator = iter(make_dataset(config, sources, tokenizer, quarantine=quarantine))
     print(f"reading samples for {config.data.packing_lookahead} rows, among which each row is chosen", file=sys.stderr)
