@@ -32,9 +32,10 @@ from navil_jax.convert import loading
 from navil_jax.convert.loading import load_assistant
 from navil_jax.data.prompt import response_text
 from navil_jax.data.tokenizers import load_tokenizer
-from navil_jax.generate.assistant import Assistant, stream_text
+from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.engine import Engine
 from navil_jax.generate.sampling import Sampler
+from navil_jax.generate.stream import stream_text
 from navil_jax.model import lora
 from navil_jax.model import params as model_params
 from navil_jax.sharding import make_mesh
@@ -178,13 +179,14 @@ class TestCommand:
         assert [line.count("error: ") for line in out.split("> ")] == [0, *(1 for _ in asked), 0, 0]
         assert "error: the question: is no UTF-8 at character 4; write it again" in out
 
-    def test_an_answer_that_is_cut_says_so(self, workdir: Path, image: Path, capsys: pytest.CaptureFixture):
+    def test_an_answer_that_is_cut_says_so(self, workdir: Path, image: Path, capsys, monkeypatch):
         assert run("--checkpoint", workdir, "--image", image, "--prompt", "x", "--max-new-tokens", 2) == 0
         assert "... (cut at 2 tokens; --max-new-tokens allows more)" in capsys.readouterr().err
         assistant = load_assistant(workdir, make_mesh(MeshConfig()))
         stopped: list[bool] = []
-        stop = lambda logits, step: jnp.full(len(logits), assistant.stop_id, jnp.int32)  # noqa: E731
-        assert "".join(assistant.answer((), "x", [], stop, 1, lambda: stopped.append(True))) == ""
+        (first,) = assistant.engine.generate([assistant.prompt((), "x", [])], Sampler(), 1, -1)[0]
+        monkeypatch.setattr(Assistant, "stop_id", first)
+        assert len(list(assistant.answer((), "x", [], Sampler(), 1, lambda: stopped.append(True)))) <= 1
         assert stopped == []
 
     def test_help_shows_examples(self, capsys: pytest.CaptureFixture):
@@ -273,13 +275,13 @@ def test_a_checkpoint_comes_back_in_the_dtype_of_the_products(workdir: Path):
     assert loaded.config == CONFIG
     assert loaded.tokenizer.files() == TOKENIZER.files()
     expected = model_params.flatten(random_params())
-    for name, value in model_params.flatten(loaded.engine.params).items():
+    for name, value in model_params.flatten(loaded.engine.programs.params).items():
         matrix = name.endswith(("kernel", "embedding"))
         assert value.dtype == ("bfloat16" if matrix else "float32"), name
         np.testing.assert_array_equal(value, expected[name].astype(value.dtype))
     prompt = loaded.prompt((), "What is it?", [])
-    found, _ = loaded.engine.prefill([prompt], 1)
-    np.testing.assert_array_equal(found[0], assistant().engine.prefill([prompt], 1)[0][0])
+    found, _ = loaded.engine.programs.prefill([prompt], 1)
+    np.testing.assert_array_equal(found[0], assistant().engine.programs.prefill([prompt], 1)[0][0])
 
 
 @pytest.mark.slow
@@ -299,7 +301,7 @@ def test_low_rank_updates_answer_as_their_merged_kernels_do(tmp_path: Path, imag
     adapted = load_assistant(tmp_path, one)
     merged = Assistant(CONFIG, TOKENIZER, Engine(plain, lora.merged(params, model.lora_scale), one))
     prompt = merged.prompt((), "What is it?", [merged.read_image(image)])
-    logits = [talk.engine.prefill([prompt], 8)[0] for talk in (adapted, merged)]
+    logits = [talk.engine.programs.prefill([prompt], 8)[0] for talk in (adapted, merged)]
     np.testing.assert_allclose(*logits, atol=2e-4, rtol=1e-4)
     tokens = [talk.engine.generate([prompt], Sampler(), 8, talk.stop_id) for talk in (adapted, merged)]
     assert tokens[0] == tokens[1]
@@ -328,7 +330,10 @@ def test_ten_image_sizes_share_few_programs():
         engine.generate([prompt], Sampler(), 2, talk.stop_id)
     assert min(visual) == 2
     assert max(visual) > 256
-    assert engine.compilations == {"prefill": 2, "decode": 2}  # above 256 visual slots, above 512 tokens in all
+    assert (engine.compilations["prefill"], engine.compilations["decode"]) == (
+        2,
+        2,
+    )  # above 256 visual slots, above 512 tokens in all
 
 
 any_tokens = st.lists(st.one_of(st.integers(0, 620), st.integers(3, 258), st.integers(438, 540)), max_size=60)
