@@ -1,7 +1,6 @@
 """The chat command on a tiny model with random weights: answers, conversations, streaming, and every bad input."""
 
 import dataclasses
-import functools
 import io
 import shutil
 import subprocess
@@ -16,46 +15,26 @@ import pytest
 from golden_cases import FOLDER
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_assistant import CONFIG, MODEL, TOKENIZER, assistant, random_params
 from PIL import Image
 
 from navil_jax import chat
 from navil_jax.config import (
-    Config,
-    DataConfig,
-    DecoderConfig,
-    ImageConfig,
     MeshConfig,
-    ModelConfig,
-    VisionConfig,
 )
 from navil_jax.convert import loading
 from navil_jax.convert.loading import load_assistant
 from navil_jax.data.prompt import response_text
-from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.engine import Engine
 from navil_jax.generate.sampling import Sampler
-from navil_jax.generate.stream import stream_text
+from navil_jax.generate.stream import TextStream, stream_text
 from navil_jax.model import lora
 from navil_jax.model import params as model_params
 from navil_jax.sharding import make_mesh
 from navil_jax.train.checkpoint import Checkpoints, Record
 
-TOKENIZER = load_tokenizer(FOLDER / "prompts" / "tokenizer")
 STEP = 3
-MODEL = ModelConfig(
-    vision=VisionConfig(depth=1, width=16, mlp_dim=32, num_heads=2),
-    decoder=DecoderConfig(
-        depth=2, width=32, mlp_dim=48, num_heads=4, num_kv_heads=2, head_dim=8, vocab_size=600, rope_theta=1e4
-    ),
-    special_token_ids=TOKENIZER.special_token_ids,
-)
-CONFIG = Config(model=MODEL, images=ImageConfig(min_patches=4, max_patches=4096), data=DataConfig(system_message="Hi."))
-
-
-@functools.cache
-def random_params() -> model_params.Params:
-    return model_params.initialise(MODEL, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +51,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("images") / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(file)
     return file
-
-
-@functools.cache
-def assistant() -> Assistant:
-    return Assistant(CONFIG, TOKENIZER, Engine(MODEL, random_params()))
 
 
 def run(*arguments: object) -> int:
@@ -370,6 +344,22 @@ def test_text_is_streamed_while_it_is_made():
         shown += piece
         assert len(response_text(TOKENIZER, consumed)) - len(shown) <= 10
     assert "你好 is 😀" in shown
+
+
+@settings(deadline=None)
+@given(tokens=st.lists(st.integers(3, 258), max_size=40), stops=st.lists(st.text("ab. é", min_size=1), max_size=3))
+@example(tokens=spelled("the answer. STOP here"), stops=["STOP", "STO"])
+@example(tokens=spelled("a b  c"), stops=["b  d", " "])
+def test_an_answer_ends_before_its_first_stop_string(tokens: list[int], stops: list[str]):
+    stream, text = TextStream(TOKENIZER, stops), ""
+    whole = response_text(TOKENIZER, tokens)
+    for token in tokens:
+        text += stream.push(token)
+        assert whole.startswith(text)
+    text += stream.end()
+    found = [at for stop in stops if (at := whole.find(stop)) >= 0]
+    assert text == whole[: min(found)] if found else text == whole
+    assert stream.stopped == bool(found)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from navil_jax.errors import UserError
 from navil_jax.generate.engine import Engine, Request, Token
 from navil_jax.generate.programs import CACHE_FLOOR, Programs, bucket
 from navil_jax.generate.sampling import Sampler
-from navil_jax.generate.slots import neighbour
+from navil_jax.generate.slots import Slots, neighbour
 from navil_jax.model import params as model_params
 from navil_jax.sharding import make_mesh
 from navil_jax.train.profiling import compilations
@@ -190,7 +190,7 @@ def test_a_fault_of_the_devices_ends_all_requests_and_the_engine_goes_on(monkeyp
         own.submit(request)
     own.step()
     with monkeypatch.context() as patched:
-        patched.setattr(own._slots, "step", lambda *_: 1 / 0)
+        patched.setattr(Slots, "step", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             own.step()
     assert [request.reason for request in requests] == ["error"] * 3

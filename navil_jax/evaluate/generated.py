@@ -74,10 +74,7 @@ class Generated(Evaluator):
 
     def _ask(self, assistant: Assistant, sample: Sample) -> tuple[Answer, Question]:
         """A sample's last question, with the truth and no answer yet."""
-        config = assistant.config
-        if sample.system is not None:
-            data = dataclasses.replace(config.data, system_message=sample.system)
-            assistant = dataclasses.replace(assistant, config=dataclasses.replace(config, data=data))
+        assistant = assistant.with_system(sample.system)
         images = [load_image(image) for image in sample.images]
         *history, (question, truth) = sample.turns
         longest = len(self.tokenizer.encode(truth, allow_special=False)) + SLACK

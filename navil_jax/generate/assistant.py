@@ -17,6 +17,7 @@ from navil_jax.data.prompt import END, Turns, encode_prompt
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 from navil_jax.generate.engine import Engine, Reason, Request, Token
+from navil_jax.generate.programs import length_of
 from navil_jax.generate.sampling import Sampler
 from navil_jax.generate.stream import TextStream
 
@@ -49,7 +50,11 @@ class Answer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, question: Question, stop_id: int, listen: Callable[[str, Token | None], None]
+        self,
+        tokenizer: Tokenizer,
+        question: Question,
+        stop_id: int,
+        listen: Callable[[str, Token | None], None] = lambda piece, token: None,
     ):
         """Args: listen: gets every token with the text that it settles, and at the end None with the rest of it."""
         self.text, self.tokens = "", list[Token]()
@@ -64,6 +69,11 @@ class Answer:
             on_token=self._take,
             on_end=self._end,
         )
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, those of images among them."""
+        return length_of(self.request.prompt)
 
     def cancel(self) -> None:
         """Ends it before the next step; may be called from any thread."""
@@ -133,6 +143,21 @@ class Assistant:
         tokens = encode_prompt(self.tokenizer, data.template, data.system_message, history, question, grids, merge_size)
         numbers = dict.fromkeys(("text_source_ids", "text_sample_ids"), np.zeros(len(tokens["text_tokens"]), np.int32))
         return {**tokens, **numbers, **patch_features(images, self.config)}
+
+    def with_system(self, message: str | None) -> "Assistant":
+        """One that has another system message; None: that of the config."""
+        if message is None:
+            return self
+        data = dataclasses.replace(self.config.data, system_message=message)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
+
+    def token_text(self, token: int) -> str:
+        """A token alone, special ones by their name."""
+        return self.tokenizer.decode([token], skip_special=False)
+
+    def check(self, question: Question) -> None:
+        """Raises `UserError` as `Engine.check`."""
+        self.engine.check(Answer(self.tokenizer, question, self.stop_id).request)
 
     def start(
         self, question: Question, listen: Callable[[str, Token | None], None] = lambda piece, token: None

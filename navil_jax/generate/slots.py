@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from navil_jax.batch import Batch
-from navil_jax.generate.programs import CACHE_FLOOR, Programs, bucket, constrained, resized
+from navil_jax.generate.programs import CACHE_AXES, CACHE_FLOOR, Programs, bucket, resized
 from navil_jax.generate.sampling import Chosen, Sampler, Settings, choose
 from navil_jax.model import params as model_params
 from navil_jax.model.decoder import Cache
 from navil_jax.model.linear import exact_products
 from navil_jax.model.params import Params
-from navil_jax.sharding import constrain
+from navil_jax.sharding import named
 
 
 class Rows(NamedTuple):
@@ -49,17 +49,30 @@ class Slots:
         self._empty = self._jitted("resize", self._empty_program, static_argnums=0)
 
     def _jitted(self, name: str, function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-        """Compiled for the mesh, and counted; what is no cache lies whole on every device."""
+        """Compiled for the mesh, and counted.
+
+        The cache is divided as the model wants it, and all else lies whole on every device: a program is compiled anew
+        for arguments that lie elsewhere, so no program may choose.
+        """
         programs = self.programs
+        of_cache = [named(programs.mesh, *axes) for axes in (CACHE_AXES, CACHE_AXES, ("batch",))]
 
         @functools.wraps(function)
-        def traced(*arguments: Any) -> Any:
+        def traced(*arguments: Any) -> tuple[list[jax.Array], Any]:
             programs.compilations[name] += 1
             with programs.sharded(), exact_products(programs.config.compute_dtype):
-                results = function(*arguments)
-                return jax.tree.map(_placed, results, is_leaf=lambda x: isinstance(x, Cache))
+                cache, others = _apart(function(*arguments))
+                return [] if cache is None else [cache.keys, cache.values, cache.lengths], others
 
-        return jax.jit(traced, **settings)
+        has_cache = function is not _first
+        shardings = (of_cache if has_cache else [], named(programs.mesh))
+        compiled = jax.jit(traced, out_shardings=shardings, **settings)
+
+        def call(*arguments: Any) -> Any:
+            cache, others = compiled(*arguments)
+            return (Cache(*cache), *others) if has_cache else others
+
+        return call
 
     def forget(self) -> None:
         """Frees the cache; the next `fit` makes a new one."""
@@ -76,7 +89,7 @@ class Slots:
         else:
             while self.length != wanted:
                 self.length = neighbour(self.length, wanted)
-                self._cache = self._resize(self._cache, self.length)
+                (self._cache,) = self._resize(self._cache, self.length)
         self.length = wanted
 
     def fill(
@@ -120,8 +133,10 @@ class Slots:
         return Cache(keys, values, zeros), Rows(zeros, seen, zeros, settings)
 
 
-def _placed(x: Any) -> Any:
-    return constrained(x) if isinstance(x, Cache) else constrain(x, *[None] * x.ndim)
+def _apart(results: Any) -> tuple[Cache | None, tuple[Any, ...]]:
+    """The cache, if it is the first of the results, and the others."""
+    results = results if type(results) is tuple else (results,)
+    return (results[0], results[1:]) if isinstance(results[0], Cache) else (None, results)
 
 
 def neighbour(length: int, wanted: int) -> int:
