@@ -26,6 +26,7 @@ PROBES: dict[str, list[tuple[Sequence[str], str]]] = {
         (("--checkpoint", "folder", "--port", "0"), "--port: must be at least 1"),
         (("--checkpoint", "folder", "--port", "70000"), "--port: must be at least 1 and at most 65,535"),
         (("--checkpoint", "folder", "--images", "none"), "--images none: no such folder"),
+        (("--checkpoint", "folder", "--host", "300.1.2.3"), "cannot listen there"),
         (("--checkpoint", "folder", "--max-tokens", "0"), "--max-tokens: must be at least 1"),
     ],
     "train": [

@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -26,6 +28,7 @@ from navil_jax.generate.sampling import Sampler
 from navil_jax.serve import images
 from navil_jax.serve.images import public_address, read_address
 from navil_jax.serve.limits import Limits
+from navil_jax.train.checkpoint import Checkpoints, Record
 
 MODEL_NAME = "tiny"
 SMALL = Limits(body_bytes=4 << 20, pixels=100_000, images=8, new_tokens=8, choices=3, requests=4)
@@ -421,3 +424,38 @@ def test_open_answers_are_ended_before_the_server_is(serving: Assistant):
         server.should_exit = True  # as SIGTERM does
         thread.join()
     assert found[0].json()["choices"][0]["message"]["content"] == expected(200)
+
+
+@pytest.mark.slow
+def test_the_real_command_warms_up_and_ends_its_answers_after_sigterm(tmp_path: Path):
+    httpx = pytest.importorskip("httpx")
+    pytest.importorskip("uvicorn")
+    with Checkpoints(tmp_path / "tiny" / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, random_params(), Record(CONFIG, TOKENIZER.files(), {}))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "navil_jax.serve", "--checkpoint", str(tmp_path / "tiny"), "--port", str(port)]
+    command += ["--slots", "1", "--max-tokens", "400"]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, stderr=log, cwd=Path(__file__).parents[1])
+    address, found = f"http://127.0.0.1:{port}", []
+    try:
+        seen: set[Any] = set()
+        while 200 not in seen and server.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                seen.add(httpx.get(f"{address}/health").status_code)
+            time.sleep(0.02)
+        assert seen == {200, 503}
+        body = asked(max_tokens=300)
+        ask = lambda: found.append(httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60))  # noqa: E731
+        thread = threading.Thread(target=ask)
+        thread.start()
+        while "navil_requests_running 1" not in httpx.get(f"{address}/metrics").text and thread.is_alive():
+            time.sleep(0.001)
+        server.terminate()
+        thread.join()
+        server.wait(timeout=60)
+    finally:
+        server.kill()
+    assert found[0].json()["usage"]["completion_tokens"] == 300
+    assert f"tiny at {address}; /health says when it is ready" in (tmp_path / "log").read_text()

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,23 +43,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     from navil_jax.sharding import make_mesh
 
     keys = [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
-    if not keys and options.host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"anybody who reaches {options.host} may ask: {KEYS} is not set", file=sys.stderr)
-    limits = Limits(requests=options.requests, images_folder=options.images, fetch=options.fetch_images)
-    mesh = make_mesh(MeshConfig())
-    assistant = load_assistant(options.checkpoint, mesh, options.slots, options.max_tokens)
-    model = options.name or Path(options.checkpoint).name or "navil"
-    app = make_app(assistant, model, limits, keys)
-    uvicorn.run(
-        app,
-        host=options.host,
-        port=options.port,
-        access_log=False,
-        log_level="warning",
-        timeout_graceful_shutdown=DRAIN,
-        server_header=False,
-    )
+    with _listen(options.host, options.port) as listener:
+        if not keys and options.host not in ("127.0.0.1", "localhost", "::1"):
+            print(f"anybody who reaches {options.host} may ask: {KEYS} is not set", file=sys.stderr)
+        limits = Limits(requests=options.requests, images_folder=options.images, fetch=options.fetch_images)
+        mesh = make_mesh(MeshConfig())
+        assistant = load_assistant(options.checkpoint, mesh, options.slots, options.max_tokens)
+        name, faults = options.name or Path(options.checkpoint).name or "navil", list[Exception]()
+
+        def fail(error: Exception) -> None:
+            faults.append(error)
+            server.should_exit = True
+
+        app = make_app(assistant, name, limits, keys, on_fault=fail)
+        quiet = {"access_log": False, "log_level": "warning", "server_header": False}
+        server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=DRAIN, **quiet))
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        print(f"{name} at http://{host}:{options.port}; /health says when it is ready", file=sys.stderr, flush=True)
+        server.run(sockets=[listener])
+    if faults:
+        raise faults[0]
     return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Before a model is read. Raises `UserError` where that cannot be."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        raise UserError(f"--host {host} --port {port}: cannot listen there: {why}; give others") from error
 
 
 def _parser() -> argparse.ArgumentParser:

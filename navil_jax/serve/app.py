@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -271,10 +271,21 @@ def _page() -> Response:
 
 
 def make_app(
-    assistant: Assistant, model: str, limits: Limits, keys: Sequence[str] = (), warm_up: bool = True
+    assistant: Assistant,
+    model: str,
+    limits: Limits,
+    keys: Sequence[str] = (),
+    warm_up: bool = True,
+    on_fault: Callable[[Exception], None] = lambda error: None,
 ) -> ASGIApp:
-    """The server as an ASGI application; its engine starts and ends with it."""
-    server = Server(Worker(assistant, warm_up), model, limits, tuple(keys))
+    """The server as an ASGI application; its engine starts and ends with it.
+
+    Args:
+      model: name under which clients ask for it.
+      keys: of clients; none: anybody may ask.
+      warm_up, on_fault: as in `Worker`.
+    """
+    server = Server(Worker(assistant, warm_up, on_fault), model, limits, tuple(keys))
     page = _page()
 
     @contextlib.asynccontextmanager

@@ -43,10 +43,17 @@ class Measured:
 
 
 class Worker:
-    """Runs `Engine.step` as long as there is work. `ready` is set once all programs are compiled."""
+    """Runs `Engine.step` as long as there is work. `ready` is set once all programs are compiled.
 
-    def __init__(self, assistant: Assistant, warm_up: bool = True):
-        self.assistant, self.measured = assistant, Measured()
+    Args:
+      warm_up: compile them all before the first request; else each when it is needed.
+      on_fault: gets what makes the warm-up fail, on the engine's thread.
+    """
+
+    def __init__(
+        self, assistant: Assistant, warm_up: bool = True, on_fault: Callable[[Exception], None] = lambda error: None
+    ):
+        self.assistant, self.measured, self._on_fault = assistant, Measured(), on_fault
         self.ready = threading.Event()
         self._work, self._over = threading.Event(), False
         self._thread = threading.Thread(target=self._run, args=(warm_up,), name="engine", daemon=True)
@@ -79,8 +86,12 @@ class Worker:
 
     def _run(self, warm_up: bool) -> None:
         engine = self.assistant.engine
-        if warm_up:
-            engine.warm_up()
+        try:
+            if warm_up:
+                engine.warm_up()
+        except Exception as error:
+            self._on_fault(error)
+            return
         self.ready.set()
         while not self._over:
             self._work.clear()
