@@ -6,9 +6,9 @@ Nothing runs on a TPU: the compiler writes down the schedule of every kernel, a 
     share of peak        products of a pair of blocks (two forward, five backward) over what its grid step takes
     empty steps          steps of the grid that compute nothing, on the rows of NaViL-2B's first stage
     pairs computed       for each pair of positions that is needed, on the same rows
-    layer over ideal     an encoder layer, forward and backward, outside attention: the compiler's estimate of its fusions
-                         and the schedules of its small kernels, over its matrix products at peak (--layer; a minute
-                         each; the estimates are right within a sixth on v5p and too long on v6e)
+    layer over ideal     an encoder layer, forward and backward, outside attention: the compiler's estimate of its
+                         fusions and the schedules of its small kernels, over its matrix products at peak (--layer; a
+                         minute each; the estimates are right within a sixth on v5p and too long on v6e)
 
     python -m benchmarks.kernel_cycles                       # measures what the table of the planner lacks
     python -m benchmarks.kernel_cycles --chip v5p --layer

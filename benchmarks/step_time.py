@@ -26,7 +26,7 @@ from navil_jax.data.run import OpenRun, open_run
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.generate.assistant import Assistant
-from navil_jax.generate.engine import Engine
+from navil_jax.generate.engine import Engine, Request
 from navil_jax.generate.sampling import Sampler
 from navil_jax.model.params import Params, flatten
 from navil_jax.sharding import make_mesh
@@ -101,17 +101,20 @@ def inference_rows(
     else:
         prompts = [assistant.prompt((), QUESTION, [assistant.read_image(image)]) for image in example_images(config)]
     for prompt in prompts:
-        engine.prefill([prompt], new_tokens)
+        engine.programs.prefill([prompt], new_tokens)
     times = []
     for prompt in prompts:
         began = time.perf_counter()
-        jax.block_until_ready(engine.prefill([prompt], new_tokens))
+        jax.block_until_ready(engine.programs.prefill([prompt], new_tokens))
         times.append(time.perf_counter() - began)
     lengths = [len(prompt["visual_tokens"]) + len(prompt["text_tokens"]) for prompt in prompts]
-    moments = []
+    moments = list[float]()
     for _ in range(2):
-        stream = engine.stream(prompts[-1:], Sampler(), new_tokens, NO_STOP)
-        moments = [time.perf_counter() for _ in stream]
+        moments.clear()
+        tick = lambda _: moments.append(time.perf_counter())  # noqa: E731
+        engine.submit(Request(prompts[-1], Sampler(), new_tokens, NO_STOP, on_token=tick))
+        while engine.step():
+            pass
     return [
         ("prefill, ten prompts of", f"{min(lengths)} to {max(lengths)} tokens"),
         ("compiled prefill programs", str(engine.compilations["prefill"])),

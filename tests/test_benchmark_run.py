@@ -42,7 +42,7 @@ class Model:
         self.says: Any = lambda ask: "A"
         self.stops_after = 10**9
         assistant = Assistant(Config(), load_tokenizer(TOKENIZER), engine=None)  # type: ignore[arg-type]
-        monkeypatch.setattr(benchmark_run, "load_assistant", lambda path, mesh: assistant)
+        monkeypatch.setattr(benchmark_run, "load_assistant", lambda path, mesh, slots: assistant)
         monkeypatch.setattr(answers, "generate", self.generate)
 
     def generate(self, assistant: Assistant, asks: Iterable[Ask], most_tokens: int) -> Iterator[tuple[Ask, str]]:

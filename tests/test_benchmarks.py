@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model
 
-from benchmarks import dense_text, layer_time, step_time, torch_step
+from benchmarks import decode, dense_text, layer_time, step_time, torch_step
 from benchmarks.routing_flops import Workload, flops, serial_flops
 from navil_jax.config import ModelConfig
 from navil_jax.data.pipeline import batch_spec
@@ -79,6 +79,15 @@ def test_step_time_prints_a_table(capsys: pytest.CaptureFixture):
     assert rows["compiled prefill programs"] == rows["compiled decoding programs"] == "1"
     assert float(rows["tokens per second (real ones)"].replace(",", "")) > 0
     assert 0 <= float(rows["padding, share of token slots"].rstrip("%")) < 100
+
+
+@pytest.mark.slow
+def test_decode_prints_both_ways_side_by_side(capsys: pytest.CaptureFixture):
+    recipe = Path(__file__).parent / "plan_recipe.py"
+    arguments = ["--config", str(recipe), "--batch", "2", "--new-tokens", "3", "--turns", "1", "--side", "64"]
+    assert decode.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert all(f"| {what}, {way} |" in out for what in ("prefill", "decode") for way in ("one at a time", "2 together"))
 
 
 def test_step_time_refuses_nothing_to_measure(capsys: pytest.CaptureFixture):

@@ -17,7 +17,7 @@ from navil_jax.data.tokenizers import load_tokenizer, tokenizer_from_files
 from navil_jax.data.tokenizers.base import with_special_tokens
 from navil_jax.data.tokenizers.byte_level import ByteLevelTokenizer
 from navil_jax.errors import UserError
-from navil_jax.generate.assistant import stream_text
+from navil_jax.generate.stream import stream_text
 
 TEXTS = (
     "<|im_start|>user\nhi<|im_end|>",

@@ -1,7 +1,6 @@
 """The chat command on a tiny model with random weights: answers, conversations, streaming, and every bad input."""
 
 import dataclasses
-import functools
 import io
 import shutil
 import subprocess
@@ -16,45 +15,26 @@ import pytest
 from golden_cases import FOLDER
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_assistant import CONFIG, MODEL, TOKENIZER, assistant, random_params
 from PIL import Image
 
 from navil_jax import chat
 from navil_jax.config import (
-    Config,
-    DataConfig,
-    DecoderConfig,
-    ImageConfig,
     MeshConfig,
-    ModelConfig,
-    VisionConfig,
 )
 from navil_jax.convert import loading
 from navil_jax.convert.loading import load_assistant
 from navil_jax.data.prompt import response_text
-from navil_jax.data.tokenizers import load_tokenizer
-from navil_jax.generate.assistant import Assistant, stream_text
+from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.engine import Engine
 from navil_jax.generate.sampling import Sampler
+from navil_jax.generate.stream import TextStream, stream_text
 from navil_jax.model import lora
 from navil_jax.model import params as model_params
 from navil_jax.sharding import make_mesh
 from navil_jax.train.checkpoint import Checkpoints, Record
 
-TOKENIZER = load_tokenizer(FOLDER / "prompts" / "tokenizer")
 STEP = 3
-MODEL = ModelConfig(
-    vision=VisionConfig(depth=1, width=16, mlp_dim=32, num_heads=2),
-    decoder=DecoderConfig(
-        depth=2, width=32, mlp_dim=48, num_heads=4, num_kv_heads=2, head_dim=8, vocab_size=600, rope_theta=1e4
-    ),
-    special_token_ids=TOKENIZER.special_token_ids,
-)
-CONFIG = Config(model=MODEL, images=ImageConfig(min_patches=4, max_patches=4096), data=DataConfig(system_message="Hi."))
-
-
-@functools.cache
-def random_params() -> model_params.Params:
-    return model_params.initialise(MODEL, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +51,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("images") / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(file)
     return file
-
-
-@functools.cache
-def assistant() -> Assistant:
-    return Assistant(CONFIG, TOKENIZER, Engine(MODEL, random_params()))
 
 
 def run(*arguments: object) -> int:
@@ -178,13 +153,14 @@ class TestCommand:
         assert [line.count("error: ") for line in out.split("> ")] == [0, *(1 for _ in asked), 0, 0]
         assert "error: the question: is no UTF-8 at character 4; write it again" in out
 
-    def test_an_answer_that_is_cut_says_so(self, workdir: Path, image: Path, capsys: pytest.CaptureFixture):
+    def test_an_answer_that_is_cut_says_so(self, workdir: Path, image: Path, capsys, monkeypatch):
         assert run("--checkpoint", workdir, "--image", image, "--prompt", "x", "--max-new-tokens", 2) == 0
         assert "... (cut at 2 tokens; --max-new-tokens allows more)" in capsys.readouterr().err
         assistant = load_assistant(workdir, make_mesh(MeshConfig()))
         stopped: list[bool] = []
-        stop = lambda logits, step: jnp.full(len(logits), assistant.stop_id, jnp.int32)  # noqa: E731
-        assert "".join(assistant.answer((), "x", [], stop, 1, lambda: stopped.append(True))) == ""
+        (first,) = assistant.engine.generate([assistant.prompt((), "x", [])], Sampler(), 1, -1)[0]
+        monkeypatch.setattr(Assistant, "stop_id", first)
+        assert len(list(assistant.answer((), "x", [], Sampler(), 1, lambda: stopped.append(True)))) <= 1
         assert stopped == []
 
     def test_help_shows_examples(self, capsys: pytest.CaptureFixture):
@@ -273,13 +249,13 @@ def test_a_checkpoint_comes_back_in_the_dtype_of_the_products(workdir: Path):
     assert loaded.config == CONFIG
     assert loaded.tokenizer.files() == TOKENIZER.files()
     expected = model_params.flatten(random_params())
-    for name, value in model_params.flatten(loaded.engine.params).items():
+    for name, value in model_params.flatten(loaded.engine.programs.params).items():
         matrix = name.endswith(("kernel", "embedding"))
         assert value.dtype == ("bfloat16" if matrix else "float32"), name
         np.testing.assert_array_equal(value, expected[name].astype(value.dtype))
     prompt = loaded.prompt((), "What is it?", [])
-    found, _ = loaded.engine.prefill([prompt], 1)
-    np.testing.assert_array_equal(found[0], assistant().engine.prefill([prompt], 1)[0][0])
+    found, _ = loaded.engine.programs.prefill([prompt], 1)
+    np.testing.assert_array_equal(found[0], assistant().engine.programs.prefill([prompt], 1)[0][0])
 
 
 @pytest.mark.slow
@@ -299,7 +275,7 @@ def test_low_rank_updates_answer_as_their_merged_kernels_do(tmp_path: Path, imag
     adapted = load_assistant(tmp_path, one)
     merged = Assistant(CONFIG, TOKENIZER, Engine(plain, lora.merged(params, model.lora_scale), one))
     prompt = merged.prompt((), "What is it?", [merged.read_image(image)])
-    logits = [talk.engine.prefill([prompt], 8)[0] for talk in (adapted, merged)]
+    logits = [talk.engine.programs.prefill([prompt], 8)[0] for talk in (adapted, merged)]
     np.testing.assert_allclose(*logits, atol=2e-4, rtol=1e-4)
     tokens = [talk.engine.generate([prompt], Sampler(), 8, talk.stop_id) for talk in (adapted, merged)]
     assert tokens[0] == tokens[1]
@@ -328,7 +304,10 @@ def test_ten_image_sizes_share_few_programs():
         engine.generate([prompt], Sampler(), 2, talk.stop_id)
     assert min(visual) == 2
     assert max(visual) > 256
-    assert engine.compilations == {"prefill": 2, "decode": 2}  # above 256 visual slots, above 512 tokens in all
+    assert (engine.compilations["prefill"], engine.compilations["decode"]) == (
+        2,
+        2,
+    )  # above 256 visual slots, above 512 tokens in all
 
 
 any_tokens = st.lists(st.one_of(st.integers(0, 620), st.integers(3, 258), st.integers(438, 540)), max_size=60)
@@ -365,6 +344,22 @@ def test_text_is_streamed_while_it_is_made():
         shown += piece
         assert len(response_text(TOKENIZER, consumed)) - len(shown) <= 10
     assert "你好 is 😀" in shown
+
+
+@settings(deadline=None)
+@given(tokens=st.lists(st.integers(3, 258), max_size=40), stops=st.lists(st.text("ab. é", min_size=1), max_size=3))
+@example(tokens=spelled("the answer. STOP here"), stops=["STOP", "STO"])
+@example(tokens=spelled("a b  c"), stops=["b  d", " "])
+def test_an_answer_ends_before_its_first_stop_string(tokens: list[int], stops: list[str]):
+    stream, text = TextStream(TOKENIZER, stops), ""
+    whole = response_text(TOKENIZER, tokens)
+    for token in tokens:
+        text += stream.push(token)
+        assert whole.startswith(text)
+    text += stream.end()
+    found = [at for stop in stops if (at := whole.find(stop)) >= 0]
+    assert text == whole[: min(found)] if found else text == whole
+    assert stream.stopped == bool(found)
 
 
 @pytest.mark.slow

@@ -13,6 +13,22 @@ LLAVA = ("--from", "llava", "--path", "train.jsonl", "--out", "o")
 
 # Command -> (arguments, what the line says).
 PROBES: dict[str, list[tuple[Sequence[str], str]]] = {
+    "generate": [
+        ((), "the following arguments are required: FILE, --checkpoint, --out"),
+        (("none.jsonl", "--checkpoint", "folder", "--out", "o"), "none.jsonl: no such file"),
+        (("train.jsonl", "--checkpoint", "folder", "--out", "folder"), "--out: folder: is a folder"),
+        (("train.jsonl", "--checkpoint", "folder", "--out", "train.jsonl"), "is the file of requests"),
+        (("train.jsonl", "--checkpoint", "c", "--out", "o", "--slots", "0"), "--slots: must be at least 1, not 0"),
+        (("train.jsonl", "--checkpoint", "c", "--out", "o", "--top-p", "2"), "--top-p: must be above 0 and at most 1"),
+    ],
+    "serve": [
+        ((), "the following arguments are required: --checkpoint"),
+        (("--checkpoint", "folder", "--port", "0"), "--port: must be at least 1"),
+        (("--checkpoint", "folder", "--port", "70000"), "--port: must be at least 1 and at most 65,535"),
+        (("--checkpoint", "folder", "--images", "none"), "--images none: no such folder"),
+        (("--checkpoint", "folder", "--host", "300.1.2.3"), "cannot listen there"),
+        (("--checkpoint", "folder", "--max-tokens", "0"), "--max-tokens: must be at least 1"),
+    ],
     "train": [
         ((), "--config"),
         (("--config", "none.py"), "none.py: no such config file"),

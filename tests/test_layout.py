@@ -19,7 +19,7 @@ FLOORS = (
     ("data",),
     ("train", "generate"),
     ("convert",),
-    ("evaluate", "plan"),
+    ("evaluate", "plan", "serve"),
     ("study",),
 )
 BESIDE = {("batch", "config"), ("sharding", "config"), ("config", "errors"), ("paths", "errors")}

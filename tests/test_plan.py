@@ -15,7 +15,7 @@ from navil_jax.config import AxisRule, Config, MeshConfig
 from navil_jax.config.flags import parse
 from navil_jax.data.pipeline import batch_spec
 from navil_jax.errors import UserError
-from navil_jax.generate.engine import Engine
+from navil_jax.generate.programs import Programs
 from navil_jax.model import params as model_params
 from navil_jax.model.flops import total
 from navil_jax.plan import __main__ as command
@@ -161,7 +161,7 @@ def test_the_most_that_fit_can_be_asked_for(linear: list[int]):
 
 def test_inference_is_lowered_without_parameters(linear: list[int]):
     config, place = get_config(), parse_topology("v5e-8")
-    lowered = Engine(config.model, None).lower(batch_spec(config), 512)
+    lowered = Programs(config.model, None).lower(batch_spec(config), 512)
     logits, cache = lowered["decode"].out_info
     assert logits.shape == (8, 2012)
     assert cache.keys.shape == (2, 8, 2, 1536, 128)  # 1,024 slots and room for 512 more

@@ -22,7 +22,7 @@ from navil_jax.data.prompt import (
 )
 from navil_jax.data.tokenizers import load_tokenizer
 from navil_jax.errors import UserError
-from navil_jax.generate.assistant import stream_text
+from navil_jax.generate.stream import stream_text
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZERS = {

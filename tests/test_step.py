@@ -18,7 +18,7 @@ from navil_jax.config import (
     SourceConfig,
     VisionConfig,
 )
-from navil_jax.generate.engine import Engine
+from navil_jax.generate.programs import Programs
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh, named
@@ -61,8 +61,8 @@ def test_a_float32_model_multiplies_in_float32(dtype):
     mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, compute_dtype=dtype))
     state, batch = abstract_state(config, mesh), SPEC.abstract(named(mesh, "batch"))
-    engine = Engine(config.model, None, mesh)
-    programs = engine.lower(SPEC, 4) | {
+    compiled = Programs(config.model, None, mesh)
+    programs = compiled.lower(SPEC, 4) | {
         "train": make_train_step(config, mesh).lower(state, batch),
         "evaluate": make_eval_step(config, mesh).lower(state.params, batch),
     }

@@ -16,7 +16,7 @@ from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.tokenizers.base import check_vocabulary
 from navil_jax.errors import UserError
 from navil_jax.generate.assistant import Assistant, check_asked
-from navil_jax.generate.engine import Engine
+from navil_jax.generate.engine import MAX_TOKENS, Engine
 from navil_jax.generate.sampling import Sampler
 from navil_jax.model import params as model_params
 from navil_jax.model.navil import NaViL
@@ -95,7 +95,7 @@ def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str =
         return Pretrained(str(checkpoint.path), checkpoint.config, checkpoint.tokenizer, params, mesh)
 
 
-def load_assistant(path: str | Path, mesh: Mesh) -> Assistant:
+def load_assistant(path: str | Path, mesh: Mesh, slots: int = 1, max_tokens: int = MAX_TOKENS) -> Assistant:
     """A checkpoint that answers, with its weights in the dtype they are computed in.
 
     They are those that the run's evaluations use: running averages, where they do, in float32.
@@ -103,6 +103,7 @@ def load_assistant(path: str | Path, mesh: Mesh) -> Assistant:
     Args:
       path: as in `open_checkpoint`.
       mesh: devices to spread the parameters over.
+      slots, max_tokens: as in `Engine`.
 
     Raises:
       UserError: missing, empty, incomplete or of another kind, or without its tokenizer.
@@ -117,7 +118,8 @@ def load_assistant(path: str | Path, mesh: Mesh) -> Assistant:
         if config.model.special_token_ids and config.model.special_token_ids != tokenizer.special_token_ids:
             raise UserError(f"{path}: the ids of special tokens in its tokenizer and its config.model differ")
         params = checkpoint.restore(config.model, mesh, _computed(config.model))
-    return Assistant(config, tokenizer, Engine(config.model, params, mesh), checkpoint.averaged)
+    engine = Engine(config.model, params, mesh, max_tokens, slots)
+    return Assistant(config, tokenizer, engine, checkpoint.averaged)
 
 
 def _computed(model: ModelConfig) -> dict[str, str]:

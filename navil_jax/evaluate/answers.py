@@ -12,8 +12,7 @@ from navil_jax.errors import UserError
 from navil_jax.evaluate.journal import Journal
 from navil_jax.evaluate.questions.prompts import Style, make_prompt
 from navil_jax.evaluate.questions.record import ROTATION, Record
-from navil_jax.generate.assistant import Assistant
-from navil_jax.generate.sampling import Sampler
+from navil_jax.generate.assistant import Assistant, Question
 
 BLOCK = 1 << 20  # bytes of a file that are hashed at once
 
@@ -29,9 +28,13 @@ class Ask:
 
 def generate(assistant: Assistant, asks: Iterable[Ask], most_tokens: int) -> Iterator[tuple[Ask, str]]:
     """Greedy answers in order, without blanks around them. The one place where a benchmark meets the engine."""
-    for ask in asks:
+
+    def question(ask: Ask) -> Question:
         images = [assistant.read_image(load_image(image, f"image of question {ask.id}")) for image in ask.images]
-        yield ask, "".join(assistant.answer((), ask.prompt, images, Sampler(), most_tokens)).strip()
+        return Question(assistant.prompt((), ask.prompt, images), max_new_tokens=most_tokens)
+
+    for ask, answer in assistant.answers((ask, question(ask)) for ask in asks):
+        yield ask, answer.text.strip()
 
 
 def answer_all(

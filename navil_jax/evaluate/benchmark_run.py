@@ -27,6 +27,7 @@ from navil_jax.evaluate.questions.prompts import Style, make_prompt, most_tokens
 from navil_jax.evaluate.questions.record import Record
 from navil_jax.evaluate.submissions import WHERE, write_submission
 from navil_jax.generate.assistant import Assistant
+from navil_jax.generate.engine import BATCH_SLOTS
 from navil_jax.generate.sampling import Sampler
 from navil_jax.paths import is_remote
 from navil_jax.sharding import make_mesh
@@ -99,7 +100,7 @@ def run_benchmark(options: argparse.Namespace, config_of: Callable[[Config], Con
     plan = make_plan(options)
     print(_told(plan), flush=True)
     checkpoint = _checkpoint(options.checkpoint)
-    assistant = load_assistant(options.checkpoint, make_mesh(MeshConfig()))
+    assistant = load_assistant(options.checkpoint, make_mesh(MeshConfig()), BATCH_SLOTS)
     assistant = dataclasses.replace(assistant, config=_flagged(assistant.config, config_of))
     folder = out / f"{plan.benchmark.name}-{plan.questions.split}-{plan.style}"
     settings = _settings(plan, assistant, checkpoint)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +14,8 @@ from navil_jax.data.sample import BadSample, Sample
 from navil_jax.data.sources import for_source, has_split, open_source
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
-from navil_jax.generate.assistant import Assistant
-from navil_jax.generate.engine import Engine
-from navil_jax.generate.sampling import Sampler
+from navil_jax.generate.assistant import Assistant, Question
+from navil_jax.generate.engine import BATCH_SLOTS, Engine
 from navil_jax.model.params import Params
 from navil_jax.train.evaluators import Evaluator, draw
 from navil_jax.train.metrics import Answer
@@ -50,28 +49,38 @@ class Generated(Evaluator):
 
     def score(self, params: Params, limit: int = 0) -> Scores:
         """Answers the first `limit` held-out samples of every source (0: all)."""
-        engine, scores = Engine(self.config.model, params, self.mesh), Scores([], Counter())
+        engine = Engine(self.config.model, params, self.mesh, slots=BATCH_SLOTS)
+        assistant, scores = Assistant(self.config, self.tokenizer, engine), Scores([], Counter())
+        for (name, asked), answer in assistant.answers(self._questions(assistant, scores.bad, limit)):
+            right = answer.text.strip() == asked.truth.strip()
+            scores.answers.append((name, dataclasses.replace(asked, answer=answer.text, right=right)))
+        return scores
+
+    def _questions(
+        self, assistant: Assistant, bad: Counter[str], limit: int
+    ) -> Iterator[tuple[tuple[str, Answer], Question]]:
+        """What is asked of every sample, with the name of its source; samples that cannot be used are counted."""
         for number, entry in enumerate(self.config.data.sources):
             if not has_split(entry, "test"):
                 continue
             source, config = open_source(entry, "test"), for_source(self.config, number)
             for index in range(min(limit or len(source), len(source))):
                 try:
-                    scores.answers.append((entry.name, self._answer(config, engine, source[index])))
+                    asked, question = self._ask(dataclasses.replace(assistant, config=config), source[index])
                 except BadSample:
-                    scores.bad[entry.name] += 1
-        return scores
+                    bad[entry.name] += 1
+                else:
+                    yield (entry.name, asked), question
 
-    def _answer(self, config: Config, engine: Engine, sample: Sample) -> Answer:
-        if sample.system is not None:
-            config = dataclasses.replace(config, data=dataclasses.replace(config.data, system_message=sample.system))
-        assistant = Assistant(config, self.tokenizer, engine)
+    def _ask(self, assistant: Assistant, sample: Sample) -> tuple[Answer, Question]:
+        """A sample's last question, with the truth and no answer yet."""
+        assistant = assistant.with_system(sample.system)
         images = [load_image(image) for image in sample.images]
         *history, (question, truth) = sample.turns
         longest = len(self.tokenizer.encode(truth, allow_special=False)) + SLACK
-        patches = [assistant.read_image(image) for image in images]
-        answer = "".join(assistant.answer(history, question, patches, Sampler(), longest))
-        return Answer(images[0] if images else None, question, answer, truth, answer.strip() == truth.strip())
+        prompt = assistant.prompt(history, question, [assistant.read_image(image) for image in images])
+        asked = Answer(images[0] if images else None, question, "", truth, False)
+        return asked, Question(prompt, max_new_tokens=longest)
 
     def metrics(self, scores: Scores) -> dict[str, float]:
         """eval/<source>/generated_accuracy: share of answers that are the truth, but for blanks around them."""

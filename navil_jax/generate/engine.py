@@ -1,218 +1,301 @@
-"""Prefill and cached decoding of prompts of any size, through few compiled programs.
+"""Continuous batching: requests of any size come and go while one compiled step decodes all that run.
 
-Prompts go through the model in the training layout (one sample per row). Slots and cache lengths are rounded up to
-buckets, so that images of many sizes share programs. The patch slots follow from the visual slots, as every merged
-unit fills one of them.
+A request waits, is read into a free slot (prefill), gets a token a step, and leaves its slot to the next. The host
+reads the tokens of a step while the devices work on the one after it.
 """
 
 import collections
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from navil_jax.batch import Batch, BatchSpec, SampleFeatures
-from navil_jax.config import MeshConfig, ModelConfig
+from navil_jax.batch import SampleFeatures
+from navil_jax.config import ModelConfig
 from navil_jax.errors import UserError
-from navil_jax.model import params as model_params
-from navil_jax.model.decoder import Cache
-from navil_jax.model.linear import exact_products
+from navil_jax.generate.programs import CACHE_FLOOR, TEXT_FLOOR, VISUAL_FLOOR, Programs, bucket, length_of
+from navil_jax.generate.sampling import MOST_LOGPROBS, Chosen, Sampler
+from navil_jax.generate.slots import Slots
 from navil_jax.model.params import Params
-from navil_jax.model.xla_attention import QUERY_CHUNK
-from navil_jax.sharding import axis_size, constrain, make_mesh, named
 
 MAX_TOKENS = 32768  # prompt and answer together, of one row
-VISUAL_FLOOR, TEXT_FLOOR, CACHE_FLOOR = 256, 128, 512  # smallest buckets, in tokens
-CACHE_AXES = ("layers", "batch", "kv_heads", "slots", "head_dim")
+BATCH_SLOTS = 8  # of commands that have many questions
 
-# (logits [B, vocab] float32, number of the new token from 0) -> tokens [B] int32. See sampling.Sampler.
-Chooser = Callable[[jax.Array, int], jax.Array]
+# Why an answer ended: its stop token, its most tokens, who asked has left, or a fault of the devices.
+Reason = Literal["", "stop", "length", "cancelled", "error"]
 
 
-def bucket(count: int, floor: int) -> int:
-    """The smallest bucket that holds `count`: floor, doubled, and three quarters of it where whole query chunks fit.
+class Token(NamedTuple):
+    """A token of an answer; the others only if the request asks for log probabilities."""
 
-    Example, floor 256: 256, 512, 1024, 1536, 2048, 3072, 4096, ...
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()  # (id, log probability) of the likeliest, largest first
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """One prompt and what becomes of it.
+
+    Attributes:
+      prompt: one sample; targets and weights play no part.
+      stop_id: ends the answer and is its last token (released behaviour).
+      logprobs: None: not asked for; else how many of the likeliest tokens are told beside each token.
+      on_token: is called with every token as it is known; on the thread of `Engine.step`.
+      on_end: is called once when `reason` is known.
+      reason: empty while it waits or runs.
     """
-    size = floor
-    while size < count:
-        size *= 2
-    smaller = size * 3 // 4
-    return smaller if count <= smaller and size > floor and smaller % QUERY_CHUNK == 0 else size
+
+    prompt: SampleFeatures
+    sampler: Sampler
+    max_new_tokens: int
+    stop_id: int
+    logprobs: int | None = None
+    on_token: Callable[[Token], None] = lambda token: None
+    on_end: Callable[[], None] = lambda: None
+    reason: Reason = ""
+    cancelled: bool = False
+    _asked: int = 0  # tokens that the devices were asked for
+    _told: int = 0  # of them, those that were handed on
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens of prompt and answer together."""
+        return length_of(self.prompt) + self.max_new_tokens
+
+    def cancel(self) -> None:
+        """Ends it before the next step; may be called from any thread."""
+        self.cancelled = True
 
 
 class Engine:
-    """Generates with given parameters.
+    """Runs requests with given parameters. `step` belongs to one thread; `submit` and `cancel` to any.
 
     Args:
       config: the model.
-      params: its parameters; they are put on the mesh as in training. None: nothing can be run, only lowered (`lower`).
-      mesh: devices; None: the first device. Rows are split over its batch axes (empty rows fill them up).
-      max_tokens: limit of prompt and answer together, for every row.
-
-    `compilations` counts the programs compiled so far, by "prefill" and "decode".
+      params: its parameters; they are put on the mesh as in training.
+      mesh: devices; None: the first device. Slots are split over its batch axes.
+      max_tokens: limit of prompt and answer together, for every request.
+      slots: how many requests are decoded together.
 
     Example:
-      engine = Engine(config, params)
-      engine.generate([prompt], Sampler(), max_new_tokens=100, stop_id=tokenizer.token_id("<|im_end|>"))
-      -> [[1008, 364, 92542]]
+      engine = Engine(config, params, slots=8)
+      engine.generate(prompts, Sampler(), max_new_tokens=100, stop_id=tokenizer.token_id("<|im_end|>"))
+      -> [[1008, 364, 92542], ...]
     """
 
     def __init__(
-        self, config: ModelConfig, params: Params | None, mesh: Mesh | None = None, max_tokens: int = MAX_TOKENS
+        self,
+        config: ModelConfig,
+        params: Params,
+        mesh: Mesh | None = None,
+        max_tokens: int = MAX_TOKENS,
+        slots: int = 1,
     ):
-        self.config = dataclasses.replace(config, remat="none")
-        self.mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-        shardings = model_params.shardings(self.config, self.mesh)
-        self.params = None if params is None else jax.device_put(params, shardings)
+        self.programs = Programs(config, params, mesh)
         self.max_tokens = max_tokens
-        self.compilations: collections.Counter[str] = collections.Counter()
-        self._prefill = jax.jit(self._prefill_program)
-        self._decode = jax.jit(self._decode_program, donate_argnums=2)
-        self._resize = jax.jit(self._resize_program, static_argnums=1)
+        self._slots = Slots(self.programs, slots)
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._running: list[Request | None] = [None] * self._slots.count
+        self._unread: collections.deque[tuple[list[Request | None], Chosen]] = collections.deque()
+
+    @property
+    def slots(self) -> int:
+        return len(self._running)
+
+    @property
+    def compilations(self) -> collections.Counter[str]:
+        """Programs compiled so far by what they do: "prefill", "write", "first", "decode", "resize"."""
+        return self.programs.compilations
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests in a slot."""
+        return sum(request is not None for request in self._running)
+
+    @property
+    def cache_use(self) -> float:
+        """Share of the cache's positions that hold tokens."""
+        used = sum(length_of(r.prompt) + r._told for r in list(self._running) if r is not None)
+        return used / max(1, self._slots.length * self.slots)
+
+    def check(self, request: Request) -> None:
+        """Raises `UserError` for a request that could never run."""
+        if request.max_new_tokens < 1:
+            raise UserError(f"max-new-tokens {request.max_new_tokens}: must be at least 1")
+        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
+            raise UserError(f"logprobs {request.logprobs}: must be from 0 to {MOST_LOGPROBS}")
+        if request.tokens > self.max_tokens:
+            raise UserError(
+                f"a prompt of {length_of(request.prompt)} tokens and {request.max_new_tokens} new ones are over the "
+                f"limit of {self.max_tokens}; take fewer or smaller images, a shorter text, or fewer new tokens"
+            )
+        if self.programs.config.vision is None and len(request.prompt["visual_tokens"]):
+            raise UserError("the model has no vision part; ask without images")
+
+    def submit(self, request: Request) -> None:
+        """Puts a request at the end of the queue. Raises `UserError` as `check`."""
+        self.check(request)
+        self._waiting.append(request)
 
     def generate(
-        self, prompts: Sequence[SampleFeatures], choose: Chooser, max_new_tokens: int, stop_id: int
+        self, prompts: Iterable[SampleFeatures], sampler: Sampler, max_new_tokens: int, stop_id: int
     ) -> list[list[int]]:
-        """The new tokens of every prompt; arguments and errors as in `stream`."""
-        answers: list[list[int]] = [[] for _ in prompts]
-        for tokens in self.stream(prompts, choose, max_new_tokens, stop_id):
-            for answer, token in zip(answers, tokens, strict=True):
-                answer += [] if token is None else [token]
+        """The new tokens of every prompt; errors as in `check`."""
+        answers: list[list[int]] = []
+        requests = []
+        for prompt in prompts:
+            answer: list[int] = []
+            answers.append(answer)
+            requests.append(Request(prompt, sampler, max_new_tokens, stop_id, on_token=_append_to(answer)))
+            self.check(requests[-1])
+        self._waiting.extend(requests)
+        while not all(request.reason for request in requests):
+            self.step()
         return answers
 
-    def stream(
-        self, prompts: Sequence[SampleFeatures], choose: Chooser, max_new_tokens: int, stop_id: int
-    ) -> Iterator[list[int | None]]:
-        """Yields one new token per prompt and step, None for a prompt whose answer has ended.
-
-        Args:
-          prompts: one sample per row, of any lengths.
-          choose: picks tokens from logits.
-          max_new_tokens: the most tokens of an answer.
-          stop_id: ends an answer and is its last token (released behaviour).
-
-        Raises:
-          UserError: as `prefill`.
-        """
-        logits, cache = self.prefill(prompts, max_new_tokens)
-        running = [True] * len(prompts)
-        for step in range(max_new_tokens):
-            tokens = choose(logits, step)
-            if step + 1 < max_new_tokens:
-                logits, cache = self.decode(tokens, cache)  # the device goes on while the host reads the tokens
-            new = np.asarray(tokens)[: len(prompts)].tolist()
-            yield [token if runs else None for token, runs in zip(new, running, strict=True)]
-            running = [runs and token != stop_id for token, runs in zip(new, running, strict=True)]
-            if not any(running):
-                return
-
-    def prefill(self, prompts: Sequence[SampleFeatures], max_new_tokens: int) -> tuple[jax.Array, Cache]:
-        """Reads the prompts.
-
-        Args:
-          prompts: n samples; targets and weights play no part.
-          max_new_tokens: the cache gets room for that many.
+    def step(self) -> bool:
+        """Reads some waiting prompts, decodes a token of every running request, and hands on tokens.
 
         Returns:
-          Logits [B, vocab] float32 after the last token of each row, and the cache; B >= n, rows from n on are empty.
-
-        Raises:
-          UserError: a prompt with its answer is longer than `max_tokens`, images for a model without vision, or no
-            room for new tokens is asked for.
+          Whether anything is left to do.
         """
-        if max_new_tokens < 1:
-            raise UserError(f"max-new-tokens {max_new_tokens}: must be at least 1")
-        longest = max(len(prompt["visual_tokens"]) + len(prompt["text_tokens"]) for prompt in prompts)
-        if longest + max_new_tokens > self.max_tokens:
-            raise UserError(
-                f"a prompt of {longest} tokens and {max_new_tokens} new ones are over the limit of {self.max_tokens}; "
-                "take fewer or smaller images, a shorter text, or fewer new tokens"
-            )
-        batch = jax.device_put(self._batch(prompts), named(self.mesh, "batch"))
-        logits, cache = self._prefill(self.params, batch)
-        return logits, self._resize(cache, bucket(longest + max_new_tokens, CACHE_FLOOR))
+        try:
+            self._drop_cancelled()
+            self._admit()
+            asked = self._decode()
+            while len(self._unread) > asked:  # the newest step goes on while the host reads those before it
+                self._tell(*self._unread.popleft())
+        except BaseException:
+            self._fail()
+            raise
+        return bool(asked or self._waiting or self.running)
 
-    def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """One step: tokens [B] int32 -> logits [B, vocab] float32 after them, and the longer cache. `cache` is gone."""
-        return self._decode(self.params, tokens, cache)
+    def warm_up(self, told: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Compiles every program that a request within `max_tokens` can need, with the longest cache.
 
-    def lower(self, spec: BatchSpec, max_new_tokens: int) -> dict[str, jax.stages.Lowered]:
-        """The programs "prefill" and "decode" for prompts of these shapes, to be compiled without data."""
+        Args:
+          told: is called with the number of prefills compiled and of all.
+        """
+        shapes = _shapes(self.max_tokens, self.programs.config.vision is not None)
+        lengths = sorted({bucket(tokens, CACHE_FLOOR) for tokens in range(2, self.max_tokens + 1)})
+        active = np.zeros(self.slots, bool)
+        chosen: Chosen | None = None
+        for number, (shape, least) in enumerate(shapes, 1):
+            read = self.programs.read_empty(*shape)
+            for length in (length for length in lengths if length > least):
+                self._slots.fit(length, busy=True)
+                chosen = self._slots.fill(0, 0, read, Sampler(), False)
+            told(number, len(shapes))
+        for length in lengths[::-1]:
+            self._slots.fit(length, busy=True)
+            chosen = self._slots.step(active, False)
+        for length in lengths:
+            self._slots.fit(length, busy=False)
+        jax.block_until_ready(chosen)
 
-        def array(shape: tuple[int, ...], dtype: jnp.dtype, *axes: str) -> Any:
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=named(self.mesh, *axes))
+    def _drop_cancelled(self) -> None:
+        for request in [request for request in list(self._waiting) if request.cancelled]:
+            self._waiting.remove(request)
+            _end(request, "cancelled")
+        for slot, running in enumerate(self._running):
+            if running is not None and running.cancelled:
+                self._leave(slot, running, "cancelled")
 
-        params = model_params.abstract_on(self.config, self.mesh)
-        decoder, rows = self.config.decoder, spec.rows
-        length = bucket(spec.row_slots + max_new_tokens, CACHE_FLOOR)
-        kept = (decoder.depth, rows, decoder.num_kv_heads, length, decoder.head_dim)
-        keys = array(kept, jnp.dtype(self.config.compute_dtype), *CACHE_AXES)
-        cache = Cache(keys, keys, array((rows,), jnp.dtype("int32"), "batch"))
-        return {
-            "prefill": self._prefill.lower(params, spec.abstract(named(self.mesh, "batch"))),
-            "decode": self._decode.lower(params, cache.lengths, cache),
-        }
+    def _admit(self) -> None:
+        """Reads as many waiting prompts as one prefill holds, if there are slots for them."""
+        free = [slot for slot, request in enumerate(self._running) if request is None]
+        new: list[Request] = []
+        while self._waiting and len(new) < min(len(free), self.programs.rows):
+            new.append(self._waiting.popleft())
+        if not new:
+            return
+        placed = list(zip(free, new, strict=False))
+        busy = self.running > 0
+        for slot, request in placed:
+            self._running[slot] = request
+        self._fit(busy)
+        batch = self.programs.batch([request.prompt for request in new])
+        read = (batch, *self.programs.read(batch))
+        for row, (slot, request) in enumerate(placed):
+            chosen = self._slots.fill(slot, row, read, request.sampler, request.logprobs is not None)
+            request._asked = 1
+            self._unread.append(([request], chosen))
 
-    def _batch(self, prompts: Sequence[SampleFeatures]) -> Batch:
-        """One row per prompt, in the smallest buckets that hold them."""
+    def _fit(self, busy: bool) -> None:
+        self._slots.fit(max(request.tokens for request in self._running if request is not None), busy)
 
-        def longest(name: str) -> int:
-            return max(len(prompt[name]) for prompt in prompts)
+    def _decode(self) -> int:
+        """Starts a step for those that may have more tokens; whether there were any."""
+        rows = [r if r is not None and r._asked < r.max_new_tokens else None for r in self._running]
+        active = np.array([request is not None for request in rows])
+        if not active.any():
+            return 0
+        measure = any(request is not None and request.logprobs is not None for request in rows)
+        self._unread.append((rows, self._slots.step(active, measure)))
+        for request in rows:
+            if request is not None:
+                request._asked += 1
+        return 1
 
-        vision = self.config.vision
-        if vision is None and longest("visual_tokens"):
-            raise UserError("the model has no vision part; ask without images")
-        visual_slots = bucket(longest("visual_tokens"), VISUAL_FLOOR) if vision else 0
-        batch_devices = axis_size(self.mesh, "batch")
-        spec = BatchSpec(
-            rows=-(-len(prompts) // batch_devices) * batch_devices,
-            visual_slots=visual_slots,
-            text_slots=bucket(longest("text_tokens"), TEXT_FLOOR),
-            patch_slots=visual_slots * vision.unit_patches if vision else 0,
-            patch_dim=prompts[0]["patches"].shape[1],
-            unit_patches=vision.unit_patches if vision else 1,
-        )
-        return spec.build([[prompt] for prompt in prompts], self.config.special_id("<IMG_CONTEXT>") if vision else -1)
+    def _tell(self, rows: Sequence[Request | None], chosen: Chosen) -> None:
+        """Hands the tokens of a step on; those of requests that have ended are left out."""
+        wanted = any(request is not None and request.logprobs is not None for request in rows)
+        host = jax.device_get(chosen if wanted else chosen.tokens)
+        tokens = host.tokens if isinstance(host, Chosen) else host
+        for row, request in enumerate(rows):
+            if request is None or request.reason:
+                continue
+            token = Token(int(tokens[row]))
+            if request.logprobs is not None and isinstance(host, Chosen):
+                top = zip(host.top_tokens[row].tolist(), host.top_logprobs[row].tolist(), strict=True)
+                token = Token(token.id, float(host.logprobs[row]), tuple(top)[: request.logprobs])
+            request._told += 1
+            request.on_token(token)
+            if token.id == request.stop_id:
+                self._leave(self._running.index(request), request, "stop")
+            elif request._told == request.max_new_tokens:
+                self._leave(self._running.index(request), request, "length")
 
-    def _prefill_program(self, params: Params, batch: Batch) -> tuple[jax.Array, Cache]:
-        self.compilations["prefill"] += 1
-        with self._sharded(), exact_products(self.config.compute_dtype):
-            model = model_params.bind(self.config, params)
-            x, (keys, values) = model(
-                batch, keep=lambda x, outputs: (outputs.keys.swapaxes(1, 2), outputs.values.swapaxes(1, 2))
-            )
-            lengths = jnp.sum(batch.segment_ids > 0, axis=1, dtype=jnp.int32)
-            last = jnp.take_along_axis(batch.reading_order, jnp.maximum(lengths - 1, 0)[:, None], axis=1)
-            logits = model.logits(jnp.take_along_axis(x, last[..., None], axis=1))[:, 0]
-            return logits, _constrain(Cache(keys, values, lengths))
+    def _leave(self, slot: int, request: Request, reason: Reason) -> None:
+        self._running[slot] = None
+        _end(request, reason)
 
-    def _decode_program(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        self.compilations["decode"] += 1
-        with self._sharded(), exact_products(self.config.compute_dtype):
-            decoder = model_params.bind(self.config, params).decoder
-            logits, cache = decoder.decode(tokens, cache)
-            return logits, _constrain(cache)
-
-    def _resize_program(self, cache: Cache, length: int) -> Cache:
-        """Cuts or extends the positions of the cache; cut ones are empty, as the reading order puts these last."""
-
-        def resize(x: jax.Array) -> jax.Array:
-            missing = max(0, length - x.shape[3])
-            return jnp.pad(x[:, :, :, :length], ((0, 0), (0, 0), (0, 0), (0, missing), (0, 0)))
-
-        with self._sharded():
-            return _constrain(Cache(resize(cache.keys), resize(cache.values), cache.lengths))
-
-    def _sharded(self) -> contextlib.AbstractContextManager:
-        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+    def _fail(self) -> None:
+        """Ends all requests; the slots start anew."""
+        ended = [request for request in (*self._running, *self._waiting) if request is not None]
+        self._waiting.clear()
+        self._unread.clear()
+        self._running = [None] * self.slots
+        self._slots.forget()
+        for request in ended:
+            _end(request, "error")
 
 
-def _constrain(cache: Cache) -> Cache:
-    keys, values = constrain(cache.keys, *CACHE_AXES), constrain(cache.values, *CACHE_AXES)
-    return Cache(keys, values, constrain(cache.lengths, "batch"))
+def _append_to(answer: list[int]) -> Callable[[Token], None]:
+    return lambda token: answer.append(token.id)
+
+
+def _end(request: Request, reason: Reason) -> None:
+    if not request.reason:
+        request.reason = reason
+        request.on_end()
+
+
+def _shapes(max_tokens: int, vision: bool) -> list[tuple[tuple[int, int], int]]:
+    """Visual and text slots of all prefills that prompts below `max_tokens` need, and the fewest tokens in them."""
+    counts = range(1, max_tokens)
+    texts = {bucket(count, TEXT_FLOOR): count for count in reversed(counts)}  # slots -> the fewest tokens in them
+    visuals = {bucket(count, VISUAL_FLOOR): count for count in reversed(counts)} if vision else {0: 0}
+    if vision:
+        visuals[bucket(0, VISUAL_FLOOR)] = 0
+    pairs = [((v, t), least + words) for v, least in visuals.items() for t, words in texts.items()]
+    return sorted(pair for pair in pairs if pair[1] < max_tokens)

@@ -24,7 +24,7 @@ from navil_jax.config import Config
 from navil_jax.config.plain import from_json
 from navil_jax.data.pipeline import batch_spec
 from navil_jax.errors import UserError
-from navil_jax.generate.engine import Engine
+from navil_jax.generate.programs import Programs
 from navil_jax.plan.hlo import summarise
 from navil_jax.plan.topology import Slice, parse_topology
 from navil_jax.sharding import make_mesh, named, use_rules
@@ -113,7 +113,7 @@ def _lower(config: Config, mesh: Mesh, request: dict[str, Any]) -> tuple[jax.sta
             "optimizer state": _device_bytes(state.optimizer),
             "average of parameters": _device_bytes(state.ema),
         }
-    lowered = Engine(config.model, None, mesh).lower(spec, NEW_TOKENS)[request["task"]]
+    lowered = Programs(config.model, None, mesh).lower(spec, NEW_TOKENS)[request["task"]]
     return lowered, {"parameters": _device_bytes((state.trainable, state.frozen))}
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,7 @@ from navil_jax.batch import Batch
 from navil_jax.convert.params import tensors_from_params
 from navil_jax.convert.verify.golden import Case, image_batch, in_rows, text_batch, to_slots, window_index
 from navil_jax.errors import UserError
-from navil_jax.generate.engine import Engine
-from navil_jax.generate.sampling import Sampler
+from navil_jax.generate.programs import Programs
 from navil_jax.model import params as model_params
 from navil_jax.model import rope
 from navil_jax.model.layers import scan_layers
@@ -348,23 +347,8 @@ def text_training_pairs(case: Case, text: str) -> list[Pair]:
 
 
 @functools.cache
-def engine(case: Case) -> Engine:
-    return Engine(case.config, case.params)
-
-
-class Recorder:
-    """Chooses the likeliest tokens, or those dictated to each row, and keeps the logits of each step."""
-
-    def __init__(self, dictated: Sequence[Sequence[int]] | None = None, rows: int = 1):
-        self.dictated, self.rows = dictated, rows
-        self.logits: list[np.ndarray] = []
-
-    def __call__(self, logits: jax.Array, step: int) -> jax.Array:
-        self.logits.append(np.asarray(logits[: self.rows]))
-        if self.dictated is None:
-            return Sampler()(logits, step)
-        tokens = [row[step] for row in self.dictated]
-        return jnp.asarray([*tokens, *tokens[:1] * (len(logits) - len(tokens))], jnp.int32)
+def programs(case: Case) -> Programs:
+    return Programs(case.config, case.params)
 
 
 def generation_pairs(case: Case, name: str, follow: bool = False) -> list[Pair]:
@@ -377,11 +361,24 @@ def generation_pairs(case: Case, name: str, follow: bool = False) -> list[Pair]:
         race that turns does not make all later logits those of another text.
     """
     golden, forced = case.arrays[f"{name}.tokens"], name.endswith("forced")
-    recorder = Recorder(golden.tolist() if forced or follow else None, len(golden))
-    tokens = engine(case).generate(case.prompts(name), recorder, golden.shape[1], NO_STOP)
-    logits = np.stack(recorder.logits, axis=1)
+    tokens, logits = _generate(case, name, golden if forced or follow else None, golden.shape)
     tokens = logits.argmax(axis=-1) if follow and not forced else tokens
     pairs = [Pair("generated tokens", f"{name}.tokens", tokens, golden)]
     if f"{name}.logits" in case.arrays:
         pairs.append(Pair("generation logits", f"{name}.logits", logits, case.arrays[f"{name}.logits"]))
     return pairs
+
+
+def _generate(
+    case: Case, name: str, dictated: np.ndarray | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest tokens of every step, or those dictated, and the logits they are chosen from."""
+    rows, steps = shape
+    logits, cache = programs(case).prefill(case.prompts(name), steps)
+    tokens, kept = np.zeros((len(logits), steps), np.int32), []
+    for step in range(steps):
+        kept.append(np.asarray(logits[:rows]))
+        tokens[:rows, step] = kept[-1].argmax(axis=-1) if dictated is None else dictated[:, step]
+        if step + 1 < steps:
+            logits, cache = programs(case).decode(jnp.asarray(tokens[:, step]), cache)
+    return tokens[:rows], np.stack(kept, axis=1)

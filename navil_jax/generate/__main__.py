@@ -1,0 +1,74 @@
+"""Answers a file of requests: `python -m navil_jax.generate FILE.jsonl --checkpoint DIR --out OUT.jsonl`."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from navil_jax.config import MeshConfig
+from navil_jax.config.ranges import Amount, Count, NotNegative, PositiveShare, Seed, read_as
+from navil_jax.errors import Parser, UserError, report_user_errors
+from navil_jax.paths import given_path, local_path, new_file
+
+ABOUT = """Answers requests, one JSON object a line, many at a time; a line of answers for each, in the same order.
+
+  {"id": 7, "prompt": "What is this?", "images": ["cat.png"], "max_new_tokens": 64}
+  {"id": 8, "messages": [{"role": "user", "content": "Hi"}], "temperature": 0.7, "seed": 1, "stop": ["."]}
+->
+  {"id": 7, "text": "A cat.", "reason": "stop", "prompt_tokens": 612, "new_tokens": 4}
+
+  python -m navil_jax.generate requests.jsonl --checkpoint runs/x --out answers.jsonl
+
+The same command goes on where it was stopped. A request that cannot be used has an "error" in its line.
+
+Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
+
+
+@functools.partial(report_user_errors, stopped="stopped; the same command goes on from here")
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    if not options.file.is_file():
+        raise UserError(f"{options.file}: no such file")
+    if options.out.exists() and options.out.samefile(options.file):
+        raise UserError(f"--out {options.out}: is the file of requests; give another")
+    from navil_jax.convert.loading import load_assistant  # --help needs none of these
+    from navil_jax.evaluate.journal import same_settings
+    from navil_jax.generate.batch import Lines, Output, answer_lines
+    from navil_jax.generate.sampling import Sampler
+    from navil_jax.sharding import make_mesh
+
+    sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
+    with Output(options.out) as output:
+        given = {name: value for name, value in vars(options).items() if name not in ("file", "out", "slots")}
+        size = options.file.stat().st_size
+        same_settings(Path(f"{options.out}.settings.json"), {"file": options.file.name, "bytes": size, **given})
+        assistant = load_assistant(options.checkpoint, make_mesh(MeshConfig()), options.slots)
+        lines = Lines(assistant, options.file.parent, sampler, options.max_new_tokens)
+        answer_lines(lines, options.file, output)
+    failed = f"; {output.failed:,} of them hold an error" if output.failed else ""
+    print(f"{output.done:,} answers: {options.out}{failed}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m navil_jax.generate", description=ABOUT)
+    add = parser.add_argument
+    add("file", type=lambda text: local_path(given_path(text)), metavar="FILE", help="requests, one a line")
+    text = "workdir of a training run, or its checkpoint folder"
+    add("--checkpoint", required=True, type=given_path, metavar="DIR", help=text)
+    add("--out", required=True, type=new_file, metavar="FILE", help="answers")
+    add("--slots", type=read_as(Count), default=8, metavar="N", help="requests decoded together (default: 8)")
+    for name, kind, default in (
+        ("temperature", NotNegative, 0.0),
+        ("top-k", Amount, 0),
+        ("top-p", PositiveShare, 1.0),
+        ("seed", Seed, 0),
+        ("max-new-tokens", Count, 1024),
+    ):
+        add(f"--{name}", type=read_as(kind), default=default, help=f"of lines without (default: {default})")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Serving: OpenAI's chat completions over HTTP, and a chat page, with the engine in one thread."""
