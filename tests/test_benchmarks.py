@@ -83,7 +83,7 @@ def test_step_time_prints_a_table(capsys: pytest.CaptureFixture):
 
 @pytest.mark.slow
 def test_decode_prints_both_ways_side_by_side(capsys: pytest.CaptureFixture):
-    recipe = Path(__file__).parent / "plan_recipe.py"
+    recipe = Path(__file__).parent / "toy_recipe.py"
     arguments = ["--config", str(recipe), "--batch", "2", "--new-tokens", "3", "--turns", "1", "--side", "64"]
     assert decode.main(arguments) == 0
     out = capsys.readouterr().out

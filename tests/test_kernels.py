@@ -141,7 +141,7 @@ def test_the_guard_takes_over_where_scores_leave_their_range(made: dict[str, jax
     arrays = (made["q"], made["k"], made["v"], made["out"], ids, jnp.cos(made["angles"]), jnp.sin(made["angles"]))
     shape = encoder.Shape(64, 256, 128, 1, 2**25, True)
     spare = ours(*arrays, shape)
-    _, _, fits = encoder._widened(*arrays[:2], encoder.make_inputs(ids, arrays[-2:], 128, jnp.bfloat16), shape)
+    _, _, fits = encoder.widened(*arrays[:2], encoder.make_inputs(ids, arrays[-2:], 128, jnp.bfloat16), shape)
     assert fits
     monkeypatch.setattr(spare_rows, "MOST_BOUND", 0.0)
     jax.clear_caches()
@@ -236,7 +236,7 @@ def test_a_schedule_by_hand():
 def test_kernels_take_no_more_cycles_than_the_table_says(name: str, generation: str):
     """The table is of one version of the compiler; others are some hundredths away."""
     case = next(case for case in kernels.RECIPES if case.name == name)
-    kept, found = kernels._table()[case, generation], kernels.measure(case, generation)
+    kept, found = kernels.table()[case, generation], kernels.measure(case, generation)
     assert found.computed <= 1.05 * kept.computed, f"{case}: {found}, the table has {kept}"
 
 

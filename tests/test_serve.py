@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import http.client
 import io
 import json
 import os
@@ -410,6 +411,26 @@ def test_a_client_that_leaves_ends_its_answer(serving: Assistant, stream: bool):
         while serving.engine.running:
             assert time.monotonic() - began < 20
             time.sleep(0.001)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_body_that_does_not_come_holds_no_place(serving: Assistant, leaves: bool, monkeypatch, capfd):
+    app = pytest.importorskip("navil_jax.serve.app")
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.2 if not leaves else 60.0)
+    with listening(serving, Limits(requests=1, new_tokens=8)) as (address, _):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+            if not leaves:
+                assert slow.recv(100).startswith(b"HTTP/1.1 408")
+        body = json.dumps(asked(max_tokens=1)).encode()
+        began, status = time.monotonic(), 429
+        while status == 429 and time.monotonic() - began < 10:
+            with contextlib.closing(http.client.HTTPConnection(host, int(port))) as connection:
+                connection.request("POST", "/v1/chat/completions", body)
+                status = connection.getresponse().status
+        assert status == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_open_answers_are_ended_before_the_server_is(serving: Assistant):

@@ -67,7 +67,7 @@ def case_of(kernel: Kernel) -> Case | None:
 @functools.cache
 def cycles(case: Case, generation: str) -> Cycles:
     """Cycles of a grid step, from the table, from what was measured before, or measured now."""
-    if found := _table().get((case, generation)):
+    if found := table().get((case, generation)):
         return found
     versions = ",".join(importlib.metadata.version(package) for package in ("jax", "libtpu"))
     key = hashlib.sha256(f"{case} {generation} {versions}".encode()).hexdigest()[:32]
@@ -79,7 +79,7 @@ def cycles(case: Case, generation: str) -> Cycles:
 
 
 @functools.cache
-def _table() -> dict[tuple[Case, str], Cycles]:
+def table() -> dict[tuple[Case, str], Cycles]:
     records = json.loads(TABLE.read_text()) if TABLE.is_file() else []
     return {(Case(**one["case"]), one["generation"]): Cycles(**one["cycles"]) for one in records}
 

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from navil_jax.config import MeshConfig
 from navil_jax.config.ranges import Count, Range, read_as
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             server.should_exit = True
 
         app = make_app(assistant, name, limits, keys, on_fault=fail)
-        quiet = {"access_log": False, "log_level": "warning", "server_header": False}
+        quiet: dict[str, Any] = {"access_log": False, "log_level": "warning", "server_header": False}
         server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=DRAIN, **quiet))
         host = f"[{options.host}]" if ":" in options.host else options.host
         print(f"{name} at http://{host}:{options.port}; /health says when it is ready", file=sys.stderr, flush=True)

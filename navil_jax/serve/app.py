@@ -18,7 +18,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +31,7 @@ from navil_jax.serve.limits import Limits, Refusal
 from navil_jax.serve.protocol import Asked, Reply, choices_of, read_body, read_request
 from navil_jax.serve.worker import Worker
 
+BODY_SECONDS = 60.0  # in which a body must have come
 PREPARED = 4  # requests whose images are read at a time
 Event = tuple[int, str, Token | None]  # number of the answer, text, and its token; None at its end
 
@@ -203,16 +204,22 @@ def _sent(chunk: dict[str, Any]) -> str:
 
 
 async def read_limited(request: Request, most: int) -> bytes:
-    """The body. Raises `Refusal` for one of more bytes, before it is read to its end."""
+    """The body. Raises `Refusal` for one of more bytes, before it is read to its end, or that does not come."""
     length = request.headers.get("content-length", "")
     body = bytearray()
-    if not (length.isdecimal() and int(length[:20]) > most):
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                break
-        else:
-            return bytes(body)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            if not (length.isdecimal() and int(length[:20]) > most):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > most:
+                        break
+                else:
+                    return bytes(body)
+    except TimeoutError:
+        raise Refusal(408, f"the body took over {BODY_SECONDS:.0f} seconds") from None
+    except ClientDisconnect:
+        raise Refusal(400, "the body is cut off") from None
     raise Refusal(413, f"the body is over the limit of {most:,} bytes", "body_too_large")
 
 

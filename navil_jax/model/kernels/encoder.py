@@ -78,7 +78,7 @@ def attend(
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, inputs: Inputs, shape: Shape) -> tuple[jax.Array, Any]:
-    wide_q, wide_k, fits = _widened(q, k, inputs, shape)
+    wide_q, wide_k, fits = widened(q, k, inputs, shape)
     heads = len(q) // shape.width
     blocks = Blocks(shape.block, shape.block, heads_per_step(shape, heads), shape.vmem)
     run = functools.partial(
@@ -91,7 +91,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, inputs: Inputs, shape: Sh
 
 def _backward(shape: Shape, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
     q, k, v, inputs, out, lse = kept
-    wide_q, wide_k, fits = _widened(q, k, inputs, shape)
+    wide_q, wide_k, fits = widened(q, k, inputs, shape)
     options: dict[str, Any] = {"block": shape.block, "interpret": shape.interpret}
     inner = spare_rows.inner_products(gradient, out, width=shape.width, **options)
     per = heads_per_step(shape, len(lse), backward=True)
@@ -115,7 +115,7 @@ def _backward(shape: Shape, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
 attend.defvjp(_forward, _backward)
 
 
-def _widened(q: jax.Array, k: jax.Array, inputs: Inputs, shape: Shape) -> tuple[jax.Array, jax.Array, Bool[Array, ""]]:
+def widened(q: jax.Array, k: jax.Array, inputs: Inputs, shape: Shape) -> tuple[jax.Array, jax.Array, Bool[Array, ""]]:
     """Rotated queries and keys with their spare rows, and whether all scores keep to the range that these allow.
 
     Queries carry log2(e), multiplied before they are rounded, as the kernels take powers of two.
