@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from navil_jax.config import ImageConfig, VisionConfig
+from navil_jax.data.whole_image import what_is_missing
 from navil_jax.errors import UserError
 
 try:
@@ -162,7 +163,10 @@ def load_image(source: str | Path | bytes | Image.Image, name: str = "") -> Imag
     except UserError:
         if (bare := without_metadata(source)) is None:
             raise
-        image = _loaded(_open(bare, name), name)
+        image, source = _loaded(_open(bare, name), name), bare
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if missing := what_is_missing(content, image):
+        raise UserError(f"{name}: only a part of the image is there: {missing}; get the file again")
     return _to_rgb(image, name)
 
 
