@@ -125,12 +125,28 @@ def test_eps_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (b"%PDF-1.7", "PDF"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG or HTML"),
         (b"<!DOCTYPE html><html>403 Forbidden</html>", "SVG or HTML"),
+        (b"<!docType HTML>", "SVG or HTML"),
+        (b"\xef\xbb\xbf <svg/>", "SVG or HTML"),
+        (b"<!-- x --><svg/>", "SVG or HTML"),
         (b"8BPS\0\1", "Photoshop"),
         (b"\xff\x0a" + bytes(40), "JPEG XL"),
     ],
 )
 def test_files_that_are_no_images_are_named(content: bytes, kind: str) -> None:
     with pytest.raises(UserError, match=f"{kind}, which is not read; convert it"):
+        load_image(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a", "a pointer of Git LFS, not the image"),
+        (b"\0\0\0\x18ftypheis" + bytes(20), "HEIC, which Pillow cannot read"),
+        (b"\0\0\0\x18ftypisom" + bytes(20), "a video"),
+    ],
+)
+def test_other_files_in_the_place_of_images_are_named(content: bytes, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
         load_image(content)
 
 
