@@ -12,6 +12,7 @@ from golden_cases import FOLDER
 from hypothesis import given
 from hypothesis import strategies as st
 
+from navil_jax.errors import UserError
 from navil_jax.evaluate.__main__ import main
 from navil_jax.evaluate.benchmarks import choices
 from navil_jax.evaluate.benchmarks.anls import similarity
@@ -21,7 +22,6 @@ from navil_jax.evaluate.benchmarks.mmmu import open_is_right
 from navil_jax.evaluate.benchmarks.mmvet import lmms_grade, official_grade, vlmevalkit_grade
 from navil_jax.evaluate.benchmarks.scoring import Replies, edit_distance
 from navil_jax.evaluate.benchmarks.textvqa import internvl_normal, vlmevalkit_normal
-from navil_jax.errors import UserError
 
 ORACLE = FOLDER / "benchmarks" / "oracle"
 # Five runs of MM-Vet's judge were made with replies that the lines do not hold.
