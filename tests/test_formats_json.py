@@ -43,7 +43,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 5\n", "is a pointer of Git LFS"),
         (b"\xef\xbb\xbf\n<!doctype HTML><html>", "is a web page"),
-        (b'[{"text": "a"}, {"text": "b"}]\n', "is one JSON array, not a record a line"),
     ],
 )
 def test_files_that_are_no_lines_of_records_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:

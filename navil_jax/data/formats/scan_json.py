@@ -65,9 +65,7 @@ def _check_lines(path: str, start: bytes) -> None:
         return
     is_record, more = isinstance(record, dict) and bool(record), text[end:].lstrip()
     comma = re.match(r",\s*+(?=\{)", more)
-    over_lines = (comma or more[:1] == "]") and "\n" in text[:end] + (comma[0] if comma else "")
-    in_one_line = comma and "\n" not in text.rstrip()
-    if is_record and opening and (over_lines or in_one_line):
+    if is_record and opening and (comma or more[:1] == "]") and "\n" in text[:end] + (comma[0] if comma else ""):
         raise UserError(f"{path}: is one JSON array, not a record a line; call it *.json")
     if is_record and not opening and "\n" in text[:end]:
         raise UserError(f"{path}: its first record is spread over several lines; write one a line: jq -c . OLD > NEW")
