@@ -189,3 +189,14 @@ def test_one_conversion_at_a_time_writes_a_folder(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="out: another conversion writes there"):
             convert(source, str(tmp_path / "out"))
     assert convert(source, str(tmp_path / "out")).samples == 1
+
+
+def test_held_out_files_that_are_not_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "r.py").write_text(
+        "from navil_jax.config import *\n"
+        f"source = SourceConfig('x', kind='llava', path='{tmp_path}/x.jsonl', held_out='{tmp_path}/none.jsonl')\n"
+        "def get_config():\n    return Config(data=DataConfig(sources=(source,)))\n"
+    )
+    assert main(["preview", "--config", str(tmp_path / "r.py")]) == 2
+    assert "none.jsonl: no such file" in capsys.readouterr().err
