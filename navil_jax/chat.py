@@ -50,6 +50,8 @@ HELP = """/image FILE   adds an image to the next question; <image> in the quest
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    if options.prompt is None and sys.stdin is None:
+        raise UserError("stdin is closed, and questions are read from it; give one with --prompt")
     from navil_jax.convert import loading  # --help needs none of these
     from navil_jax.data.images import load_image
     from navil_jax.generate.sampling import Sampler

@@ -104,6 +104,8 @@ def report_user_errors(main: Callable[..., int | None], stopped: str = "stopped"
     def wrapped(*args, **kwargs) -> int:
         _prepare()
         try:
+            if sys.stdout is None:
+                raise UserError("stdout is closed; leave it open, or send it to a file or to /dev/null")
             try:
                 return main(*args, **kwargs) or 0
             finally:

@@ -12,6 +12,7 @@ from golden_cases import FOLDER
 from hypothesis import given
 from hypothesis import strategies as st
 
+from navil_jax.errors import UserError
 from navil_jax.evaluate.__main__ import main
 from navil_jax.evaluate.benchmarks import choices
 from navil_jax.evaluate.benchmarks.anls import similarity
@@ -250,3 +251,24 @@ def test_a_line_of_any_kind_is_scored_or_refused(data, name):
 def test_the_folder_holds_all_benchmarks_of_the_paper():
     assert {path.name.split(".")[0] for path in Path(ORACLE).glob("*.jsonl")} == set(BENCHMARKS)
     assert len(BENCHMARKS) == 14
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"id": 1, "prediction": "a", "answer": "a"}\n' * 2, "line 2: id: 1 stands in line 1 already"),
+        ('{"id": 1, "prediction": "a", "prediction": "b", "answer": "a"}\n', "line 1: is no JSON: .*prediction"),
+        ('{"id": NaN, "prediction": "a", "answer": "a"}\n', "line 1: is no JSON: NaN is no number"),
+    ],
+)
+def test_lines_that_say_two_things_or_none_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(UserError, match=reason):
+        read_lines(tmp_path / "x.jsonl", BENCHMARKS["gqa"])
+
+
+@pytest.mark.parametrize("protocol", [None, "internvl"])
+def test_lines_that_totals_leave_out_are_counted(protocol: str | None) -> None:
+    lines = [{"id": number, "prediction": "a", "answers": ["a"] * count} for number, count in enumerate((10, 11, 1))]
+    assert report(BENCHMARKS["textvqa"], lines, protocol)["left_out_of_totals"] == 2
+    assert "left_out_of_totals" not in report(BENCHMARKS["textvqa"], lines[:1], protocol)

@@ -169,3 +169,12 @@ def test_any_terminal_takes_any_text():
     process = command("navil_jax.data", "doctor", "--source", "llava:größe.jsonl", env={"PYTHONIOENCODING": "ascii"})
     assert "gr\\xf6\\xdfe.jsonl" in process.communicate(timeout=60)[1]
     assert process.returncode == 2
+
+
+def test_closed_streams_are_one_line() -> None:
+    chat = f"{sys.executable} -m navil_jax.chat --checkpoint nowhere"
+    for command, said in ((f"{chat} --prompt Hi 1>&-", "stdout is closed"), (f"{chat} <&-", "stdin is closed")):
+        ended = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"error: {said}")
+        assert ended.stderr.count("\n") == 1

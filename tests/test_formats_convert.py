@@ -1,6 +1,7 @@
 """`python -m navil_jax.data convert`: any format to ArrayRecord, resumable, with what is bad listed."""
 
 import dataclasses
+import fcntl
 import io
 import json
 from pathlib import Path
@@ -177,3 +178,25 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
         main(["convert", "--help"])
     text = capsys.readouterr().out
     assert all(word in text for word in ("examples:", "--from llava", "webdataset", "goes on where", "bad.jsonl"))
+
+
+def test_one_conversion_at_a_time_writes_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    source = open_format("llava", str(tmp_path / "x.jsonl"))
+    convert(source, str(tmp_path / "out"))
+    with open(tmp_path / "out" / ".lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="out: another conversion writes there"):
+            convert(source, str(tmp_path / "out"))
+    assert convert(source, str(tmp_path / "out")).samples == 1
+
+
+def test_held_out_files_that_are_not_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "r.py").write_text(
+        "from navil_jax.config import *\n"
+        f"source = SourceConfig('x', kind='llava', path='{tmp_path}/x.jsonl', held_out='{tmp_path}/none.jsonl')\n"
+        "def get_config():\n    return Config(data=DataConfig(sources=(source,)))\n"
+    )
+    assert main(["preview", "--config", str(tmp_path / "r.py")]) == 2
+    assert "none.jsonl: no such file" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from navil_jax.data.formats.record_text import TEXT_FIELDS, conversation
 from navil_jax.data.formats.records import to_sample
 from navil_jax.data.formats.scan_json import scan_array, scan_lines
 from navil_jax.data.sample import BadSample, Sample, usable_samples
-from navil_jax.data.sources import expand_sources, for_source, open_source
+from navil_jax.data.sources import expand_meta, expand_sources, for_source, open_source
 from navil_jax.errors import UserError
 
 GOOD = {"image": "a.jpg", "conversations": talk("<image>\nWhat?", "A cat.", "Sure?", "Yes.", system="Be brief.")}
@@ -36,6 +36,41 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NAVIL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.jpg").write_bytes(jpeg())
     return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 5\n", "is a pointer of Git LFS"),
+        (b"\xef\xbb\xbf\n<!doctype HTML><html>", "is a web page"),
+    ],
+)
+def test_files_that_are_no_lines_of_records_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        open_format("llava", str(tmp_path / "x.jsonl"))
+
+
+def test_a_folder_of_images_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    for root in ("nowhere", "x.jsonl"):
+        with pytest.raises(UserError, match=rf"{root}: no such folder of images"):
+            open_format("llava", str(tmp_path / "x.jsonl"), str(tmp_path / root))
+
+
+@pytest.mark.parametrize(
+    ("settings", "held_out", "reason"),
+    [
+        ({"repeat_time": 10**400}, "", "a.repeat_time: must be above 0 and at most"),
+        ({"length": 10**400}, "", "a.length: must be at least 1"),
+        ({}, "meta.json", "source m: held_out has no effect on a source of kind meta"),
+    ],
+)
+def test_meta_files_are_used_whole_or_refused(tmp_path: Path, settings: dict, held_out: str, reason: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "meta.json").write_text(json.dumps({"a": {"annotation": "a.jsonl", **settings}}))
+    with pytest.raises(UserError, match=reason):
+        expand_meta(SourceConfig("m", kind="meta", path=str(tmp_path / "meta.json"), held_out=held_out))
 
 
 def test_lines_and_array_hold_the_same_samples(tmp_path: Path) -> None:
@@ -345,6 +380,7 @@ def config_of(path: Path, **settings: object) -> Config:
 class TestMeta:
     def test_becomes_sources_with_their_settings(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "m.json").write_text(json.dumps(META))
+        (tmp_path / "img").mkdir()
         write_lines(tmp_path / "b.jsonl", [TEXT_ONLY] * 40)
         write_lines(tmp_path / "a.jsonl", [GOOD] * 30)
         config = expand_sources(config_of(tmp_path / "m.json", prompt="P", loss_weight="token"))

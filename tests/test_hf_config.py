@@ -23,6 +23,7 @@ from navil_jax.convert.hf_config import (
     to_hf_config,
     unknown_fields,
 )
+from navil_jax.convert.hf_files import other_preprocessing, preprocessor_config
 from navil_jax.data.prompt import TEMPLATES
 from navil_jax.errors import UserError
 
@@ -378,3 +379,40 @@ def test_a_language_model_has_no_experts() -> None:
     decoder = dataclasses.replace(config.model.decoder, ffn_experts=True)
     with pytest.raises(UserError, match="without vision"):
         check_exportable(dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", "llama9"),
+        ("architectures", ["LlamaForCausalLM"]),
+        ("vision_config.model_type", "siglip"),
+        ("torch_dtype", "int4"),
+        ("llm_config.torch_dtype", 4),
+        ("quantization_config", {"quant_method": "bitsandbytes"}),
+        ("llm_config.quantization_config", {"quant_method": "awq"}),
+        ("llm_config.sliding_window", 128),
+    ],
+)
+def test_another_model_or_other_weights_are_refused(key: str, value: Any) -> None:
+    hf = read_config(FOLDER / "internlm2_small")
+    with pytest.raises(UserError, match=rf"not supported: {key} = "):
+        model_config(put(hf, key, value))
+    with pytest.raises(UserError, match="missing: model_type"):
+        model_config(without(hf, "model_type"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+def test_a_preprocessor_config_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"preprocessor_config\.json: not "):
+        other_preprocessing(tmp_path, whole(read_config(FOLDER / "internlm2_small")))
+
+
+def test_a_preprocessor_config_that_contradicts_the_model_is_told(tmp_path: Path) -> None:
+    config = whole(read_config(FOLDER / "internlm2_small"))
+    said = preprocessor_config(config)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    assert other_preprocessing(tmp_path, config) == []
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**said, "patch_size": 99, "image_mean": [0, 0, 0]}))
+    assert [text.split()[1] for text in other_preprocessing(tmp_path, config)] == ["patch_size", "image_mean"]

@@ -188,6 +188,79 @@ def test_cut_off_files_are_refused(tmp_path: Path, kind: str, options: dict) -> 
     assert str(caught.value).startswith(f"{path}: ")
 
 
+def photo(mode: str = "RGB") -> Image.Image:
+    walk = np.random.default_rng(1).normal(0, 30, (240, 320, 3)).cumsum(0).cumsum(1) / 20 + 128
+    return Image.fromarray(walk.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def with_height(content: bytes, height: int) -> bytes:
+    """A JPEG whose header says another height."""
+    frame = next(m for m in re.finditer(rb"\xff[\xc0-\xc2]", content)).start()
+    return content[: frame + 5] + height.to_bytes(2, "big") + content[frame + 7 :]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}], ids=str
+)
+def test_jpegs_with_an_end_in_the_middle_are_refused(mode: str, options: dict) -> None:
+    whole = encoded(photo(mode), "JPEG", **options)
+    load_image(whole)
+    for broken in (whole[: len(whole) // 2] + b"\xff\xd9", with_height(whole, 480)):
+        with pytest.raises(UserError, match=r"^image from bytes: only a part of the image is there: [^\n]+$"):
+            load_image(broken)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "JPEG2000"])
+def test_downloads_whose_rest_is_zero_are_refused(kind: str, share: float) -> None:
+    whole = encoded(photo(), kind)
+    begun = whole[: int(len(whole) * share)]
+    with pytest.raises(UserError, match=r"^image from bytes: [^\n]+$"):
+        load_image(begun + bytes(len(whole) - len(begun)))
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+def test_pngs_whose_pixels_end_early_are_refused(interlaced: int) -> None:
+    def png(rows: bytes) -> bytes:
+        chunks = ((b"IHDR", struct.pack(">IIBBBBB", 60, 40, 8, 2, 0, 0, interlaced)), (b"IDAT", zlib.compress(rows)))
+        parts = ((n, c, zlib.crc32(n + c)) for n, c in (*chunks, (b"IEND", b"")))
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(c)) + n + c + struct.pack(">I", x) for n, c, x in parts
+        )
+
+    passes = [(8, 5), (7, 5), (15, 5), (15, 10), (30, 10), (30, 20), (60, 20)] if interlaced else [(60, 40)]
+    noise = np.random.default_rng(0).integers(1, 256, 3 * 60 * 40, np.uint8).tobytes()
+    rows, start = b"", 0
+    for width, height in passes:
+        for _ in range(height):
+            rows, start = rows + b"\0" + noise[start : start + 3 * width], start + 3 * width
+    load_image(png(rows))
+    for cut in (len(rows) // 2, len(rows) - 181):
+        with pytest.raises(UserError, match=r"^image from bytes: [^\n]+$"):
+            load_image(png(rows[:cut]))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "JPEG2000"])
+@pytest.mark.parametrize("level", [0, 127, 128, 255])
+def test_images_of_one_colour_are_whole(kind: str, level: int) -> None:
+    more: dict[str, list[dict]] = {"JPEG": [{"optimize": True}, {"progressive": True}], "WEBP": [{"lossless": True}]}
+    for options in ({}, *more.get(kind, [])):
+        for side in (1, 17, 800):
+            assert load_image(encoded(Image.new("RGB", (side, side), (level,) * 3), kind, **options)).size == (
+                side,
+                side,
+            )
+
+
+def test_bytes_behind_a_whole_image_are_no_fault() -> None:
+    grey = photo()
+    grey.paste((128, 128, 128), (0, 200, 320, 240))
+    for kind in ("JPEG", "WEBP"):
+        content = encoded(grey, kind)
+        np.testing.assert_array_equal(pixels(content), pixels(content + bytes(len(content))))
+
+
 def test_empty_files_and_text_are_refused(tmp_path: Path) -> None:
     for content, reason in ((b"", "the file is empty"), (b"not an image", "not an image that Pillow can read")):
         path = tmp_path / "image.png"

@@ -125,6 +125,9 @@ def test_eps_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (b"%PDF-1.7", "PDF"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG or HTML"),
         (b"<!DOCTYPE html><html>403 Forbidden</html>", "SVG or HTML"),
+        (b"<!docType HTML>", "SVG or HTML"),
+        (b"\xef\xbb\xbf <svg/>", "SVG or HTML"),
+        (b"<!-- x --><svg/>", "SVG or HTML"),
         (b"8BPS\0\1", "Photoshop"),
         (b"\xff\x0a" + bytes(40), "JPEG XL"),
     ],
@@ -134,11 +137,24 @@ def test_files_that_are_no_images_are_named(content: bytes, kind: str) -> None:
         load_image(content)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a", "a pointer of Git LFS, not the image"),
+        (b"\0\0\0\x18ftypheis" + bytes(20), "HEIC, which Pillow cannot read"),
+        (b"\0\0\0\x18ftypisom" + bytes(20), "a video"),
+    ],
+)
+def test_other_files_in_the_place_of_images_are_named(content: bytes, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        load_image(content)
+
+
 def test_the_package_opens_images_of_named_formats_only() -> None:
     Image.init()
     assert set(FORMATS) <= set(Image.OPEN)
     calls = []
     for path in Path(navil_jax.__file__).parent.rglob("*.py"):
         calls += re.findall(r"Image\.open\([^\n]*", path.read_text())
-    assert len(calls) == 3
+    assert len(calls) == 4
     assert [call for call in calls if "formats=" not in call] == []

@@ -82,8 +82,8 @@ def test_compressed_files_of_a_folder_are_not_passed_over(tmp_path: Path) -> Non
         open_format("llava", str(tmp_path))
 
 
-_GOOD = st.text(alphabet=st.characters(blacklist_categories=("Cs",), blacklist_characters="<["), min_size=1).filter(
-    str.strip
+_GOOD = st.text(alphabet=st.characters(blacklist_categories=("Cs",), blacklist_characters="<["), min_size=1).map(
+    "x".__add__
 )
 _NO_RECORDS = [b"{", b"[1]", b"3", b'"x"', b"null", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b'{"text": {}}']
 _NO_RECORDS += [b"[" * 100_000 + b"]" * 100_000, b'{"text": NaN}', b'{"text": -Infinity}', b'{"text": "a"} x']

@@ -194,7 +194,7 @@ def test_the_road_of_kernels_is_the_plain_road(devices: int, lora_rank: int, mon
         def interpreted(*arguments):
             found = shape(*arguments)
             assert found is not None
-            return found._replace(interpret=True)
+            return encoder.Shape(*found[:-1], interpret=True)
 
         monkeypatch.setattr(encoder_attention, "kernel_shape", interpreted)
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, tpu, default: tpu(*arguments))
@@ -210,8 +210,8 @@ def test_heads_of_a_step_fill_registers_and_memory():
     assert encoder.heads_per_step(shape, 24) == 12
     assert encoder.heads_per_step(shape, 28) == 14
     assert encoder.heads_per_step(shape, 24, backward=True) == 2
-    assert encoder.heads_per_step(shape._replace(vmem=100 * 2**20, cores=1), 24, backward=True) == 4
-    assert encoder.heads_per_step(shape._replace(vmem=15 * 2**20), 24, backward=True) == 0
+    assert encoder.heads_per_step(encoder.Shape(64, 57_344, 512, 1, 100 * 2**20), 24, backward=True) == 4
+    assert encoder.heads_per_step(encoder.Shape(64, 57_344, 512, 2, 15 * 2**20), 24, backward=True) == 0
 
 
 def test_a_schedule_by_hand():

@@ -165,7 +165,7 @@ def test_inference_is_lowered_without_parameters(linear: list[int]):
     logits, cache = lowered["decode"].out_info
     assert logits.shape == (8, 2012)
     assert cache.keys.shape == (2, 8, 2, 1536, 128)  # 1,024 slots and room for 512 more
-    prefill, decode = planner.plan_inference(config, place, simulate(config, rows=2), None)
+    prefill, decode = planner.plan_inference(config, place, simulate(config, rows=2))
     assert (prefill.rows, decode.rows, decode.task) == (8, 8, "decode")
     lines = report.inference_text([prefill, decode], place).splitlines()
     assert lines[0] == "prefill of 8 rows (prompts as long as a row): 3.50 of 15.75 GiB, 48.0 ms modelled"

@@ -1,5 +1,6 @@
 """Every field of a record is used, or makes it bad where the text would say something else, or is named as not used."""
 
+import decimal
 import math
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,13 @@ def test_what_tells_of_an_image_is_named_as_not_used(image: object, tmp_path: Pa
         ({**TALK, "history": [["q", "a"]]}, "history"),
         ({**ASKED, "context": "Long ago."}, "context"),
         ({**ASKED, "choices": ["a", "b"]}, "choices"),
+        ({**ASKED, "A": "x", "B": "y", "C": "z"}, "A is not read"),
+        ({**ASKED, "choice_a": "x"}, "choice_a"),
+        ({**ASKED, "Option_1": "x"}, "Option_1"),
+        ({**ASKED, "multiple_choices": ["x"]}, "multiple_choices"),
+        ({**ASKED, "candidates": ["x", "y"]}, "candidates"),
+        ({"turns": [{**ASKED, "answer_choices": ["x", "y"]}]}, "turns 1: answer_choices"),
+        ({**TALK, "weight": decimal.Decimal(0)}, "weight is 0"),
         ({"caption": "x", "instruction": "Which?"}, "instruction"),
         ({**messages(), "tools": [{"name": "f"}]}, "tools"),
         ({**messages(), "weight": 0}, "weight is 0"),
@@ -164,6 +172,8 @@ def test_what_would_change_the_meaning_makes_a_record_bad(record: dict, named: s
     ("record", "unused"),
     [
         ({**TALK, "context": "x", "choices": ["a"]}, ("choices", "context")),
+        ({**TALK, "correct": False, "label": 0, "box": [0, 0], "score": 0.0}, ("box", "correct", "label", "score")),
+        ({**ASKED, "a": "x", "choice": 2}, ("a", "choice")),
         ({**TALK, "text": "all of it", "answer": "b"}, ("answer", "text")),
         ({**TALK, "messages": 2, "turns": []}, ("messages",)),
         (messages(name="bot", weight=1, loss=True), ("messages.loss", "messages.name", "messages.weight")),
@@ -203,6 +213,22 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x\.parquet: two columns are called 'text'"):
         open_format("parquet", str(tmp_path / "x.parquet"))
+
+
+@pytest.mark.parametrize("kind", [pyarrow.float16(), pyarrow.float32(), pyarrow.float64()])
+def test_numbers_of_parquet_are_the_shortest_text_of_their_type(tmp_path: Path, kind: pyarrow.DataType) -> None:
+    column = pyarrow.array(np.array([1.1, 3.0, 0.3], kind.to_pandas_dtype()), kind)
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "x.parquet")
+    found = [sample.turns[0][1] for sample in open_format("parquet", str(tmp_path / "x.parquet"))]
+    assert found == ["1.1", "3.0", "0.3"]
+
+
+@pytest.mark.parametrize("column", ["text", "other"])
+def test_a_time_of_parquet_that_no_calendar_has_is_a_bad_sample(tmp_path: Path, column: str) -> None:
+    times = pyarrow.array([9 * 10**18, 0], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"caption": ["a", "b"], column: times}), tmp_path / "x.parquet")
+    found = outcomes(open_format("parquet", str(tmp_path / "x.parquet")))
+    assert f"{column}: timestamp[us] holds a value that cannot be read" in str(found[0])
 
 
 def test_all_columns_of_parquet_count(tmp_path: Path) -> None:

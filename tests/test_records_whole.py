@@ -68,6 +68,7 @@ def asked(*parts: dict) -> dict:
         ({"image": base64.encodebytes(PNG).decode(), "text": "x"}, (PNG,)),
         (asked({"type": "image", "image": "a.jpg"}), (RED,)),
         (asked({"type": "image", "url": "a.jpg"}), (RED,)),
+        (asked({"type": "image", "image": "a.jpg", "min_pixels": 5, "resized_height": 28}), (RED,)),
         (asked({"type": "image_url", "image_url": {"url": "a.jpg"}}), (RED,)),
         (asked({"type": "image_url", "image_url": {"url": DATA}}), (PNG,)),
         (asked({"type": "input_image", "image_url": DATA}), (PNG,)),
@@ -144,6 +145,9 @@ def test_images_are_found_where_they_clearly_stand(folder: Path, record: dict, i
         ({"image": "a.jpg", "caption": math.nan}, "has none of"),
         ({"image": "a.jpg", "caption": math.inf}, "caption: must be text, not inf"),
         ({"question": "q", "answer": -math.inf}, "answer: must be text, not -inf"),
+        ({"image": "a.jpg", "caption": "\u200b"}, "caption: answer 1 is empty"),
+        ({"image": "a.jpg", "caption": "\0 \ufeff\u2028"}, "caption: answer 1 is empty"),
+        ({"image": "a.jpg\n", "caption": "x"}, "a name with blanks or line ends around it"),
     ],
 )
 def test_what_is_not_used_makes_a_record_bad(folder: Path, record: dict, reason: str) -> None:
@@ -174,6 +178,9 @@ def test_what_is_not_used_makes_a_record_bad(folder: Path, record: dict, reason:
         "<image_00>",
         "</image>",
         "<image/>",
+        "<audio>",
+        "<|audio_pad|>",
+        "&lt;image&gt;",
     ],
 )
 def test_placeholders_of_other_software_are_found(folder: Path, mark: str) -> None:
@@ -182,7 +189,20 @@ def test_placeholders_of_other_software_are_found(folder: Path, mark: str) -> No
         folder, {"conversations": talk(f"{mark}What?", "x")}, {"image": "a.jpg", "conversations": talk(mark, "x")}
     )
     assert mark in alone
-    assert isinstance(beside, str) == ("video" in mark)
+    assert isinstance(beside, str) == ("video" in mark or "audio" in mark)
+
+
+@pytest.mark.parametrize(
+    "mark", ["< image >", "![](a.jpg)", "![A cat.](x/a.png)", "<img src='a.jpg'>", '<img alt="" src="a.webp"/>']
+)
+def test_images_that_a_question_shows_by_other_means_are_missed(folder: Path, mark: str) -> None:
+    asks, answers = talk(f"{mark}\nWhat?", "x"), talk("Write HTML.", f"So: {mark}.")
+    alone, beside, written = read(
+        folder, {"conversations": asks}, {"image": "a.jpg", "conversations": asks}, {"conversations": answers}
+    )
+    assert f"its text has {mark} and it has no image" in str(alone)
+    assert isinstance(beside, Sample)
+    assert isinstance(written, Sample)
 
 
 @pytest.mark.parametrize("text", ["an <img src='a'>", "[img]x[/img]", "a <image of", "<|im_start|>", "1 < image > 0"])

@@ -74,7 +74,7 @@ def test_links_are_bad_samples(folder: Path, kind: bytes) -> None:
 @pytest.mark.parametrize(
     ("members", "images"),
     [
-        ([("k.jpg", RED), ("k.seg.png", BLUE), ("k.depth.png", GREY)], (RED,)),
+        ([("k.jpg", RED), ("k.seg.png", BLUE), ("k.mask.png", GREY)], (RED,)),
         ([("k.10.jpg", GREY), ("k.2.png", BLUE), ("k.1.jpg", RED)], (RED, BLUE, GREY)),
         ([("k.jpg", RED), ("k.npy", b"x"), ("k.index", b"3")], (RED,)),
         ([("k.jpg", RED), ("k.json", b'{"url": "http://x", "image": "coco/k.jpg"}')], (RED,)),
@@ -96,6 +96,12 @@ def test_which_members_are_images(folder: Path, members: list[Member], images: t
         ([("k.mp4", b"x")], "k.mp4 is not read"),
         ([("k.jpg", RED), ("k.mp4", b"x")], "mp4 names what is not read"),
         ([("k", RED)], "k is not read"),
+        ([("k.jpg", RED), ("k.right.jpg", BLUE)], "right.jpg names what is not read"),
+        ([("k.jpg", RED), ("k.depth.png", GREY)], "depth.png names what is not read"),
+        ([("k.jpg", RED), ("k.depth.npy", b"x")], "depth.npy names what is not read"),
+        ([("k.jpg", RED), ("k.prompt.txt", b"Which?")], "prompt is not read"),
+        ([("k.jpg", RED), ("k.choices.txt", b"A, B")], "choices is not read"),
+        ([("k.jpg", RED), ("k.caption.txt", b"y")], "caption and txt are different texts"),
         ([("k.jpg", RED), ("k.json", b'{"images": ["a", "b"]}')], "k.json names 2 images, and 1 stand beside it"),
     ],
 )
@@ -103,6 +109,13 @@ def test_members_that_are_not_used_make_a_sample_bad(folder: Path, members: list
     (found,) = read(folder, packed(*members, ("k.txt", b"x")))
     assert isinstance(found, str), found
     assert reason in found
+
+
+def test_members_of_text_are_fields_of_the_record(folder: Path) -> None:
+    members = ("k.jpg", RED), ("k.question.txt", b"Which?"), ("k.answer.txt", b"Red."), ("k.width.txt", b"3")
+    (found,) = read(folder, packed(*members))
+    assert found.turns == (("Which?", "Red."),)
+    assert found.unused == ("width",)
 
 
 def test_byte_order_marks_of_texts_are_no_text(folder: Path) -> None:

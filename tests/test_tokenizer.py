@@ -214,3 +214,25 @@ def test_too_few_pieces_are_named_by_their_key() -> None:
         UserError, match=r"config.data.tokenizer_size: 10 pieces are too few, .* alone are \d+; raise it"
     ):
         train_tokenizer(["hello you"], 10, None)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        *(("added_tokens.json", {"<img>": i}, "<img>: must be an id") for i in (1.5, True, "5", None, -1, [])),
+        ("added_tokens.json", {"<img>": 5}, "<img> has the id 5, and [0-9]+ in tokenizer_config.json"),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder: must be an object"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "<img>"}}}, "'x' is no id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"330": {}}}, "added_tokens_decoder.330: must be an object"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"330": "<img>"}}, "added_tokens_decoder.330: must be"),
+        *(("tokenizer_config.json", {"bos_token": token}, "bos_token: must be a text") for token in ({"a": 1}, 5, [])),
+        ("tokenizer_config.json", {"eos_token": 5}, "eos_token: must be a text"),
+        ("tokenizer_config.json", {"additional_special_tokens": [5]}, "additional_special_tokens.0: must be a text"),
+        ("tokenizer_config.json", {"additional_special_tokens": "x"}, "additional_special_tokens: must be a list"),
+    ],
+)
+def test_what_is_no_token_or_id_is_named_by_file_and_key(file, change, said):
+    files = load_tokenizer(PROMPTS / "tokenizer").files()
+    content = json.loads(files[file]) | change
+    with pytest.raises(UserError, match=f"tokenizer/{file}: .*{said}"):
+        tokenizer_from_files(files | {file: json.dumps(content).encode()})

@@ -166,7 +166,7 @@ class SourceConfig:
     weight: Positive = 1.0  # share of samples drawn from it, against the other weights
     kind: str = ""  # format of the files: array_record, llava, meta, webdataset, parquet, huggingface, tfds
     path: str = ""  # file, folder, pattern or address (gs://...) of the training samples
-    held_out: str = ""  # the same for held-out samples; empty: the source is not evaluated
+    held_out: str = ""  # the same for held-out samples; empty: the source is not evaluated; not of kind meta
     root: str = ""  # folder of the images that records name; empty: that of the file
     repeat: Passes = 1.0  # passes over its samples that are shuffled as one; below 1: only the first part of them
     prompt: str = ""  # question of samples that are a caption only; empty: data.sources.CAPTION_PROMPT

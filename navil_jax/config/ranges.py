@@ -6,6 +6,7 @@ A field says it where it stands, `depth: Count = 24`; so does an option of a com
 import argparse
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -29,7 +30,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
-        return value in self.also or (math.isfinite(value) and above and below)
+        return value in self.also or (abs(value) <= sys.float_info.max and above and below)
 
     def wanted(self, value: float) -> str:
         """What a number outside should be. Example: "above 0 and at most 1" """

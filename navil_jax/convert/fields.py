@@ -104,6 +104,11 @@ def _choice(value: Any, supported: tuple[str, ...]) -> str:
     return value
 
 
+def _of_navil(value: Any) -> None:
+    if value and not (isinstance(value, list) and str(value[0]).startswith("NaViL")):
+        raise ValueError("supported: null or NaViL")
+
+
 def _layers(value: Any) -> tuple[int, ...] | None:
     """null: every layer has full attention; a list: these have, the others have windows."""
     if value is None:
@@ -167,7 +172,7 @@ _template = functools.partial(_choice, supported=typing.get_args(typing.get_type
 _norm = functools.partial(_choice, supported=typing.get_args(typing.get_type_hints(VisionConfig)["norm"]))
 
 NAVIL = (
-    Constant("architectures", ["NaViL"]),
+    Constant("architectures", ["NaViL"], check=_of_navil),
     Constant(
         "auto_map",
         {
@@ -175,7 +180,7 @@ NAVIL = (
             **dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), "modeling_navil_chat.NaViL"),
         },
     ),
-    Constant("model_type", "navil_chat"),
+    Constant("model_type", "navil_chat", supported=("navil_chat",), needed=True),
     field("downsample_ratio", "vision.merge_size", _merge_size, lambda side: 1 / side),
     field("min_dynamic_patch", "images.min_patches", size),
     field("max_dynamic_patch", "images.max_patches", size),
@@ -197,7 +202,7 @@ NAVIL = (
 )
 
 VISION = (
-    Constant("model_type", "navil_vit"),
+    Constant("model_type", "navil_vit", supported=("navil_vit",)),
     field("num_hidden_layers", "vision.depth", layers),
     field("hidden_size", "vision.width", size),
     field("intermediate_size", "vision.mlp_dim", size),
@@ -266,6 +271,10 @@ ROPE_PARAMETERS = (
         },
     ),
 )
+
+# Of any section: what is computed, and in what the weights are stored; a key that says another thing is refused.
+WEIGHTS = ("quantization_config", "sliding_window", "torch_dtype", "dtype")
+DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 
 # Keys of the transformers library's base class, and keys of the sections' classes that nothing reads.
 HARMLESS = frozenset(

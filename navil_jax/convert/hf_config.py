@@ -14,7 +14,18 @@ from navil_jax.config import Config, DecoderConfig, ImageConfig, ModelConfig, Vi
 from navil_jax.convert import families
 from navil_jax.convert.families import FAMILIES
 from navil_jax.convert.family import Family
-from navil_jax.convert.fields import HARMLESS, NAVIL, NEEDED, ROPE, ROPE_PARAMETERS, VISION, Constant, Field
+from navil_jax.convert.fields import (
+    DTYPES,
+    HARMLESS,
+    NAVIL,
+    NEEDED,
+    ROPE,
+    ROPE_PARAMETERS,
+    VISION,
+    WEIGHTS,
+    Constant,
+    Field,
+)
 from navil_jax.convert.stored import parsed
 from navil_jax.errors import UserError
 
@@ -241,11 +252,27 @@ def _read(hf: dict[str, Any], file: str | Path) -> dict[str, dict[str, Any]]:
                 missing.append(prefix + entry.key)
             except ValueError as error:
                 wrong.append(f"{prefix}{entry.key} = {json.dumps(values.get(entry.key))} ({error})")
+        wrong += [f"{prefix}{key} = {json.dumps(values[key])[:80]} ({why})" for key, why in _of_weights(values, table)]
         wrong += [f"{prefix}{key} beside another one in rope_parameters" for key in _contradictions(values, table)]
     if missing or wrong:
         lists = {"missing": ", ".join(missing), "not supported": "; ".join(wrong)}
         raise UserError(f"{file}: {'; '.join(f'{what}: {keys}' for what, keys in lists.items() if keys)}")
     return parts
+
+
+def _of_weights(values: dict[str, Any], table: tuple[Field | Constant, ...]) -> Iterator[tuple[str, str]]:
+    """Keys of `WEIGHTS` that no table has and that say what cannot be computed, and why."""
+    known = {entry.key for entry in table}
+    for key in WEIGHTS:
+        value = values.get(key)
+        if value is None or key in known:
+            continue
+        if key == "quantization_config":
+            yield key, "quantized weights are not read; save them in bfloat16"
+        elif key == "sliding_window":
+            yield key, "every layer has full attention here; supported: null"
+        elif value not in DTYPES:
+            yield key, f"supported: {', '.join(DTYPES)}"
 
 
 def _contradictions(values: dict[str, Any], table: tuple[Field | Constant, ...]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from navil_jax.config import Config
 from navil_jax.convert.kept import CARD, MERGED, named_code
+from navil_jax.errors import UserError
 
 END = "<|im_end|>"
 TOKENIZER_CONFIG, ADDED_TOKENS, TOKENS_MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
@@ -98,6 +99,27 @@ def preprocessor_config(config: Config) -> dict[str, Any]:
         "rescale_factor": 1 / 255,
         "temporal_patch_size": 1,
     }
+
+
+def other_preprocessing(folder: Path, config: Config) -> list[str]:
+    """What a folder's preprocessor_config.json says otherwise than its config.json, which counts.
+
+    Raises:
+      UserError: it is no JSON object.
+    """
+    file = folder / MERGED
+    if config.model.vision is None or not file.is_file():
+        return []
+    try:
+        said = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({error}); restore it, or remove it") from error
+    if not isinstance(said, dict):
+        raise UserError(f"{file}: not a JSON object; restore it, or remove it")
+    wanted = preprocessor_config(config)
+    keys = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor")
+    others = [key for key in keys if key in said and said[key] != wanted[key]]
+    return [f"{file}: {key} is {json.dumps(said[key])[:60]}, and {wanted[key]} counts" for key in others]
 
 
 def model_card(

@@ -18,6 +18,7 @@ from navil_jax.config import SPECIAL_TOKENS, Config, DataConfig, ModelConfig
 from navil_jax.convert import hf_config
 from navil_jax.convert.accepted import drop_what_is_no_parameter
 from navil_jax.convert.families import find
+from navil_jax.convert.hf_files import other_preprocessing
 from navil_jax.convert.hub import folder_of
 from navil_jax.convert.kept import kept_files, license_lines
 from navil_jax.convert.param_files import ParamsReader
@@ -242,6 +243,7 @@ def _open_pytorch(path: Path, tokenizer: str) -> OpenCheckpoint:
     data = DataConfig(**hf_config.prompt_config(said, file))
     config = Config(model=model, images=hf_config.image_config(said, file), data=data)
     unknown = tuple(f"{file}: {key} is not known here" for key in hf_config.unknown_fields(said, file))
+    unknown += tuple(other_preprocessing(path, config))
     lacks_ids = model.vision and not model.special_token_ids
     with_ids = dataclasses.replace(model, special_token_ids=ANY_IDS) if lacks_ids else model
     unknown += tuple(drop_what_is_no_parameter(folder, with_ids, str(path)))

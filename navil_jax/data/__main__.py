@@ -77,9 +77,12 @@ def _doctor(argv: Sequence[str]) -> int:
 
 def _preview(argv: Sequence[str]) -> int:
     from navil_jax.data.inspect import preview
+    from navil_jax.data.sources import held_out_fingerprints
 
     config, options = parse(argv, preview.ABOUT, preview.add_options, command="data preview")
-    return preview.run(_opened(config), options)
+    opened = _opened(config)
+    held_out_fingerprints(opened.config)  # refuses held-out files that are not there
+    return preview.run(opened, options)
 
 
 def _tokens(argv: Sequence[str]) -> int:

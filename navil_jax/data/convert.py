@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -42,8 +44,30 @@ def convert(source: Source, out: str, shards: int = 0, origin: str = "") -> Conv
       origin: says where the samples come from, to tell conversions apart.
 
     Raises:
-      UserError: `out` holds another conversion, the source's files have changed, or no sample can be used.
+      UserError: `out` holds another conversion or is just written by one, the source's files have changed, or no sample
+        can be used.
     """
+    with _alone_in(out):
+        return _convert(source, out, shards, origin)
+
+
+@contextlib.contextmanager
+def _alone_in(out: str) -> Iterator[None]:
+    """Keeps a local folder for this conversion; raises `UserError` if another one writes there."""
+    if files.is_remote(out):
+        yield
+        return
+    folder = files.at_home(out)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, ".lock"), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{out}: another conversion writes there; wait for it, or give another --out") from error
+        yield
+
+
+def _convert(source: Source, out: str, shards: int, origin: str) -> Converted:
     shards = min(shards or -(-len(source) // SHARD_SAMPLES), len(source))
     _check_plan(out, {"origin": origin, "samples": len(source), "shards": shards, "files": stamp(source)})
     bounds = [len(source) * number // shards for number in range(shards + 1)]

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from navil_jax.config import ImageConfig, VisionConfig
+from navil_jax.data.whole_image import what_is_missing
 from navil_jax.errors import UserError
 
 try:
@@ -35,12 +36,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 MAX_PIXELS = 89_478_485  # of an image before it is resized, seen in the file's header; from here Pillow warns of bombs
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NOT_READ = {  # first bytes of what people take for images
-    "EPS or PostScript": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
-    "PDF": (b"%PDF",),
-    "SVG or HTML": (b"<svg", b"<?xml", b"<!DOCTYPE", b"<html"),
-    "Photoshop": (b"8BPS",),
-    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+    "EPS or PostScript": (b"%!ps", b"\xc5\xd0\xd3\xc6"),
+    "PDF": (b"%pdf",),
+    "SVG or HTML": (b"<svg", b"<?xml", b"<!doctype", b"<html", b"<!--"),
+    "Photoshop": (b"8bps",),
+    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cjxl "),
+    "a video": (b"\x1aE\xdf\xa3".lower(), b"flv\x01"),
 }
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_LFS_POINTER = b"version https://git-lfs"
 
 
 class Scale(NamedTuple):
@@ -162,7 +166,10 @@ def load_image(source: str | Path | bytes | Image.Image, name: str = "") -> Imag
     except UserError:
         if (bare := without_metadata(source)) is None:
             raise
-        image = _loaded(_open(bare, name), name)
+        image, source = _loaded(_open(bare, name), name), bare
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if missing := what_is_missing(content, image):
+        raise UserError(f"{name}: only a part of the image is there: {missing}; get the file again")
     return _to_rgb(image, name)
 
 
@@ -232,17 +239,21 @@ def _jpeg_segments(content: bytes) -> Iterator[bytes]:
 def _what_it_is(source: str | Path | bytes) -> str:
     """Why Pillow does not know a file, as far as its first bytes tell."""
     if isinstance(source, bytes):
-        start = source[:16]
+        start = source[:64]
     else:
         with open(source, "rb") as file:
-            start = file.read(16)
+            start = file.read(64)
     if not start:
         return "the file is empty"
+    if start.startswith(_LFS_POINTER):
+        return "a pointer of Git LFS, not the image itself; git lfs pull fetches it"
     for kind, magic in _NOT_READ.items():
-        if start.lstrip().startswith(magic):
+        if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(magic):
             return f"{kind}, which is not read; convert it to JPEG or PNG"
-    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         return "HEIC, which Pillow cannot read; convert it to JPEG or PNG"
+    if start[4:8] == b"ftyp" and start[8:10] != b"av":
+        return "a video (MP4 or the like), which is not read; save frames of it as JPEG"
     return "not an image that Pillow can read"
 
 

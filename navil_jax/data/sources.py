@@ -97,7 +97,7 @@ def _open_files(entry: SourceConfig, split: Split) -> Source:
         raise UserError(f"source {entry.name}: no held-out samples; give their path as held_out")
     path = entry.path if split == "train" else entry.held_out
     if entry.kind == formats.META:
-        parts = expand_meta(dataclasses.replace(entry, path=path))
+        parts = expand_meta(entry)
         return formats.Concatenated.of(
             formats.open_format(part.kind, part.path, part.root, part.prompt) for part in parts
         )

@@ -7,6 +7,7 @@ import functools
 import importlib
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from navil_jax.data.formats import files
@@ -98,12 +99,18 @@ def open_format(kind: str, path: str, root: str = "", prompt: str = "") -> Recor
     check_kind(kind, tuple(FORMATS))
     if not path:
         raise UserError(f"data of kind {kind}: no path given")
+    if root and not files.is_remote(root) and not os.path.isdir(files.at_home(root)):
+        raise UserError(
+            f"{root}: no such folder of images (root, or --root); give the one below which records name them"
+        )
     module, name = FORMATS[kind]
     try:
         format_class = getattr(importlib.import_module(f"{__name__}.{module}"), name)
         if kind in _WHOLE_FOLDER:
             return format_class(path, root, prompt)
         found = files.expand(path, format_class.suffixes)
+        for file in found:
+            files.check_is_content(file)
         _tell_of_others(path, format_class.suffixes)
         sources = [format_class(file, root, prompt) for file in found]
     except ModuleNotFoundError as error:

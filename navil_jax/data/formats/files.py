@@ -23,6 +23,8 @@ COMPRESSED = {  # first bytes -> ending
     b"\x28\xb5\x2f\xfd": ".zst",
     b"PK\x03\x04": ".zip",
 }
+LFS_POINTER = b"version https://git-lfs"
+POINTER = "is a pointer of Git LFS, not the file itself; git lfs pull fetches it"
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -176,6 +178,18 @@ def _compressed(suffixes: Sequence[str]) -> tuple[str, ...]:
 def compression(start: bytes) -> str:
     """How a file that starts so is compressed, as its usual ending; empty: it is not."""
     return next((ending for magic, ending in COMPRESSED.items() if start.startswith(magic)), "")
+
+
+def check_is_content(path: str) -> None:
+    """Raises `UserError` for a local file that only stands for another one, or is a page of a web site."""
+    if is_remote(path) or not os.path.isfile(path):
+        return
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith(LFS_POINTER):
+        raise UserError(f"{path}: {POINTER}")
+    if re.match(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html)\b", start, re.IGNORECASE):
+        raise UserError(f"{path}: is a web page, not data; look what the address that it is from says in a browser")
 
 
 class Version(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from navil_jax.config import SourceConfig
-from navil_jax.config.ranges import Passes, check
+from navil_jax.config.ranges import Count, Passes, check
 from navil_jax.data.formats import files, open_format
 from navil_jax.data.formats.records import parse_json, reason
 from navil_jax.data.formats.scan_json import check_text
@@ -62,8 +62,7 @@ def _check(path: str, name: str, settings: Any) -> None:
         if key in _TYPES and (not isinstance(value, _TYPES[key]) or isinstance(value, bool) != (_TYPES[key] is bool)):
             raise UserError(f"{path}: {name}.{key}: {value!r} is of the wrong type")
     for key in ("length", "max_dynamic_patch"):
-        if settings.get(key, 1) <= 0:
-            raise UserError(f"{path}: {name}.{key}: {settings[key]} must be positive")
+        check(settings.get(key, 1), Count, f"{path}: {name}.{key}")
     check(settings.get("repeat_time", 1), Passes, f"{path}: {name}.repeat_time")
     ignored = sorted(set(settings) - set(_TYPES))
     for key in ignored:
@@ -81,9 +80,17 @@ def meta_sources(entry: SourceConfig, max_patches: int, patch_size: int) -> tupl
     data_augment switches the transforms of `entry` on and off, or those of `DATA_AUGMENT` where it has none. What the
     file does not say is as in `entry`.
 
+    Raises:
+      UserError: the file says something else, or `entry` has held-out samples, which no part would use.
+
     Example: {"a": {"annotation": "a.jsonl", "root": "img", }, "b": {"annotation": "b.jsonl"}}, of 30 and 10 samples,
       with weight 2 -> a with weight 1.5 and b with weight 0.5
     """
+    if entry.held_out:
+        raise UserError(
+            f"source {entry.name}: held_out has no effect on a source of kind meta; name each file that has held-out "
+            "samples as a source of its own, of kind llava"
+        )
     parts, sizes = [], []
     for name, settings in read_meta(entry.path).items():
         path = _find(entry.path, settings["annotation"])
@@ -96,7 +103,6 @@ def meta_sources(entry: SourceConfig, max_patches: int, patch_size: int) -> tupl
             name=name,
             kind="llava",
             path=path,
-            held_out="",
             root=root,
             repeat=repeat,
             max_patches=min(tiles * TILE_PIXELS // patch_size**2, max_patches) if tiles else entry.max_patches,

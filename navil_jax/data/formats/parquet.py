@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
@@ -68,9 +69,10 @@ class Parquet(RecordSource):
     def record(self, index: int) -> dict[str, Any]:
         group = bisect.bisect_right(self._starts, index) - 1
         try:
-            row = self._group(group).slice(index - self._starts[group], 1).to_pylist()[0]
+            row = self._group(group).slice(index - self._starts[group], 1)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"row group {group} is broken: {error}") from error
+        row = {name: _value(name, column) for name, column in zip(row.column_names, row.columns, strict=True)}
         return {name: _with_names(self._features.get(name), value) for name, value in row.items()}
 
     def _group(self, group: int) -> pyarrow.Table:
@@ -81,6 +83,16 @@ class Parquet(RecordSource):
                     self._groups.popitem(last=False)
             self._groups.move_to_end(group)
             return self._groups[group]
+
+
+def _value(name: str, column: pyarrow.ChunkedArray) -> Any:
+    """What stands in a column of one row; short floats as NumPy's, whose text is the shortest of their own type."""
+    try:
+        value = column.to_pylist()[0]
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: {column.type} holds a value that cannot be read: {error}") from error
+    short = {pyarrow.float16(): np.float16, pyarrow.float32(): np.float32}.get(column.type)
+    return short(value) if short and value is not None else value
 
 
 def _features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:

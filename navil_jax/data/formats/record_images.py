@@ -210,16 +210,22 @@ def is_given(value: Any) -> bool:
     return not _says_nothing(value)
 
 
-def _says_nothing(value: Any) -> bool:
+def is_there(value: Any) -> bool:
+    """As `is_given`, where zeros and false say something, too."""
+    return not _says_nothing(value, zeros=False)
+
+
+def _says_nothing(value: Any, zeros: bool = True) -> bool:
+    """Args: zeros: whether numbers of 0 say nothing."""
     if isinstance(value, np.ndarray):
         return value.size == 0
     if isinstance(value, Mapping):
-        return all(map(_says_nothing, value.values()))
+        return all(_says_nothing(entry, zeros) for entry in value.values())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return all(map(_says_nothing, value))
+        return all(_says_nothing(entry, zeros) for entry in value)
     if isinstance(value, str | bytes):
         return not value.strip()
-    return is_missing(value) or (isinstance(value, int | float | np.number | np.bool_) and not value)
+    return is_missing(value) or (zeros and isinstance(value, int | float | np.number | np.bool_) and not value)
 
 
 def _names_a_file(value: Any) -> bool:
@@ -276,7 +282,12 @@ def _read_text(text: str, root: str) -> bytes:
         raise ValueError(f"the image is an address ({_short(text)}); download it first")
     if protocol and protocol not in PROTOCOLS and not root.startswith(f"{protocol}://"):
         raise ValueError(f"addresses of {_short(protocol)}:// are not read from records; download or unpack the images")
-    return read_path(files.join(root, text))
+    try:
+        return read_path(files.join(root, text))
+    except FileNotFoundError as error:
+        if text == text.strip():
+            raise
+        raise ValueError(f"no such file: {_short(ascii(text))}, a name with blanks or line ends around it") from error
 
 
 def read_path(path: str) -> bytes:

@@ -1,13 +1,16 @@
 """The conversation of a record: system message, questions and answers, and the images that stand in them."""
 
 import dataclasses
+import decimal
 import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from navil_jax.data.formats.record_images import check_all_seen, image_values, is_given, is_missing, same
+from navil_jax.data.formats.record_images import check_all_seen, image_values, is_given, is_missing, is_there, same
 from navil_jax.data.prompt import PLACEHOLDER
 from navil_jax.data.sample import CAPTION_PROMPT, Turn
 
@@ -18,6 +21,7 @@ SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
 _IN_IMAGE_PART = ("image", "image_url", "url", "path", "bytes", "base64", "data", "source")
+_SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of an image part, as Qwen2-VL has them
 _FROM_VALUE, _ROLE_CONTENT = ("from", "value"), ("role", "content")
 
 # What cannot be used and would change what is learnt: of a record or of one of its turns, ...
@@ -26,6 +30,11 @@ _OF_BOTH = ("tool_calls", "tool_call_id", "function_call", "reasoning_content", 
 _OF_RECORD = ("history", "tools", "functions", *_OF_BOTH)
 # ... of one with a question or a caption, which they belong to (a whole conversation says itself what was asked), ...
 _OF_QUESTION = ("context", "choices", "options", "passage", "documents", "hint")
+# ... under other names, ...
+_OPTIONS = re.compile(
+    r"(?:[a-z]+_)?(?:choices|options|candidates|alternatives|distractors)(?:_?(?:list|texts?))?"
+    r"|(?:choice|option|opt|candidate|alternative|distractor)_?(?:[a-j]|\d{1,2})"
+)
 # ... of a caption, for which the source's prompt would be taken for the question.
 _OF_CAPTION = ("prompt", "instruction", "instructions", "query", "input")
 _WEIGHTS = (
@@ -86,7 +95,9 @@ def conversation(record: Mapping[str, Any], prompt: str = "") -> Conversation:
     _check_only_one(record, field, said)
     _check_meaning(record, _OF_RECORD, "")
     if field not in DIALOGUE_FIELDS:
-        _check_meaning(record, (*_OF_QUESTION, *(_OF_CAPTION if field in CAPTION_FIELDS else ())), "")
+        _check_meaning(
+            record, (*_options(record), *_OF_QUESTION, *(_OF_CAPTION if field in CAPTION_FIELDS else ())), ""
+        )
     _check_weight(record, "")
     return said
 
@@ -112,7 +123,7 @@ def _conversation(record: Mapping[str, Any], field: str, prompt: str) -> Convers
         else:
             said.turns = [_pair(entry, f"{field} {number}", said) for number, entry in enumerate(value, 1)]
     for number, (_, answer) in enumerate(said.turns, 1):
-        if not answer.strip():
+        if _is_blank(answer):
             raise ValueError(f"{field}: answer {number} is empty")
     return said
 
@@ -147,6 +158,13 @@ def _check_meaning(entry: Mapping[str, Any], names: Sequence[str], where: str) -
             raise ValueError(f"{where}{name} is not read, and the text means something else without it; put it there")
 
 
+def _options(entry: Mapping[str, Any]) -> set[str]:
+    """Fields (lower case) that hold what a question lets choose from: choice_a, candidates, or A and B."""
+    names = {str(name).lower() for name in entry}
+    single = {name for name in names if len(name) == 1 and name.isalpha()}
+    return {name for name in names if _OPTIONS.fullmatch(name)} | (single if {"a", "b"} <= single else set())
+
+
 def _check_weight(entry: Mapping[str, Any], where: str) -> None:
     """Raises ValueError for a weight that an answer is not trained with; of a whole record, only for one of 0."""
     for name, said in entry.items():
@@ -160,6 +178,7 @@ def _check_weight(entry: Mapping[str, Any], where: str) -> None:
 def _as_weight(value: Any) -> bool | int | float | None:
     """What a field says as a truth value or a number; None: neither."""
     value = value.item() if isinstance(value, np.generic) else value
+    value = float(value) if isinstance(value, decimal.Decimal) else value
     if isinstance(value, str | bytes):
         text = value.decode(errors="replace") if isinstance(value, bytes) else value
         try:
@@ -206,6 +225,11 @@ def _dialogue(entries: Sequence[Any], field: str, said: Conversation) -> str | N
     return system
 
 
+def _is_blank(text: str) -> bool:
+    """Whether a text has nothing to be seen: blanks, control characters and those of no width alone."""
+    return all(unicodedata.category(letter) in ("Cc", "Cf", "Zs", "Zl", "Zp") for letter in text)
+
+
 def _known_role(value: Any) -> Any:
     """A role by one name, any other value as it is."""
     return _ROLES.get(value, value) if isinstance(value, str) else value
@@ -224,7 +248,10 @@ def _check_entry(
 
 def _note_unused(entry: Mapping[str, Any], used: Sequence[str], where: str, said: Conversation) -> None:
     field = where.partition(" ")[0]
-    said.unused.update(f"{field}.{name}" for name, value in entry.items() if name not in used and is_given(value))
+    for name, value in entry.items():
+        says = is_given if str(name).lower() in (*_WEIGHTS, *_MASKS) else is_there  # 0 of a question is what is done
+        if name not in used and says(value):
+            said.unused.add(f"{field}.{name}")
 
 
 def _pair(entry: Any, where: str, said: Conversation) -> Turn:
@@ -234,7 +261,7 @@ def _pair(entry: Any, where: str, said: Conversation) -> Turn:
             if is_given(entry.get(name)) and is_given(entry.get(other)) and not same(entry[name], entry[other]):
                 raise ValueError(f"{where}: {name} and {other} differ; keep one")
         _check_entry(entry, (*pairs[0], *pairs[1]), where, said, is_answer=True)
-        _check_meaning(entry, _OF_QUESTION, f"{where}: ")
+        _check_meaning(entry, (*_options(entry), *_OF_QUESTION), f"{where}: ")
         entry = [entry.get(name, entry.get(other)) for name, other in pairs]
     if isinstance(entry, str | bytes) or not isinstance(entry, Sequence | np.ndarray) or len(entry) != 2:
         raise ValueError(f"{where}: must be a question and an answer")
@@ -248,6 +275,8 @@ def _text(value: Any, where: str, said: Conversation, is_question: bool = False)
       said: takes the image of each such part.
       is_question: whether an image may stand here.
     """
+    if isinstance(value, np.floating) and math.isfinite(value):
+        value = str(value)  # the shortest of its own type: 1.1 of a float32
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bytes):
@@ -294,7 +323,7 @@ def _part(part: Any, where: str, said: Conversation, is_question: bool) -> str:
 def _add_image(part: Mapping[str, Any], where: str, said: Conversation) -> None:
     """Adds the image of a part, or None for the next one of those beside the questions."""
     known = ("type", *_IN_IMAGE_PART)
-    check_all_seen(part, known, (None,), f"{where}: ")
+    check_all_seen(part, (*known, *_SIZES), (None,), f"{where}: ")
     if text := next((name for name in ("text", "content") if is_given(part.get(name))), ""):
         raise ValueError(f"{where}: has {text} beside its image; give it a part of its own")
     _note_unused(part, (*known, "index"), where, said)

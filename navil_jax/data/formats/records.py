@@ -11,14 +11,14 @@ from typing import Any
 
 from navil_jax.config.plain import unique_keys
 from navil_jax.data.formats import files
-from navil_jax.data.formats.placeholders import placeholders
+from navil_jax.data.formats.placeholders import embedded, placeholders
 from navil_jax.data.formats.record_images import (
     IMAGE_FIELDS,
     NAME_FIELDS,
     check_all_seen,
     image_values,
-    is_given,
     is_missing,
+    is_there,
     read_image,
 )
 from navil_jax.data.formats.record_text import SYSTEM_FIELDS, TEXT_FIELDS, Conversation, conversation
@@ -163,13 +163,13 @@ def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample
     _check_placeholders(said, len(values))
     images = tuple(read_image(value, root) for value in values)
     name, kind = (_name(record.get(field), field) for field in ("key", "kind"))
-    return Sample(name or key, images, tuple(said.turns), kind, said.system, _unused(record, said))
+    return Sample(name or key, images, tuple(said.turns), kind, said.system, _unused(record, said, bool(values)))
 
 
-def _unused(record: Mapping[str, Any], said: Conversation) -> tuple[str, ...]:
+def _unused(record: Mapping[str, Any], said: Conversation, has_images: bool) -> tuple[str, ...]:
     """The fields that say something and are no part of the sample, by name."""
-    used = {*said.used, *IMAGE_FIELDS, *NAME_FIELDS, "key", "kind"}
-    names = {name for name, value in record.items() if name not in used and is_given(value)} | said.unused
+    used = {*said.used, *IMAGE_FIELDS, *(NAME_FIELDS if has_images else ()), "key", "kind"}
+    names = {name for name, value in record.items() if name not in used and is_there(value)} | said.unused
     return tuple(name[:_LONGEST_FIELD] for name in sorted(names)[:_MOST_UNUSED])
 
 
@@ -190,13 +190,14 @@ def _check_placeholders(said: Conversation, images: int) -> None:
     found = sum(question.count(PLACEHOLDER) for question in questions)
     if found and found != images:
         raise ValueError(f"{images} images but {PLACEHOLDER} stands {found} times in the questions")
-    others = placeholders((said.system or "", *questions, *answers))
+    others = [*placeholders((said.system or "", *questions, *answers)), *embedded(questions)]
     if not images:
         others += [PLACEHOLDER for text in (said.system or "", *answers) if PLACEHOLDER in text]
     if others and not images:
         raise ValueError(f"its text has {others[0]} and it has no image")
-    if clip := next((mark for mark in others if "video" in mark.lower()), None):
-        raise ValueError(f"its text has {clip}; videos are not read")
+    if clip := next((mark for mark in others if re.search("video|audio", mark, re.IGNORECASE)), None):
+        kind = "videos" if "video" in clip.lower() else "sounds"
+        raise ValueError(f"its text has {clip}; {kind} are not read")
 
 
 def _name(value: Any, field: str) -> str:

@@ -20,8 +20,9 @@ class WebDataset(RecordSource):
 
     A sample has an image (KEY.jpg, or another ending of an image) or several (KEY.0.jpg, KEY.1.jpg in the order of
     their numbers) and its text as KEY.json (a record such as those of JSON lines), KEY.txt (a caption) or KEY.cls (a
-    class, taken for a caption). The text of a .json counts before that of a .txt. Other members beside an image, such
-    as KEY.seg.png, are not used, as in the webdataset package.
+    class, taken for a caption). KEY.question.txt is the field "question" of its record, and so on. The text of a .json
+    counts before that of a .txt. A mask (KEY.seg.png, KEY.mask.png) and other members beside an image are not used; a
+    second image makes the sample bad.
     """
 
     suffixes = (".tar",)
@@ -105,8 +106,12 @@ def _record(images: list[bytes], members: Mapping[str, bytes], key: str) -> dict
         raise ValueError(f"{key}.json: {reason(error)}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{key}.json: a record must be an object, not {type(record).__name__}")
-    texts = {name: members[name].decode("utf-8-sig").strip() for name in CAPTION_FIELDS if name in members}
-    others = {name: _beside(name, content) for name, content in members.items() if name not in (*FIELDS, "json")}
+    texts = {_field(name): members[name].decode("utf-8-sig").strip() for name in members if _is_text(name)}
+    others = {
+        name: _beside(name, content)
+        for name, content in members.items()
+        if name not in ("json", *FIELDS) and not _is_text(name)
+    }
     if images:
         named = len(image_values({**record, "url": None}))
         if named not in (0, len(images)):
@@ -120,7 +125,17 @@ def _record(images: list[bytes], members: Mapping[str, bytes], key: str) -> dict
     return {**texts, **others, **record, "key": key}
 
 
+def _is_text(name: str) -> bool:
+    return name in CAPTION_FIELDS or name.endswith(".txt")
+
+
+def _field(name: str) -> str:
+    """The field that a member of text is: KEY.prompt.txt is the prompt of a record."""
+    return name.removesuffix(".txt")
+
+
 def _beside(name: str, content: bytes) -> bytes | bool:
     """A member that is no image of the sample's: what has to be seen or heard, or that there is one of another kind."""
     ending = name.rpartition(".")[2]
-    return content if is_seen(ending) and f".{ending}" not in IMAGE_SUFFIXES else True
+    is_image = f".{ending}" in IMAGE_SUFFIXES
+    return content if is_image or is_seen(ending) or "depth" in name.split(".") else True

@@ -52,8 +52,8 @@ class Tokenizer(abc.ABC):
         self._files = {file: files[file] for file in self.FILES if file in files}
         self._name = name
         self._config = parse_json(files, CONFIG_FILE, name)
-        self._ids = {token["content"]: int(i) for i, token in self._config.get("added_tokens_decoder", {}).items()}
-        self._ids |= parse_json(files, ADDED_FILE, name)
+        self._ids = _added_ids(self._config, parse_json(files, ADDED_FILE, name), name)
+        _check_tokens(self._config, f"{name}/{CONFIG_FILE}")
 
     def files(self) -> dict[str, bytes]:
         """File name -> content, byte for byte as loaded, for embedding in a checkpoint."""
@@ -124,6 +124,45 @@ class Tokenizer(abc.ABC):
         Args:
           skip_special: leave out all special tokens.
         """
+
+
+def _added_ids(config: Mapping[str, Any], added: Mapping[str, Any], name: str) -> dict[str, int]:
+    """Token -> id of both files. Raises `UserError` for what is no token, no id, or contradicts itself."""
+    where, ids = f"{name}/{CONFIG_FILE}: added_tokens_decoder", dict[str, int]()
+    table = config.get("added_tokens_decoder") or {}
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where}: must be an object of ids and tokens, not {json.dumps(table)[:60]}")
+    for i, token in table.items():
+        if not i.isdecimal():
+            raise UserError(f"{where}: {i!r} is no id; ids are whole numbers")
+        if not isinstance(token, Mapping) or not isinstance(token.get("content"), str):
+            raise UserError(f"{where}.{i}: must be an object with the token's text as content")
+        ids[token["content"]] = int(i)
+    for text, number in added.items():
+        if type(number) is not int or number < 0:
+            raise UserError(
+                f"{name}/{ADDED_FILE}: {text}: must be an id, a whole number, not {json.dumps(number)[:60]}"
+            )
+        if ids.get(text, number) != number:
+            raise UserError(
+                f"{name}/{ADDED_FILE}: {text} has the id {number}, and {ids[text]} in {CONFIG_FILE}; correct one"
+            )
+    return ids | dict(added)
+
+
+def _check_tokens(config: Mapping[str, Any], file: str) -> None:
+    """Raises `UserError` for a named token that is no text, and no object with one."""
+    additional = config.get("additional_special_tokens") or []
+    if not isinstance(additional, list):
+        raise UserError(f"{file}: additional_special_tokens: must be a list of tokens, or null")
+    named = {f"additional_special_tokens.{number}": token for number, token in enumerate(additional)}
+    named |= {key: config.get(key) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    for key, token in named.items():
+        text = token.get("content") if isinstance(token, Mapping) else token
+        if token is not None and not isinstance(text, str):
+            raise UserError(
+                f"{file}: {key}: must be a text, or an object with one as content, not {json.dumps(token)[:60]}"
+            )
 
 
 def with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from navil_jax.config.plain import unique_keys
 from navil_jax.errors import UserError
 from navil_jax.evaluate.benchmarks.scoring import Benchmark, Line, Score
 
@@ -53,20 +54,29 @@ def read_lines(path: Path, benchmark: Benchmark) -> list[dict[str, Any]]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    lines = []
+    lines: list[dict[str, Any]] = []
+    first: dict[str | int | float, int] = {}  # id -> the line that has it
     for number, text in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not text.strip():
             continue
         try:
-            line = json.loads(text.decode())
+            line = json.loads(text.decode(), object_pairs_hook=unique_keys, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number}: is no JSON: {error}") from None
         if wrong := first_fault(line, benchmark):
             raise UserError(f"{path}: line {number}: {wrong}")
+        if (before := first.setdefault(line["id"], number)) != number:
+            raise UserError(
+                f"{path}: line {number}: id: {_shown(line['id'])} stands in line {before} already; keep one"
+            )
         lines.append(line)
     if not lines:
         raise UserError(f"{path}: holds no lines")
     return lines
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def first_fault(line: Any, benchmark: Benchmark) -> str | None:
@@ -118,6 +128,8 @@ def report(benchmark: Benchmark, lines: Sequence[Line], protocol: str | None) ->
     chosen = protocol or benchmark.primary
     found: dict[str, Any] = {"benchmark": benchmark.name, "lines": len(lines), "primary": benchmark.primary}
     found |= {"protocol": chosen, "scale": benchmark.scale, "total": totals[chosen], "totals": totals}
+    if left_out := sum(map(benchmark.left_out, lines)):
+        found["left_out_of_totals"] = left_out
     if not protocol and benchmark.extras:
         found |= benchmark.extras(lines, scores_of(benchmark, lines, None))
     return found

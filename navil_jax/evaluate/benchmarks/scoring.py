@@ -46,6 +46,7 @@ class Benchmark:
       aliases: other names of protocols.
       optional: as `keys`, for what may be missing or null.
       also: more `keys` that a line needs, as it has these.
+      left_out: whether totals leave a line out, which a report counts.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Benchmark:
     totals: tuple[str, ...] = ()
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     also: Callable[[Line], Mapping[str, str]] = lambda line: {}
+    left_out: Callable[[Line], bool] = lambda line: False
 
     def expect(self, line: Line) -> Score:
         """The score of a line where no protocol is named."""
