@@ -163,7 +163,7 @@ def test_averages_that_are_gone_are_told(tmp_path: Path, run: Path):
 def test_chat_computes_with_what_was_evaluated(run: Path, raw: Path, capsys: pytest.CaptureFixture, monkeypatch):
     params, ema = arrays(MODEL)
     assistant = load_assistant(run, mesh())
-    found = flatten(assistant.engine.params)
+    found = flatten(assistant.engine.programs.params)
     assert assistant.averaged
     assert found[NORM].dtype == jnp.float32
     assert found[TEXT].dtype == found[VISUAL].dtype == jnp.bfloat16

@@ -50,20 +50,44 @@ def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
     return jnp.tensordot(x, kernel.astype(x.dtype), axes=inputs)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, inputs: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    rounded = kernel.astype(x.dtype)
-    return jnp.tensordot(x, rounded, axes=inputs), (x, rounded, jnp.zeros(0, kernel.dtype))
+# The primals of a custom gradient, and what is kept of them: x where the kernel trains, the rounded kernel where x's
+# gradient is asked for; None otherwise, so that what is frozen costs no product.
+Kept = tuple[jax.Array | None, jax.Array | None, jax.Array]
 
 
-def _backward(inputs: int, kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _kept(x: Any, kernel: Any) -> tuple[jax.Array, jax.Array, Kept]:
+    rounded = kernel.value.astype(x.value.dtype)
+    kept = (x.value if kernel.perturbed else None, rounded if x.perturbed else None, jnp.zeros(0, kernel.value.dtype))
+    return x.value, rounded, kept
+
+
+def _forward(x: Any, kernel: Any, inputs: int) -> tuple[jax.Array, Kept]:
+    value, rounded, kept = _kept(x, kernel)
+    return jnp.tensordot(value, rounded, axes=inputs), kept
+
+
+def _backward(inputs: int, kept: Kept, gradient: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
     x, kernel, like = kept
-    batch, outputs = tuple(range(x.ndim - inputs)), tuple(range(x.ndim - inputs, gradient.ndim))
-    of_x = jax.lax.dot_general(gradient, kernel, ((outputs, tuple(range(inputs, kernel.ndim))), ((), ())))
-    of_kernel = jax.lax.dot_general(x, gradient, ((batch, batch), ((), ())), preferred_element_type=like.dtype)
+    of_x = of_kernel = None
+    gradient = _dense(gradient)
+    if kernel is not None:
+        outputs = tuple(range(inputs, kernel.ndim))
+        last = tuple(range(gradient.ndim - len(outputs), gradient.ndim))
+        of_x = jax.lax.dot_general(gradient, kernel, ((last, outputs), ((), ())))
+    if x is not None:
+        batch = tuple(range(x.ndim - inputs))
+        of_kernel = jax.lax.dot_general(x, gradient, ((batch, batch), ((), ())), preferred_element_type=like.dtype)
     return of_x, of_kernel
 
 
-product.defvjp(_forward, _backward)
+def _dense(gradient: Any) -> jax.Array:
+    """A gradient that is known to be zero as an array."""
+    if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
+        return jnp.zeros(gradient.shape, gradient.dtype)
+    return gradient
+
+
+product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 @jax.custom_vjp
@@ -80,14 +104,16 @@ def to_turned(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _dot(kernel.astype(x.dtype), x, (0,), (2,))
 
 
-def _to_turned_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    rounded = kernel.astype(x.dtype)
-    return to_turned(x, rounded), (x, rounded, jnp.zeros(0, kernel.dtype))
+def _to_turned_forward(x: Any, kernel: Any) -> tuple[jax.Array, Kept]:
+    value, rounded, kept = _kept(x, kernel)
+    return to_turned(value, rounded), kept
 
 
-def _to_turned_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _to_turned_backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
     x, kernel, like = kept
-    return _dot(gradient, kernel, (0,), (1,)), _dot(x, gradient, (0, 1), (1, 2), like.dtype)
+    gradient = _dense(gradient)
+    of_x = None if kernel is None else _dot(gradient, kernel, (0,), (1,))
+    return of_x, None if x is None else _dot(x, gradient, (0, 1), (1, 2), like.dtype)
 
 
 @jax.custom_vjp
@@ -96,19 +122,21 @@ def from_turned(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _dot(x, kernel.astype(x.dtype), (0,), (0,))
 
 
-def _from_turned_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    rounded = kernel.astype(x.dtype)
-    return from_turned(x, rounded), (x, rounded, jnp.zeros(0, kernel.dtype))
+def _from_turned_forward(x: Any, kernel: Any) -> tuple[jax.Array, Kept]:
+    value, rounded, kept = _kept(x, kernel)
+    return from_turned(value, rounded), kept
 
 
-def _from_turned_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _from_turned_backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
     x, kernel, like = kept
-    return _dot(kernel, gradient, (1,), (2,)), _dot(x, gradient, (1, 2), (0, 1), like.dtype)
+    gradient = _dense(gradient)
+    of_x = None if kernel is None else _dot(kernel, gradient, (1,), (2,))
+    return of_x, None if x is None else _dot(x, gradient, (1, 2), (0, 1), like.dtype)
 
 
 def _dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...], dtype: Any = None) -> jax.Array:
     return jax.lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=dtype)
 
 
-to_turned.defvjp(_to_turned_forward, _to_turned_backward)
-from_turned.defvjp(_from_turned_forward, _from_turned_backward)
+to_turned.defvjp(_to_turned_forward, _to_turned_backward, symbolic_zeros=True)
+from_turned.defvjp(_from_turned_forward, _from_turned_backward, symbolic_zeros=True)
