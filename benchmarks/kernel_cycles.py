@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found += [layer_record(by_name[chip])] if options.layer else []
         except RuntimeError as error:
             raise UserError(f"{chip}: {str(error).splitlines()[0]}") from error
-    print(markdown_table([line | {"aim": "-" if line["aim"] is None else line["aim"]} for line in found]))
+    print(markdown_table([{name: "-" if cell is None else str(cell) for name, cell in line.items()} for line in found]))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
