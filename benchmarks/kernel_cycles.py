@@ -42,8 +42,8 @@ AIMS = {  # share of the peak, forward and backward
 LAYER_AIMS = {"v5p": 1.3, "v6e": 1.7}
 PACKED = {"forward": Case("packed_fwd", 64, 512, 12, 512), "backward": Case("packed_bwd", 64, 512, 4, 256)}
 CAUSAL = {
-    "forward": Case("causal_fwd", 128, 512, 4, 128, sharing=2),
-    "backward": Case("causal_bwd", 128, 512, 4, 256, sharing=2),
+    "forward": Case("wide_fwd", 128, 512, 4, 128, causal=True, sharing=2),
+    "backward": Case("wide_bwd", 128, 512, 4, 256, causal=True, sharing=2),
 }
 SPLASH = {"forward": ("splash_fwd",), "backward": ("splash_dq", "splash_dkv")}
 

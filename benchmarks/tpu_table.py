@@ -56,6 +56,7 @@ OTHERS: dict[tuple[str, str], tuple[str, str]] = {
     ("navil_9b", "v5e-256"): ("fsdp=128,context=2", "full"),
     ("navil_9b", "v6e-64"): ("fsdp=-1", "full"),
     ("navil_9b", "v6e-256"): ("fsdp=-1", "full"),
+    ("navil_9b_tpu", "v6e-64"): ("fsdp=-1", "full"),
 }
 
 
@@ -65,6 +66,10 @@ def cases() -> list[Case]:
     for model in ("navil_2b", "navil_9b"):
         for stage in STAGES:
             for topology in SLICES:
+                found.append(Case(f"{model}_{stage}", topology, *OTHERS.get((model, topology), ())))
+    for model in ("navil_2b_tpu", "navil_9b_tpu"):
+        for stage in ("s1_1", "s2"):
+            for topology in ("v5p-128", "v6e-64"):
                 found.append(Case(f"{model}_{stage}", topology, *OTHERS.get((model, topology), ())))
     return found
 
@@ -132,7 +137,7 @@ def costs(case: Case, figures: dict[str, Any]) -> dict[str, str]:
 
 
 def _recipe(case: Case) -> str:
-    return case.recipe.removeprefix("navil_").replace("_", " ", 1)
+    return case.recipe.removeprefix("navil_").replace("_s", " s")
 
 
 def kept(case: Case) -> dict[str, Any] | None:

@@ -93,7 +93,7 @@ class TestReleased:
         assert whole(changed) == config
 
 
-@pytest.mark.parametrize("recipe", ["navil_2b.py", "navil_9b.py"])
+@pytest.mark.parametrize("recipe", ["navil_2b.py", "navil_9b.py", "navil_2b_tpu.py", "navil_9b_tpu.py"])
 def test_a_recipe_makes_a_file_that_says_all_of_it(recipe: str) -> None:
     config = load_config(RECIPES / recipe)
     fresh = to_hf_config(config, dtype="bfloat16")

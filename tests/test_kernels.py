@@ -14,7 +14,7 @@ from tiny import tiny_model
 
 from navil_jax.config import MeshConfig, VisionConfig
 from navil_jax.model import attention, blocks, encoder_attention, params, rope
-from navil_jax.model.kernels import causal, encoder, pairs, spare_rows
+from navil_jax.model.kernels import encoder, pairs, spare_rows, wide
 from navil_jax.plan import kernels
 from navil_jax.plan.schedule import Cycles, grid_step
 from navil_jax.sharding import make_mesh
@@ -241,17 +241,17 @@ def test_kernels_take_no_more_cycles_than_the_table_says(name: str, generation: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (8, 2)])
+@pytest.mark.parametrize(("heads", "kv_heads", "causal"), [(4, 4, True), (4, 2, True), (8, 2, True), (3, 3, False)])
 @pytest.mark.parametrize("rows", [[[250], [100, 70]], [[3] * 60, []]])
-def test_causal_kernels_agree_with_xla(heads: int, kv_heads: int, rows: list[list[int]]):
+def test_kernels_for_heads_of_128_agree_with_xla(heads: int, kv_heads: int, causal: bool, rows: list[list[int]]):
     random = np.random.default_rng(0)
     ids = jnp.asarray(ids_of(rows, 250))
     make = lambda n: jnp.asarray(random.normal(size=(2, 250, n, 128)), jnp.bfloat16)  # noqa: E731
     q, k, v, gradient = make(heads), make(kv_heads), make(kv_heads), make(heads)
-    shape = causal.Shape(heads, heads // kv_heads, 256, 128, 1, 2**25, True)
+    shape = wide.Shape(heads, heads // kv_heads, causal, 256, 128, 2, 1, 2**25, True)
     ways = (
-        (functools.partial(attention.causal_attention, shape=shape), jnp.bfloat16),
-        (functools.partial(attention.attention, causal=True, backend="xla"), jnp.float32),
+        (functools.partial(attention.wide_attention, shape=shape), jnp.bfloat16),
+        (functools.partial(attention.attention, causal=causal, backend="xla"), jnp.float32),
     )
     found = []
     for attend, dtype in ways:

@@ -22,7 +22,7 @@ from navil_jax.train.step import abstract_state, initial_params, initial_state, 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = ("s1_1", "s1_2", "s2")
-MODELS = ("navil_2b", "navil_9b")
+MODELS = ("navil_2b", "navil_9b", "navil_2b_tpu", "navil_9b_tpu")
 RECIPES = [f"{model}_{stage}" for model in MODELS for stage in STAGES]
 
 
@@ -45,7 +45,7 @@ TABLE = {
 def test_settings_are_those_of_the_paper(name):
     config = recipe(name)
     images, optimizer, data = config.images, config.optimizer, config.data
-    assert TABLE[name] == (
+    assert TABLE[name.replace("_tpu", "")] == (
         config.steps,
         config.batch_samples,
         images.max_patches,
@@ -64,6 +64,15 @@ def test_settings_are_those_of_the_paper(name):
 def test_samples_of_the_stages_are_those_of_the_paper(model, totals):
     configs = [recipe(f"{model}_{stage}") for stage in STAGES]
     assert [config.steps * config.batch_samples for config in configs] == pytest.approx(totals, rel=0.006)
+
+
+@pytest.mark.parametrize("model", ["navil_2b", "navil_9b"])
+def test_an_encoder_of_heads_of_128_is_as_large_as_the_papers(model):
+    paper, ours = recipe(model).model, recipe(f"{model}_tpu").model
+    assert ours.encoder.head_dim == 128
+    sizes = [sum(math.prod(x.shape) for x in flatten(model_params.shapes(m)["vision"]).values()) for m in (paper, ours)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.003)
+    assert dataclasses.replace(ours, vision=paper.vision) == paper
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -99,7 +108,7 @@ TRAINED = {
 def test_the_right_parameters_train_and_decay(name):
     config = recipe(name)
     settings = parameter_settings(config.optimizer, model_params.shapes(config.model))
-    trained = TRAINED[name.partition("b_")[2]]
+    trained = TRAINED[next(stage for stage in STAGES if name.endswith(stage))]
     assert {name for name, found in settings.items() if found.trainable} == {n for n in settings if trained(n)}
     for name, found in settings.items():
         assert found.weight_decay is (name.split("/")[-1] not in ("bias", "scale", "ls1", "ls2"))

@@ -12,7 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jaxtyping import Array, Bool, Float, Int
 
 from navil_jax.model.blocks import needed_blocks
-from navil_jax.model.kernels import causal as causal_kernels
+from navil_jax.model.kernels import wide
 from navil_jax.model.kernels.flash import LANES, block_size
 from navil_jax.model.xla_attention import MASKED, xla_attention
 from navil_jax.sharding import constrain, partition_spec, shards
@@ -42,9 +42,10 @@ def attention(
       segment_ids: a token sees tokens of its own segment alone. Segment 0 is padding, its output is of no
         meaning but finite.
       causal: a token sees no later position of the row.
-      backend: "auto" takes kernels on TPU (our own for causal bfloat16 heads of 128, else splash) and XLA elsewhere,
+      backend: "auto" takes kernels on TPU (our own for bfloat16 heads of 128, else splash) and XLA elsewhere,
         decided where the program is compiled for.
-      longest: the most positions from the first to the last of one segment; None: a whole row. Splash visits less then.
+      longest: the most positions from the first to the last of one segment; None: a whole row. Lists of blocks are
+        shorter then.
 
     Returns:
       In q's dtype.
@@ -64,8 +65,8 @@ def attention(
     elif backend == "splash":
         out = splash(q, k, v, segment_ids)
     else:
-        shape = causal_shape(q, k) if causal else None
-        tpu = functools.partial(causal_attention, shape=shape) if shape else splash
+        shape = wide_shape(q, k, causal, longest)
+        tpu = functools.partial(wide_attention, shape=shape) if shape else splash
         out = jax.lax.platform_dependent(q, k, v, segment_ids, tpu=tpu, default=xla)
     return out[:, :, :heads]
 
@@ -76,25 +77,28 @@ def whole_rows(x: Float[Array, "B S H D"]) -> Float[Array, "B S H D"]:
     return constrain(x, "batch", "positions", "attention_heads" if divides else None, "head_dim")
 
 
-def causal_shape(q: Float[Array, "B S H D"], k: Float[Array, "B S K D"]) -> causal_kernels.Shape | None:
-    """How `model/kernels/causal` divides these rows on the mesh in scope; None where it does not serve."""
+def wide_shape(
+    q: Float[Array, "B S H D"], k: Float[Array, "B S K D"], causal: bool, longest: int | None = None
+) -> wide.Shape | None:
+    """How `model/kernels/wide` divides these rows on the mesh in scope; None where it does not serve."""
     devices = shards("attention_heads")
     if q.shape[3] != LANES or q.dtype != jnp.bfloat16 or q.shape[2] % devices or k.shape[2] % devices:
         return None
     length, heads, sharing = q.shape[1], q.shape[2] // devices, q.shape[2] // k.shape[2]
     block = block_size(length)
     row = -(-length // block) * block
-    shape = causal_kernels.Shape(heads, sharing, row, block, cores(), vmem_bytes())
+    met = grid_width(row, block, longest)
+    shape = wide.Shape(heads, sharing, causal, row, block, met, cores(), vmem_bytes())
     return shape if shape.blocks(LANES) else None
 
 
-def causal_attention(
+def wide_attention(
     q: Float[Array, "B S H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
     segment_ids: Int[Array, "B S"],
     *,
-    shape: causal_kernels.Shape,
+    shape: wide.Shape,
 ) -> Float[Array, "B S H D"]:
     """Our own kernels over pairs of blocks; every device runs them on its own rows and heads."""
     length = q.shape[1]
@@ -103,7 +107,7 @@ def causal_attention(
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
         folded = (jnp.pad(x.reshape(*x.shape[:2], -1), ((0, 0), padding, (0, 0))) for x in (q, k, v))
         ids = jnp.pad(segment_ids, ((0, 0), padding))
-        out = causal_kernels.attend(*(x.reshape(-1, x.shape[2]) for x in folded), ids, shape)
+        out = wide.attend(*(x.reshape(-1, x.shape[2]) for x in folded), ids, shape)
         return out.reshape(len(q), shape.row, -1)[:, :length].reshape(q.shape)
 
     if not jax.sharding.get_abstract_mesh().empty:

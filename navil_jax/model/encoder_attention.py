@@ -1,7 +1,7 @@
 """Attention of the vision encoder: rotation, then every patch sees those of its segment, by the backend of the device.
 
-On TPUs, models that compute in bfloat16 take the kernels of `model/kernels`; elsewhere queries and keys are rotated and
-given to `model/attention`.
+On TPUs, models that compute in bfloat16 with heads of 32 or 64 take the kernels of `model/kernels/encoder`; elsewhere
+queries and keys are rotated and given to `model/attention`.
 """
 
 import functools

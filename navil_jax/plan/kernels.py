@@ -29,8 +29,8 @@ BLOCKS = 32  # of the arrays that a kernel is compiled for; more than VMEM holds
 PRODUCTS = {
     "packed_fwd": 2,
     "packed_bwd": 5,
-    "causal_fwd": 2,
-    "causal_bwd": 5,
+    "wide_fwd": 2,
+    "wide_bwd": 5,
     "splash_fwd": 2,
     "splash_dq": 3,
     "splash_dkv": 4,
@@ -53,7 +53,7 @@ class Case:
 def case_of(kernel: Kernel) -> Case | None:
     """The case of a kernel in a program; None: one of which nothing is known."""
     settings = json.loads(kernel.settings) if kernel.settings else {}
-    if kernel.name.startswith(("packed_", "causal_")):
+    if kernel.name.startswith(("packed_", "wide_")):
         name = kernel.name.removesuffix("_spare").removesuffix("_exact")
         return Case(name, **settings)
     for word in ("fwd", "dq", "dkv"):
@@ -170,12 +170,12 @@ def _packed_program(case: Case, length: int, array: Callable[..., Any]) -> tuple
     import jax.numpy as jnp
 
     from navil_jax.model.attention import vmem_bytes
-    from navil_jax.model.kernels import causal, flash, spare_rows
+    from navil_jax.model.kernels import flash, spare_rows, wide
     from navil_jax.model.kernels.pairs import Pairs
 
     blocks = flash.Blocks(case.block, case.tile, case.heads, vmem_bytes())
     heads = 2 * case.heads if case.heads > 1 else 8
-    thin, wide = array(heads * case.width, length), array(heads * flash.LANES, length)
+    thin, filled = array(heads * case.width, length), array(heads * flash.LANES, length)
     rotation = (array(case.width // 2, length, dtype=jnp.float32),) * 2
     number = array(64, dtype=jnp.int32)
     pairs = (number, number, number, array(dtype=jnp.int32))
@@ -183,28 +183,29 @@ def _packed_program(case: Case, length: int, array: Callable[..., Any]) -> tuple
     sums, ids = array(2, 2 * case.heads, length, dtype=jnp.float32), array(length, dtype=jnp.int32)
     rows = [array(length, heads // sharing * case.width) for sharing in (1, case.sharing)]
     match case.name:
-        case "causal_fwd":
+        case "wide_fwd":
 
-            def causal_forward(q: Any, k: Any, v: Any, ids: Any, *pairs: Any) -> Any:
-                return causal.forward(q, k, v, Pairs(*pairs), blocks, ids)
+            def wide_forward(q: Any, k: Any, v: Any, ids: Any, *pairs: Any) -> Any:
+                return wide.forward(q, k, v, Pairs(*pairs), blocks, ids, causal=case.causal)
 
-            return causal_forward, (rows[0], rows[1], rows[1], ids, *pairs)
-        case "causal_bwd":
+            return wide_forward, (rows[0], rows[1], rows[1], ids, *pairs)
+        case "wide_bwd":
+            of_rows: dict[str, Any] = {"causal": case.causal, "row": 2 * case.block}
 
-            def causal_backward(q: Any, k: Any, v: Any, g: Any, sums: Any, ids: Any, *pairs: Any) -> Any:
-                return causal.backward(q, k, v, g, sums, Pairs(*pairs), blocks, ids, row=2 * case.block)
+            def wide_backward(q: Any, k: Any, v: Any, g: Any, sums: Any, ids: Any, *pairs: Any) -> Any:
+                return wide.backward(q, k, v, g, sums, Pairs(*pairs), blocks, ids, **of_rows)
 
-            return causal_backward, (rows[0], rows[1], rows[1], rows[0], sums, ids, *pairs)
+            return wide_backward, (rows[0], rows[1], rows[1], rows[0], sums, ids, *pairs)
         case "packed_fwd":
             run = lambda q, k, v, *pairs: flash.forward(q, k, v, Pairs(*pairs), blocks, width=case.width)  # noqa: E731
-            return run, (wide, wide, thin, *pairs)
+            return run, (filled, filled, thin, *pairs)
         case "packed_bwd":
             options = {"width": case.width, "row": 2 * case.block}
 
             def packed_backward(q: Any, k: Any, v: Any, g: Any, sums: Any, *pairs: Any) -> Any:
                 return flash.backward(q, k, v, g, sums, Pairs(*pairs), blocks, **options)
 
-            return packed_backward, (wide, wide, thin, thin, sums, *pairs)
+            return packed_backward, (filled, filled, thin, thin, sums, *pairs)
         case "packed_inner":
             return functools.partial(spare_rows.inner_products, width=case.width, **options), (thin, thin)
         case "packed_narrow":
@@ -222,8 +223,10 @@ RECIPES = (  # the kernels of the recipes: the encoder's forward and backward, a
     *(Case("packed_fwd", 64, 512, heads, 512) for heads in (8, 12, 14)),
     *(Case("packed_bwd", 64, 512, heads, 256) for heads in (2, 4)),
     *(Case(name, 64, 512) for name in ("packed_widen_queries", "packed_widen_keys", "packed_narrow", "packed_inner")),
-    *(Case("causal_fwd", 128, 512, 4, 128, sharing=sharing) for sharing in (1, 2, 4)),
-    *(Case("causal_bwd", 128, 512, heads, 256, sharing=sharing) for heads, sharing in ((4, 1), (4, 2), (4, 4))),
+    *(Case("wide_fwd", 128, 512, 4, 128, causal=True, sharing=sharing) for sharing in (1, 2, 4)),
+    *(Case("wide_bwd", 128, 512, 4, 256, causal=True, sharing=sharing) for sharing in (1, 2, 4)),
+    *(Case("wide_fwd", 128, 512, heads, 128) for heads in (1, 2, 3, 4)),
+    *(Case("wide_bwd", 128, 512, heads, 256) for heads in (1, 2, 3)),
     *(Case(f"splash_{word}", 128, block, causal=True) for word in ("fwd", "dq", "dkv") for block in (512, 1024)),
     *(Case(f"splash_{word}", 64, block) for word in ("fwd", "dq", "dkv") for block in (512, 1024)),
 )

@@ -237,7 +237,7 @@ def _kernel_cost(kernel: Kernel, generation: Generation, statistics: BatchStatis
         visited = math.prod(_sizes(next(shape for shape in kernel.operands if shape[0] == "s")))
         taken = np.maximum(visited / rows, computed) * step.empty + computed * step.work + blocks * step.once
     taken = taken * groups * generation.kernel_factor / generation.clock
-    if case.name in ("packed_bwd", "causal_bwd"):  # gradients of a row's queries are zeroed, and copied to HBM
+    if case.name in ("packed_bwd", "wide_bwd"):  # gradients of a row's queries are zeroed, and copied to HBM
         numbers = case.heads * case.width * length / rows
         copying = 4 * generation.cores / generation.bandwidth
         taken = taken + groups * numbers * (1 / REGISTER / generation.clock + copying)

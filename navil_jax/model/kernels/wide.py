@@ -1,8 +1,8 @@
-"""The decoder's attention on TPUs: causal, inside segments, for heads of 128 whose keys several queries may share.
+"""Attention on TPUs for heads of 128, inside segments, causal or not, whose keys several queries may share.
 
-As `flash`, but arrays are positions by features, as the decoder's projections write them: a head is a register of
-lanes. Scores are masked by segment ids and positions in pairs of blocks that need it, and a running maximum keeps
-powers in range.
+As `flash`, but arrays are positions by features, as projections write them: a head is a register of lanes. Scores are
+masked by segment ids, and by positions where attention is causal, in pairs of blocks that need it, and a running
+maximum keeps powers in range.
 """
 
 import functools
@@ -29,8 +29,10 @@ class Shape(NamedTuple):
 
     heads: int  # of queries
     sharing: int  # queries that share a key
+    causal: bool  # a position sees no later one
     row: int  # positions of a row, whole blocks
     block: int
+    met: int  # blocks that one block meets at most
     cores: int  # of a device
     vmem: int  # bytes that a kernel may take
     interpret: bool = False
@@ -51,7 +53,7 @@ def attend(
     segment_ids: Int32[Array, "B row"],
     shape: Shape,
 ) -> Float[Array, "S H*lanes"]:
-    """Every position sees those of its segment up to itself; scores are scaled by LANES**-0.5.
+    """Every position sees those of its segment, up to itself where `shape.causal`; scores are scaled by LANES**-0.5.
 
     Args:
       q, k, v: rotated, rows one behind the other, heads side by side.
@@ -69,8 +71,10 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     blocks = shape.blocks(tile=LANES)
     assert blocks is not None, shape
-    pairs = block_pairs(segment_ids, shape.block, causal=True)
-    out, lse = forward(_scaled(q), k, v, pairs, blocks, segment_ids.reshape(-1), interpret=shape.interpret)
+    pairs = block_pairs(segment_ids, shape.block, causal=shape.causal, width=shape.met)
+    out, lse = forward(
+        *(_scaled(q), k, v, pairs, blocks, segment_ids.reshape(-1)), causal=shape.causal, interpret=shape.interpret
+    )
     out, lse = (checkpoint_name(x, "attention") for x in (out, lse))
     return out, (q, k, v, segment_ids, out, lse)
 
@@ -79,11 +83,12 @@ def _backward(shape: Shape, kept: tuple[jax.Array, ...], gradient: jax.Array) ->
     q, k, v, segment_ids, out, lse = kept
     blocks = shape.blocks(tile=256 if shape.block % 256 == 0 else LANES)
     assert blocks is not None, shape
-    pairs = block_pairs(segment_ids, shape.block, causal=True, by_key=True)
+    pairs = block_pairs(segment_ids, shape.block, causal=shape.causal, by_key=True, width=shape.met)
     products = gradient.astype(jnp.float32) * out.astype(jnp.float32)
     inner = products.reshape(len(q), *lse.shape[:2], LANES).sum(-1).transpose(1, 2, 0)
     of_q, of_k, of_v = backward(
         *(_scaled(q), k, v, gradient, jnp.concatenate([lse, inner], axis=1), pairs, blocks, segment_ids.reshape(-1)),
+        causal=shape.causal,
         row=shape.row,
         interpret=shape.interpret,
     )
@@ -101,6 +106,7 @@ def forward(
     blocks: Blocks,
     segment_ids: Int32[Array, " S"],
     *,
+    causal: bool,
     interpret: bool = False,
 ) -> tuple[Float[Array, "S H*lanes"], Float32[Array, "groups heads S"]]:
     """Attention of every query block over its key blocks.
@@ -117,8 +123,9 @@ def forward(
     keys_per = per // sharing
 
     def kernel(query_ref: Any, key_ref: Any, flags_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
-        ids, (out_ref, lse_ref, out_acc, sum_acc, top_acc, values) = refs[:2], refs[2:]
+        out_ref, lse_ref, out_acc, sum_acc, top_acc, values = refs[2:]
         query, key, flags = (ref[pl.program_id(1)] for ref in (query_ref, key_ref, flags_ref))
+        sees = functools.partial(_sees, refs[:2], query, key, blocks, causal)
 
         @pl.when(flags & FIRST != 0)
         def _() -> None:
@@ -131,7 +138,7 @@ def forward(
         def work(partial: bool) -> None:
             def scores(head: int, columns: slice) -> jax.Array:
                 s = dot(k_ref[:, rows_of(head // sharing, LANES)], q_ref[columns, rows_of(head, LANES)], NT)
-                return jnp.where(_sees(ids, columns, query, key, blocks), s, MASKED) if partial else s
+                return jnp.where(sees(columns), s, MASKED) if partial else s
 
             def weights(head: int, columns: slice, s: jax.Array) -> tuple[jax.Array, jax.Array]:
                 before = top_acc[head, :1, columns]
@@ -178,8 +185,8 @@ def forward(
             ],
         ),
         compiler_params=flash.compiler_params(blocks),
-        name="causal_fwd",
-        metadata=flash.settings(width=LANES, block=block, tile=blocks.tile, heads=per, sharing=sharing),
+        name="wide_fwd",
+        metadata=flash.settings(width=LANES, block=block, tile=blocks.tile, heads=per, sharing=sharing, causal=causal),
         interpret=interpret,
     )(*pairs[:3], q, k, v, *tables)
 
@@ -194,6 +201,7 @@ def backward(
     blocks: Blocks,
     segment_ids: Int32[Array, " S"],
     *,
+    causal: bool,
     row: int,
     interpret: bool = False,
 ) -> tuple[Float32[Array, "H*lanes S"], Float32[Array, "S K*lanes"], Float[Array, "S K*lanes"]]:
@@ -211,6 +219,7 @@ def backward(
         dq_acc, dk_acc, dv_acc, keys, queries, gradients, copied = scratch
         group, number = pl.program_id(0), pl.program_id(1)
         query, key, flags = (ref[number] for ref in (query_ref, key_ref, flags_ref))
+        sees = functools.partial(_sees, ids, query, key, blocks, causal)
         start, here = (pl.multiple_of(jax.lax.rem(place * block, row), block) for place in (query, key))
 
         @pl.when((flags & FIRST != 0) & (here == 0))
@@ -230,7 +239,7 @@ def backward(
             def products(head: int, columns: slice) -> tuple[jax.Array, jax.Array]:
                 own, shared = rows_of(head, LANES), rows_of(head // sharing, LANES)
                 s = dot(k_ref[:, shared], q_ref[columns, own], NT)
-                s = jnp.where(_sees(ids, columns, query, key, blocks), s, MASKED) if partial else s
+                s = jnp.where(sees(columns), s, MASKED) if partial else s
                 return s, dot(v_ref[:, shared], g_ref[columns, own], NT)
 
             def slopes(head: int, columns: slice, given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -286,8 +295,8 @@ def backward(
             ],
         ),
         compiler_params=flash.compiler_params(blocks),
-        name="causal_bwd",
-        metadata=flash.settings(width=LANES, block=block, tile=blocks.tile, heads=per, sharing=sharing),
+        name="wide_bwd",
+        metadata=flash.settings(width=LANES, block=block, tile=blocks.tile, heads=per, sharing=sharing, causal=causal),
         interpret=interpret,
     )(*pairs[:3], q, k, v, gradient, sums, *tables)
 
@@ -297,8 +306,10 @@ def _folded(side: int, heads: int, block: int) -> pl.BlockSpec:
     return pl.BlockSpec((block, heads * LANES), lambda group, n, *pairs: (pairs[side][n], group))
 
 
-def _sees(ids: Any, columns: slice, query: jax.Array, key: jax.Array, blocks: Blocks) -> jax.Array:
+def _sees(ids: Any, query: jax.Array, key: jax.Array, blocks: Blocks, causal: bool, columns: slice) -> jax.Array:
     """[keys, queries of a tile]: whether the query sees the key."""
     same = flash.same_segment(ids, columns, blocks)
+    if not causal:
+        return same
     position = functools.partial(jax.lax.broadcasted_iota, jnp.int32, same.shape)
     return same & (key * blocks.block + position(0) <= query * blocks.block + columns.start + position(1))
