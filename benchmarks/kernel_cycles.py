@@ -3,7 +3,8 @@
 Nothing runs on a TPU: the compiler writes down the schedule of every kernel, a bundle of instructions a cycle
 (`navil_jax/plan/schedule.py`). For each generation
 
-    share of peak        products of a pair of blocks (two forward, five backward) over what its grid step takes
+    share of peak        products of a pair of blocks (two forward, five backward) over what the matrix units could
+                         do in the cycles of its grid step
     empty steps          steps of the grid that compute nothing, on the rows of NaViL-2B's first stage
     pairs computed       for each pair of positions that is needed, on the same rows
     layer over ideal     an encoder layer, forward and backward, outside attention: the compiler's estimate of its
@@ -39,6 +40,12 @@ AIMS = {  # share of the peak, forward and backward
     "v6e": (0.28, 0.26),
     "tpu7x": (0.28, 0.26),
 }
+MATRIX_UNITS = {  # of a core: their side, how many, and rows that each takes in a cycle
+    "v5e": (128, 4, 1),
+    "v5p": (128, 4, 1),
+    "v6e": (256, 2, 2),
+    "tpu7x": (256, 2, 2),
+}
 LAYER_AIMS = {"v5p": 1.3, "v6e": 1.7}
 PACKED = {"forward": Case("packed_fwd", 64, 512, 12, 512), "backward": Case("packed_bwd", 64, 512, 4, 256)}
 CAUSAL = {
@@ -49,9 +56,9 @@ SPLASH = {"forward": ("splash_fwd",), "backward": ("splash_dq", "splash_dkv")}
 
 
 def cycles_at_peak(case: Case, generation: Generation, products: int) -> float:
-    """Cycles of a core for the products of a grid step, were it at its peak."""
-    flops = 2.0 * products * case.heads * case.block**2 * case.width
-    return flops / (generation.peak / generation.cores / generation.clock)
+    """Cycles of a core for the products of a grid step, were its matrix units always full."""
+    side, units, rows = MATRIX_UNITS[generation.name]
+    return products * case.heads * case.block**2 * case.width / (units * rows * side**2)
 
 
 def share(case: Case, generation: Generation) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -12,12 +13,17 @@ import pytest
 from hypothesis import strategies as st
 from tiny import tiny_model
 
+from benchmarks import kernel_cycles
 from navil_jax.config import MeshConfig, VisionConfig
+from navil_jax.config.flags import load_config
 from navil_jax.model import attention, blocks, encoder_attention, params, rope
 from navil_jax.model.kernels import encoder, pairs, spare_rows, wide
-from navil_jax.plan import kernels
+from navil_jax.plan import kernels, topology
 from navil_jax.plan.schedule import Cycles, grid_step
+from navil_jax.plan.statistics import simulate
 from navil_jax.sharding import make_mesh
+
+ROOT = Path(__file__).parents[1]
 
 needs_compiler = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the TPU compiler is not installed")
 
@@ -229,10 +235,41 @@ def test_a_schedule_by_hand():
     assert grid_step("= key =\n" + "\n".join(lines), slots) == Cycles(empty=10, work=11, once=3, matrix=0.25)
 
 
+PUBLIC = [  # splash attention, causal, heads of 128: marin's pull request 6330, and a timing of tokamax
+    ("v5p", 8192, 512, 0.778e-3),
+    pytest.param("v6e", 1024, 128, 174.3e-6, marks=[needs_compiler, pytest.mark.slow]),  # compiled for it
+]
+
+
+@pytest.mark.parametrize(("generation", "length", "block", "seconds"), PUBLIC)
+def test_modelled_times_are_within_seven_hundredths_of_public_measurements(
+    generation: str, length: int, block: int, seconds: float
+):
+    heads, blocks = 8, length // block
+    chip = next(one for one in topology.GENERATIONS if one.name == generation)
+    step = kernels.cycles(kernels.Case("splash_fwd", 128, block, causal=True), generation)
+    taken = blocks**2 * step.empty + blocks * (blocks + 1) / 2 * step.work + blocks * step.once
+    assert heads / chip.cores * taken / chip.clock * chip.kernel_factor == pytest.approx(seconds, rel=0.07)
+
+
+@pytest.mark.parametrize("generation", kernel_cycles.CHIPS)
+def test_the_kernels_reach_their_aims(generation: str, monkeypatch: pytest.MonkeyPatch):
+    """By the table, which the compiler made; nothing is compiled here."""
+    monkeypatch.setattr(kernels, "measure", lambda case, _: pytest.fail(f"{case} is not in the table"))
+    rows = simulate(load_config(ROOT / "configs" / "navil_2b_s1_1.py"), "captions")
+    chip = next(one for one in topology.GENERATIONS if one.name == generation)
+    lines = {line["what"]: line for line in kernel_cycles.records(chip, rows)}
+    encoder = [line for what, line in lines.items() if what.startswith("encoder attention")]
+    assert len(encoder) == 2 and all(line["ours"] >= line["aim"] > 0 for line in encoder)
+    assert all(line["ours"] > 1.5 * line["splash"] for line in encoder)
+    pairs = lines["pairs computed for one needed, encoder, 2B S1.1"]
+    assert pairs["ours"] <= pairs["aim"] < pairs["splash"]
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", ["v5p", "v6e"])
-@pytest.mark.parametrize("name", ["packed_fwd", "packed_bwd", "packed_widen_queries"])
+@pytest.mark.parametrize("name", ["packed_fwd", "packed_bwd", "packed_widen_queries", "wide_fwd", "wide_bwd"])
 def test_kernels_take_no_more_cycles_than_the_table_says(name: str, generation: str):
     """The table is of one version of the compiler; others are some hundredths away."""
     case = next(case for case in kernels.RECIPES if case.name == name)
