@@ -93,7 +93,7 @@ TEXT_ATTENTION = ("decoder/layers/qkv/text/**", "decoder/layers/out/text/**")
 # paper with all its scales (24,576 patches, 48,768 with the smaller copies) takes 12,193 visual slots.
 S1_1 = Stage("S1.1", VISUAL, max_patches=4_096, weight_decay=0.05, visual_slots=14_336, balance_window=1)
 S1_2 = Stage(
-    "S1.2", VISUAL + TEXT_ATTENTION, max_patches=12_288, weight_decay=0.1, visual_slots=14_336, balance_window=8
+    "S1.2", VISUAL + TEXT_ATTENTION, max_patches=12_288, weight_decay=0.1, visual_slots=14_336, balance_window=32
 )
 S2 = Stage(
     "S2",
@@ -101,7 +101,7 @@ S2 = Stage(
     max_patches=24_576,
     weight_decay=0.01,
     visual_slots=12_288,
-    balance_window=8,
+    balance_window=32,
     peak_learning_rate=2e-5,
     schedule="cosine",
 )
