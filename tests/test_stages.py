@@ -219,7 +219,7 @@ def bytes_of(tree):
     return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", TABLE)
 def test_bytes_of_parameters_and_optimizer_state(name):
     config = recipe(name)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
