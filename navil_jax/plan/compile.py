@@ -124,6 +124,8 @@ def cache_folder() -> Path:
 
 def _key(request: dict[str, Any], effort: Effort) -> str:
     found = hashlib.sha256(json.dumps([request, effort], sort_keys=True).encode())
+    if flags := os.environ.get("LIBTPU_INIT_ARGS"):  # the compiler reads it too
+        found.update(flags.encode())
     for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
         found.update(f"{package} {importlib.metadata.version(package)}".encode())
     for source in _SOURCES:
