@@ -12,6 +12,7 @@ _QUEUED = (
     "service-account shielded-secure-boot spot subnetwork tags valid-after-duration valid-after-time "
     "valid-until-duration valid-until-time"
 )
+_REQUEST = "runtime-version accelerator-type|type node-id|node-count zone"
 _XPK = "cluster project project-number zone namespace dry-run quiet skip-validation"
 _KUBECTL = "output selector"
 
@@ -38,7 +39,7 @@ FLAGS = {
     ),
     "gcloud compute instance-templates delete": "project quiet",
     "gcloud compute instance-groups managed create": (
-        f"{_GCLOUD} template size default-action-on-vm-failure workload-policy target-size-policy-mode base-instance-name"
+        f"{_GCLOUD} template size default-action-on-vm-failure workload-policy base-instance-name"
     ),
     "gcloud compute instance-groups managed delete": _GCLOUD,
     "gcloud compute instance-groups managed list-instances": _GCLOUD,
@@ -69,8 +70,8 @@ FLAGS = {
 
 # The words of a command -> flags that it cannot do without; of several words with | one.
 NEEDED = {
-    "gcloud compute tpus queued-resources create": "runtime-version accelerator-type|type node-id|node-count zone",
-    "gcloud alpha compute tpus queued-resources create": "runtime-version accelerator-type|type node-id|node-count zone",
+    "gcloud compute tpus queued-resources create": _REQUEST,
+    "gcloud alpha compute tpus queued-resources create": _REQUEST,
     "gcloud compute resource-policies create workload-policy": "type",
     "gcloud compute instance-templates create": "machine-type image-family",
     "gcloud compute instance-groups managed create": "template size",

@@ -85,7 +85,10 @@ def test_every_command_is_in_the_reference_of_its_program(case, tmp_path):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("gcloud compute tpus queued-resources create x --provisioning-model=flex-start", "no flag --provisioning-model"),
+        (
+            "gcloud compute tpus queued-resources create x --provisioning-model=flex-start",
+            "no flag --provisioning-model",
+        ),
         ("gcloud compute tpus queued-resources create x --zone=a", "needs --runtime-version"),
         ("gcloud compute tpus fly", "no such command"),
         ("xpk workload create --cluster=a --restart=1", "no flag --restart"),
@@ -155,7 +158,9 @@ def test_a_mistake_ends_the_job_and_what_is_taken_away_does_not_count(tmp_path):
     assert pod["terminationGracePeriodSeconds"] == 300
 
 
-@pytest.mark.parametrize(("road", "flag"), [("xpk", "--restart-on-exit-codes"), ("gcluster", "--restart-on-exit-codes")])
+@pytest.mark.parametrize(
+    ("road", "flag"), [("xpk", "--restart-on-exit-codes"), ("gcluster", "--restart-on-exit-codes")]
+)
 def test_launchers_restart_after_exceptions_and_signals_and_not_after_mistakes(road, flag, tmp_path):
     (words,) = [w for w in commands(dry_run(tmp_path, road, "submit", *TRAIN).out) if w[0] == road]
     codes = {int(code) for word in words if word.startswith(flag) for code in word.partition("=")[2].split(",")}
@@ -225,7 +230,12 @@ def test_flags_of_the_compiler_are_those_of_the_generation(tmp_path):
 MISTAKES = [
     ("queued", "create", {"project": "", "zone": ""}, ": not filled in: project, zone"),
     ("jobset", "submit", {"cluster": "", "image": "", "bucket": ""}, ": not filled in: bucket, cluster, image"),
-    ("jobset", "cluster", {"capacity": "reservation"}, 'reservation: is empty; capacity = "reservation" needs its name'),
+    (
+        "jobset",
+        "cluster",
+        {"capacity": "reservation"},
+        'reservation: is empty; capacity = "reservation" needs its name',
+    ),
     ("queued", "create", {"reservation": "r"}, 'reservation: is not used with capacity = "on-demand"'),
     ("queued", "create", {"hours": 3}, 'hours: is not used with capacity = "on-demand"'),
     ("queued", "create", {"capacity": "flex-start"}, "hours: 0 is not from 1 to 168, which flex-start gives"),
@@ -259,8 +269,18 @@ MISTAKES = [
     ("queued", "create", {"bucket": "gs://b/"}, "bucket: 'gs://b/' is not an address"),
     ("queued", "create", {"project": "My Project"}, "project: 'My Project' is not a project's id"),
     ("queued", "create", {"libtpu_init_args": "xla_a"}, "libtpu_init_args: xla_a: is no flag; they begin with --"),
-    ("queued", "create", {**V5E, "libtpu_init_args": "recommended"}, "no flags are recommended for v5e; leave it empty"),
-    ("jobset", "submit", {"image": "us-docker.pkg.dev/p/i/navil"}, "image: 'us-docker.pkg.dev/p/i/navil' is not a conta"),
+    (
+        "queued",
+        "create",
+        {**V5E, "libtpu_init_args": "recommended"},
+        "no flags are recommended for v5e; leave it empty",
+    ),
+    (
+        "jobset",
+        "submit",
+        {"image": "us-docker.pkg.dev/p/i/navil"},
+        "image: 'us-docker.pkg.dev/p/i/navil' is not a conta",
+    ),
     ("jobset", "submit", {"image": "a.dev/p/navil:latest"}, "image: the tag latest is other code tomorrow"),
     ("jobset", "image", {"image": f"a.dev/p/navil@sha256:{'0' * 64}"}, "image: names a digest, which is known after"),
     ("queued", "create", {"colour": "red"}, "colour: there is no such setting; there are project, zone"),
@@ -289,7 +309,10 @@ def test_wrong_settings_are_one_line_before_anything_is_shown(road, action, chan
         (("jobset", "logs", "--zone"), "unrecognized arguments: --zone"),
         (("jobset", "submit", "python"), "unrecognized arguments: python"),
         (("queued", "stop", "--", "python"), "error: stop: takes no command, which python begins; run, up, keep do"),
-        (("queued", "up", "--", "FOO=1", "python"), "error: FOO=1: is no program; set variables with env: -- env FOO=1"),
+        (
+            ("queued", "up", "--", "FOO=1", "python"),
+            "error: FOO=1: is no program; set variables with env: -- env FOO=1",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, message, tmp_path):

@@ -10,9 +10,8 @@ from navil_jax.errors import UserError
 from navil_jax.plan.topology import GENERATIONS, Generation, Slice, parse_topology
 
 RECOMMENDED = "recommended"  # in the place of flags: those of the generation
-_NAMED_V4 = (
-    256  # chips; Google's shapes of larger v4 slices are others than `topology` takes, so they are named by shape
-)
+# Chips; of larger slices some have another usual shape than `topology` takes, so they are named by shape.
+_NAMED, _NAMED_V4 = 4096, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,8 @@ def hosts_per_slice(place: Slice) -> int:
 def is_named(place: Slice) -> bool:
     """Whether Google Cloud takes the name with the size for this shape."""
     one = dataclasses.replace(place, slices=1)
-    return one == parse_topology(one.name) and not (one.generation.name == "v4" and one.chips > _NAMED_V4)
+    most = _NAMED_V4 if place.generation.name == "v4" else _NAMED
+    return one == parse_topology(one.name) and one.chips <= most
 
 
 def check_slice(place: Slice) -> None:

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -146,6 +147,8 @@ def _ask(request: dict[str, Any], effort: Effort) -> dict[str, Any]:
                 f"the TPU compiler crashed (signal {-done.returncode}) on {request['task']} for {request['topology']}; "
                 "try another --mesh, or other slots"
             )
+        if unknown := re.search(r"Unknown command line flag '(.+)'", done.stderr):
+            raise UserError(f"LIBTPU_INIT_ARGS: this TPU compiler has no flag --{unknown[1]}")
         if done.returncode or not answer.is_file():
             raise RuntimeError(f"the compiling process failed ({done.returncode}):\n{done.stderr[-4000:]}")
         return json.loads(answer.read_text())
