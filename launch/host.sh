@@ -12,7 +12,7 @@ install() {
   curl -LsSf "https://astral.sh/uv/$uv/install.sh" | sh
   # uv brings the Python that the system image may lack; the lock says which versions, after every restart the same.
   ~/.local/bin/uv venv --quiet --allow-existing --python=3.12 .venv
-  ~/.local/bin/uv pip sync --quiet --python=.venv --require-hashes launch/locks/python3.12.txt
+  ~/.local/bin/uv pip sync --quiet --python=.venv --require-hashes launch/lock.txt
 }
 
 # Exit status 2 is a mistake that no restart mends. Ten failures in two hours are no bad luck.

@@ -28,7 +28,7 @@ class Hosts:
     actions: ClassVar[Mapping[str, str]] = {
         "create": "asks for the slices; a request waits until there are some",
         "wait": "until the slices are there",
-        "setup": "copies this repository to all hosts and installs it there, with the versions of launch/locks",
+        "setup": "copies this repository to all hosts and installs it there, with the versions of launch/lock.txt",
         "run": "starts the command on all hosts as a service, which outlives crashes, reboots and this terminal",
         "up": "all of these, from wherever it stands; also after slices were taken away",
         "keep": "as up, and again whenever slices are taken away, until the command has ended",

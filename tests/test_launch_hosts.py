@@ -140,7 +140,7 @@ def said(text):
 def light(home, monkeypatch):
     """Nothing but host.sh and the lock is copied to the host, and nothing is downloaded."""
     copy = home.parent / "repository"
-    (copy / "launch" / "locks").mkdir(parents=True)
+    (copy / "launch").mkdir(parents=True)
     shutil.copy(HOST, copy / "launch")
     monkeypatch.setattr(hosts, "ROOT", copy)
     curl = home.parent / "bin" / "curl"
@@ -163,7 +163,7 @@ def test_up_goes_on_after_the_slices_were_taken_away(home, tmp_path):
         *("SUSPENDING", "SUSPENDED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"),
     ]
     assert "UNAVAILABLE: try again" in told[3]
-    assert "pip sync --quiet --python=.venv --require-hashes launch/locks/python3.12.txt" in (home / "uv").read_text()
+    assert "pip sync --quiet --python=.venv --require-hashes launch/lock.txt" in (home / "uv").read_text()
 
     assert "a command is still running" in launch_error(home, *settings, "queued", "run", "--", "echo")
     log = home / "navil_jax" / "train.log"
