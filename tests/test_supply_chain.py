@@ -177,7 +177,7 @@ def test_members_of_a_tar_that_point_outside_are_read_and_written_nowhere(
     before = set(tmp_path.rglob("*"))
     (sample,) = open_format("webdataset", str(folder / "a.tar"))
     assert len(sample.images) == 1 and "a red square" in str(sample.turns)
-    assert set(tmp_path.rglob("*")) == before
+    assert set(tmp_path.rglob("*")) - before <= {folder / "a.tar.index"}  # of this project's own
     assert not Path(f"{name}.txt").exists()
 
 
