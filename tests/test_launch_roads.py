@@ -355,6 +355,17 @@ def test_the_example_names_every_setting_and_is_refused_until_it_is_filled_in():
     assert done.err.endswith("not filled in: project, zone, bucket\n")
 
 
+def test_the_documented_commands_are_understood(tmp_path):
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    lines = [line for page in pages for line in page.read_text().replace("\\\n", " ").splitlines()]
+    given = [shlex.split(line, comments=True) for line in lines if line.startswith("python -m launch ")]
+    assert {words[3] for words in given} >= set(ROADS) - {"instances"}
+    settings = ("--dry-run", "--settings", settings_file(tmp_path))
+    for words in given:
+        done = launch(*settings, *[word for word in words[3:] if word != "--dry-run"])
+        assert (done.status, done.err) == (0, ""), words
+
+
 def test_help_names_every_road_and_action():
     text = launch("--help").out
     assert [road for road in ROADS if f"\n  {road} " not in text] == []
