@@ -28,6 +28,10 @@ StartLimitBurst=10
 [Service]
 User=$(id -un)
 WorkingDirectory=$PWD
+Environment=PATH=$PATH
+LimitMEMLOCK=infinity
+LimitNOFILE=1048576
+TasksMax=infinity
 ExecStart=/bin/bash $PWD/launch/host.sh serve
 ExecStopPost=-/bin/bash $PWD/launch/host.sh upload
 StandardOutput=append:$PWD/train.log

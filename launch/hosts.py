@@ -17,8 +17,13 @@ from navil_jax.errors import UserError
 
 POLL_SECONDS = 30.0
 MOST_ERRORS = 20  # questions one after the other that fail before waiting ends
+MOST_STARTS = 5  # that fail one after the other before `keep` ends
 ABSENT, ACTIVE, LOST, GOING, WAITING = "absent", "active", "lost", "going", "waiting"  # what a state means
 HOST = "navil_jax/launch/host.sh"
+_RUNS = "error: a command is still running, stop it first"
+_IDLE = (
+    f"{{ ! systemctl is-active --quiet navil || {{ echo '{_RUNS}' >&2; exit 2; }}; }}"  # code is not changed under it
+)
 LEFT_OUT = ("./.git", "./.venv", "./runs", "./site", "./launch/settings.toml", "__pycache__")
 
 
@@ -76,7 +81,7 @@ class Hosts:
         excluded = [f"--exclude={name}" for name in LEFT_OUT]
         self.shell.run("tar", "-czf", str(packed), "-C", str(ROOT), *excluded, ".")
         self.copy(packed, "code.tar.gz")
-        self.on_hosts(f"mkdir -p navil_jax && tar -xzf code.tar.gz -C navil_jax && {HOST} install")
+        self.on_hosts(f"{_IDLE} && mkdir -p navil_jax && tar -xzf code.tar.gz -C navil_jax && {HOST} install")
 
     def run(self) -> None:
         self.on_hosts(f"{HOST} start {shlex.join([f'{self.settings.workdir}/logs', *self.command])}")
@@ -92,20 +97,43 @@ class Hosts:
         self.run()
 
     def keep(self) -> None:
-        self.up()
-        while not self.shell.dry:
+        if self.shell.dry or self._settled((GOING,)) != ACTIVE or self._service()[0] != "active":
+            self._up_at_last()
+        while not self.shell.dry and not self._has_ended():
             time.sleep(POLL_SECONDS)
             if self._settled((WAITING, GOING)) != ACTIVE:
-                self.up()
-                continue
+                self._up_at_last()
+
+    def _up_at_last(self) -> None:
+        """As `up`, some times if it fails: slices may be taken away while they are set up."""
+        for left in reversed(range(MOST_STARTS)):
             try:
-                said = self.on_hosts(f"{HOST} status", first=True)
-            except Failed as error:
+                return self.up()
+            except UserError as error:
+                if not left:
+                    raise
                 print(f"{time.strftime('%T')} {error}", flush=True)
-                continue
-            if said.startswith(("inactive", "failed")):
-                _say_end(said, self.settings.name)
-                return
+                time.sleep(POLL_SECONDS)
+        return None
+
+    def _service(self) -> tuple[str, str]:
+        """Whether the first host's service is active, inactive or failed, and the last line of its log."""
+        try:
+            state, _, last = self.on_hosts(f"{HOST} status", first=True).partition("\n")
+        except Failed as error:
+            print(f"{time.strftime('%T')} {error}", flush=True)
+            return "unknown", ""
+        return state, last
+
+    def _has_ended(self) -> bool:
+        """Whether the command has ended well; raises a `UserError` if it failed for good."""
+        state, last = self._service()
+        if state == "failed":
+            name = self.settings.name
+            raise UserError(f"{name}: the command failed: {last}; its log says why, and the slices still cost money")
+        if state == "inactive":
+            print(f"the command has ended: {last}; the slices cost money until `delete`")
+        return state == "inactive"
 
     def logs(self) -> None:
         raise NotImplementedError
@@ -142,11 +170,3 @@ class Hosts:
                 return meaning
             before = name
             time.sleep(POLL_SECONDS)
-
-
-def _say_end(said: str, name: str) -> None:
-    """Says that the command has ended; raises a `UserError` if it failed."""
-    state, _, last = said.partition("\n")
-    if state == "failed":
-        raise UserError(f"{name}: the command failed: {last}; its log says why, and the slices still cost money")
-    print(f"the command has ended: {last}; the slices cost money until `delete`")

@@ -51,16 +51,16 @@ class Instances(Hosts):
 
     def delete(self) -> None:
         name = self.settings.name
-        self.shell.run(*_GROUPS, "delete", name, *self.place, "--quiet")
-        self.shell.run(*_TEMPLATES, "delete", name, self.place[0], "--quiet")
+        self.shell.remove(*_GROUPS, "delete", name, *self.place, "--quiet")
+        self.shell.remove(*_TEMPLATES, "delete", name, self.place[0], "--quiet")
         if self._several:
-            self.shell.run(*_POLICIES, "delete", name, *self._in_region(), "--quiet")
+            self.shell.remove(*_POLICIES, "delete", name, *self._in_region(), "--quiet")
 
     def state(self) -> tuple[str, str]:
         try:
             found = self._list("value(instanceStatus)")
         except Failed as error:
-            if "was not found" in error.said or "NOT_FOUND" in error.said:
+            if error.absent:
                 return "no such group", ABSENT
             raise
         wanted = hosts_per_slice(self.settings.place)

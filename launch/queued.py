@@ -35,13 +35,13 @@ class Queued(Hosts):
         self.shell.run(*gcloud, "create", settings.name, *self.place, *options, *capacity)
 
     def delete(self) -> None:
-        self.shell.run(*_TPU, "delete", self.settings.name, *self.place, "--force", "--quiet")
+        self.shell.remove(*_TPU, "delete", self.settings.name, *self.place, "--force", "--quiet")
 
     def state(self) -> tuple[str, str]:
         try:
             name = self.shell.ask(*_TPU, "describe", self.settings.name, *self.place, _STATE)
         except Failed as error:
-            if "NOT_FOUND" in error.said or "was not found" in error.said:
+            if error.absent:
                 return "no such request", ABSENT
             raise
         return name, _MEANINGS.get(name, WAITING)

@@ -23,6 +23,17 @@ class Shell:
         if not self.dry and (status := self._done(command).returncode):
             raise UserError(f"{' '.join(command[:4])}: failed with status {status}; what it said stands above")
 
+    def remove(self, *command: str) -> None:
+        """As `run`, of a command that deletes something; what is not there is passed over."""
+        print(shlex.join(command), flush=True)
+        if not self.dry:
+            try:
+                self.ask(*command)
+            except Failed as error:
+                if not error.absent:
+                    raise
+                print(error, flush=True)
+
     def ask(self, *command: str) -> str:
         """What a command prints; nothing in a dry run. Raises a `Failed` if it fails."""
         if self.dry:
@@ -46,8 +57,11 @@ class Failed(UserError):
 
     Args:
       said: all that it printed on stderr.
+
+    Attributes:
+      absent: whether it says that what it was asked about is not there.
     """
 
     def __init__(self, message: str, said: str) -> None:
         super().__init__(message)
-        self.said = said
+        self.absent = any(words in said for words in ("NOT_FOUND", "was not found"))

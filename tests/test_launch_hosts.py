@@ -33,6 +33,7 @@ case "$*" in
     printf '%b\\n' "$line" ;;
   *" scp "*)
     echo scp >>calls
+    rm lost 2>/dev/null && exit 1
     for word; do case $word in /*.tar.gz) cp "$word" code.tar.gz ;; esac; done ;;
   *" ssh "*) echo ssh >>calls; exec bash -c "${{last#--command=}}" ;;
   *" create "*) echo create >>calls ;;
@@ -165,7 +166,7 @@ def test_up_goes_on_after_the_slices_were_taken_away(home, tmp_path):
     assert "UNAVAILABLE: try again" in told[3]
     assert "pip sync --quiet --python=.venv --require-hashes launch/lock.txt" in (home / "uv").read_text()
 
-    assert "a command is still running" in launch_error(home, *settings, "queued", "run", "--", "echo")
+    assert "a command is still running" in launch_error(*settings, "queued", "run", "--", "echo")
     log = home / "navil_jax" / "train.log"
     wait_for(lambda: log.exists() and "one" in log.read_text())
     assert host(home, "status") == ["active", "one  $two"]
@@ -178,7 +179,7 @@ def test_up_goes_on_after_the_slices_were_taken_away(home, tmp_path):
     assert uploaded.read_text() == log.read_text()
 
 
-def launch_error(home, *arguments):
+def launch_error(*arguments):
     """What a launch that fails over there says: the host's line comes to the terminal itself."""
     command = [sys.executable, "-m", "launch", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -212,11 +213,41 @@ def test_a_crash_is_started_anew_with_the_log_kept_and_a_mistake_is_not(home, tm
 
 @pytest.mark.usefixtures("light")
 def test_keep_asks_anew_when_slices_are_lost_and_ends_with_the_command(home, tmp_path):
-    states(home, "!NOT_FOUND: no", "ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE")
+    states(home, "!NOT_FOUND: no", "!NOT_FOUND: no", "ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE")
     done = launch("--settings", settings_file(tmp_path), "queued", "keep", "--", "bash", "-c", "echo done; sleep 0.3")
     assert done.status == 0, done
     assert [call for call in calls(home) if call in ("create", "delete")] == ["create", "delete", "create"]
     assert "the command has ended: done; the slices cost money until `delete`" in done.out
+
+
+@pytest.mark.usefixtures("light")
+def test_keep_goes_on_beside_a_command_that_runs(home, tmp_path):
+    states(home, "ACTIVE")
+    settings = ("--settings", settings_file(tmp_path))
+    assert launch(*settings, "queued", "up", "--", "bash", "-c", "echo first; sleep 0.5").status == 0
+    done = launch(*settings, "queued", "keep", "--", "echo", "second")
+    assert done.status == 0, done
+    assert (home / "navil_jax" / "train.log").read_text() == "first\n"
+
+
+@pytest.mark.usefixtures("light")
+def test_keep_tries_again_when_slices_go_while_they_are_set_up_and_says_a_failure(home, tmp_path):
+    states(home, "ACTIVE")
+    (home / "lost").touch()  # the first copy fails
+    done = launch("--settings", settings_file(tmp_path), "queued", "keep", "--", "bash", "-c", "echo oh; exit 2")
+    assert done.status == 2
+    assert "queued-resources: failed with status 1; what it said stands above" in done.out
+    assert done.err == "error: navil: the command failed: oh; its log says why, and the slices still cost money\n"
+
+
+@pytest.mark.usefixtures("light")
+def test_code_is_not_changed_under_a_command_that_runs(home, tmp_path):
+    states(home, "ACTIVE")
+    settings = ("--settings", settings_file(tmp_path))
+    assert launch(*settings, "queued", "up", "--", "sleep", "20").status == 0
+    (home / "uv").unlink()
+    assert "error: a command is still running, stop it first" in launch_error(*settings, "queued", "setup")
+    assert not (home / "uv").exists()
 
 
 @pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
@@ -256,7 +287,22 @@ def test_a_group_that_was_taken_away_is_made_anew(home, tmp_path):
     assert done.status == 0, done
     made = [call for call in calls(home) if call in ("create", "delete")]
     assert made == ["delete", "delete", "create", "create"]
+    assert launch("--settings", settings, "instances", "delete").status == 0
     assert said(done.out) == ["0 of 1 hosts run, others are TERMINATED", "0 of 1 hosts run", "1 of 1 hosts run"]
+
+
+def test_what_is_half_there_can_be_deleted(home, tmp_path, monkeypatch):
+    gcloud = home.parent / "bin" / "gcloud"
+    gcloud.write_text(
+        "#!/bin/sh\necho \"$@\" >>calls\ncase $* in *groups*) echo 'x was not found' >&2; exit 1 ;; esac\n"
+    )
+    monkeypatch.chdir(home)
+    done = launch("--settings", settings_file(tmp_path), "instances", "delete")
+    assert done.status == 0, done
+    assert len((home / "calls").read_text().splitlines()) == 3
+    gcloud.write_text("#!/bin/sh\necho PERMISSION_DENIED >&2; exit 1\n")
+    done = launch("--settings", settings_file(tmp_path), "instances", "delete")
+    assert done.err == "error: gcloud compute instance-groups managed: PERMISSION_DENIED\n"
 
 
 def test_a_program_that_is_not_installed_is_named(tmp_path, monkeypatch):
