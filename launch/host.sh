@@ -67,7 +67,7 @@ serve() {
   local words
   mapfile -d '' -t words <train.command
   join
-  (while sleep 60; do upload; done) </dev/null >/dev/null 2>&1 &
+  (while sleep 60 && kill -0 $$; do upload; done) </dev/null >/dev/null 2>&1 &
   export PATH=$PWD/.venv/bin:$PATH
   exec "${words[@]}"
 }

@@ -124,6 +124,9 @@ def home(tmp_path, monkeypatch):
         subprocess.run(["pkill", "-KILL", "-g", pid.read_text()], check=False)
 
 
+UNTIL_ONE_STATE = 'while [ "$(wc -l <../states)" -gt 1 ]; do sleep 0.02; done'
+
+
 def states(home, *lines):
     (home / "states").write_text("".join(f"{line}\n" for line in lines))
 
@@ -214,7 +217,9 @@ def test_a_crash_is_started_anew_with_the_log_kept_and_a_mistake_is_not(home, tm
 @pytest.mark.usefixtures("light")
 def test_keep_asks_anew_when_slices_are_lost_and_ends_with_the_command(home, tmp_path):
     states(home, "!NOT_FOUND: no", "!NOT_FOUND: no", "ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE")
-    done = launch("--settings", settings_file(tmp_path), "queued", "keep", "--", "bash", "-c", "echo done; sleep 0.3")
+    done = launch(
+        "--settings", settings_file(tmp_path), "queued", "keep", "--", "bash", "-c", f"{UNTIL_ONE_STATE}; echo done"
+    )
     assert done.status == 0, done
     assert [call for call in calls(home) if call in ("create", "delete")] == ["create", "delete", "create"]
     assert "the command has ended: done; the slices cost money until `delete`" in done.out
@@ -222,9 +227,9 @@ def test_keep_asks_anew_when_slices_are_lost_and_ends_with_the_command(home, tmp
 
 @pytest.mark.usefixtures("light")
 def test_keep_goes_on_beside_a_command_that_runs(home, tmp_path):
-    states(home, "ACTIVE")
+    states(home, *["ACTIVE"] * 5)
     settings = ("--settings", settings_file(tmp_path))
-    assert launch(*settings, "queued", "up", "--", "bash", "-c", "echo first; sleep 0.5").status == 0
+    assert launch(*settings, "queued", "up", "--", "bash", "-c", f"echo first; {UNTIL_ONE_STATE}").status == 0
     done = launch(*settings, "queued", "keep", "--", "echo", "second")
     assert done.status == 0, done
     assert (home / "navil_jax" / "train.log").read_text() == "first\n"
@@ -289,6 +294,31 @@ def test_a_group_that_was_taken_away_is_made_anew(home, tmp_path):
     assert made == ["delete", "delete", "create", "create"]
     assert launch("--settings", settings, "instances", "delete").status == 0
     assert said(done.out) == ["0 of 1 hosts run, others are TERMINATED", "0 of 1 hosts run", "1 of 1 hosts run"]
+
+
+TWO_HOSTS = """#!/bin/sh
+echo "$@" >>{calls}
+case $* in
+  *list-instances*) printf 'navil-x\\nnavil-b\\n' ;;
+  *ssh*navil-x*number*) echo 0 ;;
+  *ssh*navil-b*number*) echo 1 ;;
+esac
+"""
+
+
+def test_all_hosts_of_a_group_are_reached_and_the_first_is_the_one_that_tells(home, tmp_path):
+    calls_file = tmp_path / "all"
+    (home.parent / "bin" / "gcloud").write_text(TWO_HOSTS.format(calls=calls_file))
+    settings = ("--settings", settings_file(tmp_path, topology="v5p-16", private=True))
+    assert launch(*settings, "instances", "logs").status == 0
+    assert re.search(
+        r"compute ssh navil-x .*--tunnel-through-iap --command=navil_jax/launch/host.sh log$",
+        calls_file.read_text().splitlines()[-1],
+    )
+    calls_file.unlink()
+    assert launch(*settings, "instances", "stop").status == 0
+    stopped = [line for line in calls_file.read_text().splitlines() if line.endswith("host.sh stop")]
+    assert sorted(line.split()[2] for line in stopped) == ["navil-b", "navil-x"]
 
 
 def test_what_is_half_there_can_be_deleted(home, tmp_path, monkeypatch):
