@@ -21,9 +21,8 @@ MOST_STARTS = 5  # that fail one after the other before `keep` ends
 ABSENT, ACTIVE, LOST, GOING, WAITING = "absent", "active", "lost", "going", "waiting"  # what a state means
 HOST = "navil_jax/launch/host.sh"
 _RUNS = "error: a command is still running, stop it first"
-_IDLE = (
-    f"{{ ! systemctl is-active --quiet navil || {{ echo '{_RUNS}' >&2; exit 2; }}; }}"  # code is not changed under it
-)
+# Code is not changed under a command that runs.
+_IDLE = f"{{ ! systemctl is-active --quiet navil || {{ echo '{_RUNS}' >&2; exit 2; }}; }}"
 LEFT_OUT = ("./.git", "./.venv", "./runs", "./site", "./launch/settings.toml", "__pycache__")
 
 

@@ -70,7 +70,7 @@ _ALPHA = ("gcloud", "alpha", "compute", "tpus", "queued-resources")
 def _slice(settings: Settings) -> list[str]:
     place, cloud = settings.place, settings.cloud
     if is_named(place):
-        return [f"--accelerator-type={cloud.type_name(place)}"]
+        return [f"--accelerator-type={cloud.sized_name(place)}"]
     return [f"--type={cloud.accelerator}", f"--topology={shape_text(place)}"]
 
 

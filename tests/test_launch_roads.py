@@ -44,7 +44,7 @@ CASES = {
     "jobset_v5p_private": ("jobset", {**PRIVATE, "cluster_location": "us-east5-a"}),
     "jobset_tpu7x_2_slices_flex": ("jobset", {**V7X, **FLEX, "slices": 2}),
     "xpk_v6e_4_slices_reserved": ("xpk", {**V6E, **RESERVED, "slices": 4}),
-    "gcluster_v5p": ("gcluster", {**SPOT}),
+    "gcluster_v5p_shape": ("gcluster", {**SPOT, "topology": "v5p:4x4x16"}),
     "gcluster_tpu7x_2_slices": ("gcluster", {**V7X, "slices": 2}),
 }
 

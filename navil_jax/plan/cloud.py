@@ -46,11 +46,13 @@ class Cloud:
         """Example: v5p-128 -> ct5p-hightpu-4t"""
         return f"{self.machine}-{chips_per_host(place)}t"
 
+    def sized_name(self, place: Slice) -> str:
+        """One slice's name without its shape. Example: 2xv5e-256 -> v5litepod-256"""
+        return f"{self.accelerator}-{place.name.rpartition('-')[2]}"
+
     def type_name(self, place: Slice) -> str:
-        """One slice's name: v5litepod-256, or v5p-4x4x16 where the shape is not the usual one."""
-        if is_named(place):
-            return f"{self.accelerator}-{place.name.rpartition('-')[2]}"
-        return f"{self.accelerator}-{shape_text(place)}"
+        """One slice's name, with the shape where that is not the usual one: v5litepod-256, v5p-4x4x16."""
+        return self.sized_name(place) if is_named(place) else f"{self.accelerator}-{shape_text(place)}"
 
 
 _FUSION = "--xla_tpu_enable_async_collective_fusion"
