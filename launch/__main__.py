@@ -23,7 +23,6 @@ ROADS: dict[str, type[Hosts] | type[Gke]] = {
     "xpk": Xpk,
     "gcluster": Gcluster,
 }
-NO_JOB = ("cluster", "connect", "delete")  # actions on a cluster that need no container
 
 
 def _about() -> str:
@@ -80,7 +79,7 @@ def _needed(road: type[Hosts] | type[Gke], action: str) -> tuple[str, ...]:
     """The settings that an action uses."""
     if action == "image":
         return ("image",)
-    return tuple(name for name in road.needed if action not in NO_JOB or name not in ("image", "bucket"))
+    return tuple(name for name in road.needed if action in road.takes_command or name != "image")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ def _template(settings: Settings) -> list[str]:
     ]
     options += [f"--boot-disk-type={cloud.disk}"] if cloud.disk else []
     options += [f"--network={settings.network}"] if settings.network else []
-    if settings.subnetwork:
+    if "/" in settings.subnetwork:
+        options.append(f"--subnet={settings.subnetwork}")
+    elif settings.subnetwork:
         options.append(
             f"--subnet=projects/{settings.project}/regions/{settings.region}/subnetworks/{settings.subnetwork}"
         )
@@ -134,7 +136,7 @@ def _template(settings: Settings) -> list[str]:
         options += ["--provisioning-model=FLEX_START", f"--max-run-duration={settings.hours}h"]
         options.append("--instance-termination-action=DELETE")
     elif settings.capacity in RESERVED:
-        where = f"projects/{settings.project}/reservations/{settings.reservation}"
+        where = settings.reservation_in()
         options += ["--provisioning-model=RESERVATION_BOUND", "--instance-termination-action=DELETE"]
         options += ["--reservation-affinity=specific", f"--reservation={where}"]
     return options

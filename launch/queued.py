@@ -79,7 +79,7 @@ def _capacity(settings: Settings) -> tuple[tuple[str, ...], list[str]]:
     if settings.capacity == "flex-start":
         return _ALPHA, ["--provisioning-model=flex-start", f"--max-run-duration={settings.hours}h"]
     if settings.capacity in RESERVED:
-        where = f"projects/{settings.project}/locations/{settings.zone}/reservations/{settings.reservation}"
+        where = settings.reservation_in(f"/locations/{settings.zone}")
         bound = ["--provisioning-model=reservation-bound"] if settings.capacity == "calendar" else []
         return _ALPHA, [f"--reservation={where}", *bound]
     return _TPU, ["--spot"] if settings.capacity == "spot" else []

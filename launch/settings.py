@@ -16,19 +16,32 @@ RESERVED = ("reservation", "calendar")
 MOST_HOURS = 168  # of flex-start
 _LABEL = r"[a-z](?:[a-z0-9-]*[a-z0-9])?"  # as Kubernetes and Compute Engine have names
 _WHAT = "lower-case letters, digits and -, from a letter on"
+_OWNER, _SHARED = r"projects/[a-z0-9.:-]+", "of another project projects/PROJECT"
 # What a setting looks like: the pattern, its greatest length, and in words.
 FORMS = {
     "project": (rf"(?:[a-z0-9.-]+:)?{_LABEL}", 63, f"a project's id ({_WHAT})"),
     "zone": (r"[a-z]+-[a-z]+\d+-[a-z0-9]+", 40, "a zone, such as us-east5-a"),
     "bucket": (
-        r"gs://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](?:/[^/\s#?*\[\]]+)*",
+        r"gs://(?!.*\.\.)[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](?:/[^/\s#?*\[\]]+)*",
         222,
         "an address such as gs://my-bucket (lower-case letters, digits, - _ and ., 3 to 63 of them)",
     ),
     "name": (_LABEL, 40, f"a name of at most 40 {_WHAT}"),
-    "reservation": (_LABEL, 63, f"a reservation's name ({_WHAT})"),
-    "network": (_LABEL, 63, f"a network's name ({_WHAT})"),
-    "subnetwork": (_LABEL, 63, f"a subnetwork's name ({_WHAT})"),
+    "reservation": (
+        rf"(?:{_OWNER}/reservations/)?{_LABEL}",
+        160,
+        f"a reservation's name, or {_SHARED}/reservations/NAME",
+    ),
+    "network": (
+        rf"(?:{_OWNER}/global/networks/)?{_LABEL}",
+        160,
+        f"a network's name, or {_SHARED}/global/networks/NAME",
+    ),
+    "subnetwork": (
+        rf"(?:{_OWNER}/regions/[a-z0-9-]+/subnetworks/)?{_LABEL}",
+        160,
+        f"a subnetwork's name, or {_SHARED}/regions/REGION/subnetworks/NAME",
+    ),
     "service_account": (r"[a-z0-9-]+@[a-z0-9.-]+", 160, "an address such as tpu@my-project.iam.gserviceaccount.com"),
     "system_image": (_LABEL, 63, f"an image's name ({_WHAT})"),
     "cluster": (_LABEL, 40, f"a cluster's name of at most 40 {_WHAT}"),
@@ -77,6 +90,11 @@ class Settings:
     def region(self) -> str:
         """Example: us-east5-a -> us-east5"""
         return self.zone.rpartition("-")[0]
+
+    def reservation_in(self, where: str = "") -> str:
+        """The reservation's address; `where` stands behind its project. Example: projects/p/reservations/r"""
+        owner, name = (self.reservation.rpartition("/reservations/")[part] for part in (0, 2))
+        return f"{owner or f'projects/{self.project}'}{where}/reservations/{name}"
 
     @property
     def workdir(self) -> str:

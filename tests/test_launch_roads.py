@@ -266,6 +266,14 @@ MISTAKES = [
     ("queued", "create", {"bucket": "my-bucket"}, "bucket: 'my-bucket' is not an address such as gs://my-bucket"),
     ("queued", "create", {"bucket": "gs://"}, "bucket: 'gs://' is not an address"),
     ("queued", "create", {"bucket": "gs://My-Bucket"}, "bucket: 'gs://My-Bucket' is not an address"),
+    ("queued", "create", {"bucket": "gs://bbb/../x"}, "bucket: 'gs://bbb/../x' is not an address"),
+    ("queued", "create", {"bucket": "gs://b..b"}, "bucket: 'gs://b..b' is not an address"),
+    (
+        "queued",
+        "create",
+        {"network": "net works"},
+        "network: 'net works' is not a network's name, or of another project",
+    ),
     ("queued", "create", {"bucket": "gs://b/"}, "bucket: 'gs://b/' is not an address"),
     ("queued", "create", {"project": "My Project"}, "project: 'My Project' is not a project's id"),
     ("queued", "create", {"libtpu_init_args": "xla_a"}, "libtpu_init_args: xla_a: is no flag; they begin with --"),
@@ -320,6 +328,34 @@ def test_wrong_arguments_are_one_line(arguments, message, tmp_path):
     assert (done.status, done.out) == (2, "")
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+SHARED = {
+    "capacity": "calendar",
+    "reservation": "projects/host/reservations/r",
+    "network": "projects/host/global/networks/n",
+    "subnetwork": "projects/host/regions/us-east5/subnetworks/s",
+}
+
+
+@pytest.mark.parametrize(
+    ("road", "action", "flags"),
+    [
+        ("queued", "create", ["--reservation=projects/host/locations/us-east5-a/reservations/r"]),
+        ("instances", "create", ["--reservation=projects/host/reservations/r", f"--subnet={SHARED['subnetwork']}"]),
+        ("xpk", "cluster", ["--reservation=projects/host/reservations/r"]),
+    ],
+)
+def test_reservations_and_networks_may_be_of_another_project(road, action, flags, tmp_path):
+    shown = [word for words in commands(dry_run(tmp_path, road, action, **SHARED).out) for word in words]
+    assert [flag for flag in flags if flag not in shown] == []
+    assert any(SHARED["network"] in word for word in shown)
+
+
+def test_an_action_needs_no_more_settings_than_it_uses(tmp_path):
+    assert dry_run(tmp_path, "jobset", "image", project="", zone="", bucket="").status == 0
+    assert dry_run(tmp_path, "xpk", "logs", image="").status == 0
+    assert dry_run(tmp_path, "xpk", "submit", *TRAIN, image="").status == 2
 
 
 def test_no_settings_file(tmp_path):
