@@ -99,7 +99,7 @@ def _pass_on_signals(processes: list[subprocess.Popen[str]]) -> None:
 
 
 def _print_lines(number: int, process: subprocess.Popen[str]) -> None:
-    for line in process.stdout:
+    for line in process.stdout or ():
         print(f"{number}: {line}", end="", flush=True)
 
 

@@ -56,7 +56,8 @@ def start_hosts() -> None:
     """Joins this process to the others of its pod, if the environment says that there are some. Call it first of all.
 
     It says so by `PROCESS_VARIABLES`, or, on a machine with TPU chips, by several hosts in TPU_WORKER_HOSTNAMES (or
-    TPU_PROCESS_ADDRESSES). Where neither is set on such a machine, JAX asks Google Cloud's metadata server.
+    TPU_PROCESS_ADDRESSES) or several slices in MEGASCALE_NUM_SLICES. Where none is set on such a machine, JAX asks
+    Google Cloud's metadata server.
 
     Raises:
       UserError: a variable is missing or is not a number in its range.
@@ -96,9 +97,10 @@ def _check_port(address: str) -> None:
 
 def _several_tpu_hosts() -> bool:
     """Whether this machine is part of a TPU slice, or JAX must ask the metadata server to know."""
+    slices = _whole_number("MEGASCALE_NUM_SLICES") if os.environ.get("MEGASCALE_NUM_SLICES") else 1
     for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
         if name in os.environ:
-            several = "," in os.environ[name]
+            several = "," in os.environ[name] or slices > 1  # a slice of one host names none but itself
             if several:
                 _require(("TPU_WORKER_ID",), name)
             return several

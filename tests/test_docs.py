@@ -20,6 +20,7 @@ import pytest
 from made_runs import copy_case
 from PIL import Image
 
+from launch.__main__ import ROADS
 from navil_jax.config import Config
 from navil_jax.config.flags import apply_overrides, describe, found_recipe, load_config
 from navil_jax.study.grid import load_study
@@ -151,10 +152,12 @@ def check(words: list[str], marked: bool, monkeypatch: pytest.MonkeyPatch) -> No
         check_config(module, arguments)
     elif is_python(words) and words[1] == "launch/local.py":
         check(parsed(words[1], words[2:], monkeypatch).options.command, marked, monkeypatch)
-    elif words[0].startswith("launch/"):
-        script = (ROOT / words[0]).read_text()
-        actions = re.findall(r"^\s*([\w |]+)\)", script, re.MULTILINE)  # of a case statement
-        assert words[1] in ("--help", *(action.strip() for found in actions for action in found.split("|")))
+    elif is_python(words) and words[1:3] == ["-m", "launch"]:
+        if "--help" not in words:
+            found = parsed("launch", words[3:], monkeypatch).options
+            road = ROADS[found.road]
+            assert found.action in road.actions
+            assert ("--" in words) == (found.action in road.takes_command)
         if "--" in words:
             check(words[words.index("--") + 1 :], marked, monkeypatch)
     else:
@@ -186,7 +189,11 @@ def test_every_command_takes_the_arguments_that_it_is_shown_with(monkeypatch: py
         "python -m navil_jax.convert import NaViL-2B runs/x --config.steps=2 --fast",
         "python -m navil_jax.study run --config configs/study/none.py",
         "python launch/local.py --processes 2 -- python -m navil_jax.train --config configs/demo.py --fast",
-        "launch/tpu_vm.sh fly",
+        "python -m launch queued fly",
+        "python -m launch walk up",
+        "python -m launch queued up",
+        "python -m launch queued stop -- python -m navil_jax.train --config configs/demo.py",
+        "python -m launch queued up -- python -m navil_jax.train --config configs/none.py",
         "gcloud compute tpus list",
     ],
 )
@@ -250,8 +257,9 @@ def test_cheap_commands_run():
                 for made in Path().glob("configs/my*"):
                     made.unlink()
             status[shlex.join(words[2:])] = run(module, *words[3:])
-        elif words[0].startswith("launch/") and words[1] == "--help":
-            status[shlex.join(words)] = subprocess.run([ROOT / words[0], "--help"], capture_output=True).returncode
+        elif words[1:] == ["-m", "launch", "--help"]:
+            done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True)
+            status[shlex.join(words)] = done.returncode
     assert [start for start in CHEAP if not any(command.startswith(start) for command in status)] == []
     assert {command: code for command, code in status.items() if code} == {}
 
@@ -286,7 +294,7 @@ def test_every_file_that_a_page_names_exists(page: Path):
     file = re.compile(rf"(?:{'|'.join(folders)})/[\w/.-]+\.\w+|[\w/]+/\w+\.py")  # the last: in navil_jax/
     named = {span for span in spans(page) if file.fullmatch(span)} - {
         "configs/my.py",
-        "launch/settings.sh",
+        "launch/settings.toml",
     }
     assert [name for name in named if not any((folder / name).exists() for folder in (ROOT, ROOT / "navil_jax"))] == []
 

@@ -16,7 +16,7 @@ from navil_jax.errors import UserError
 from navil_jax.sharding import start_hosts
 
 ROOT = Path(__file__).parents[1]
-TPU_VARIABLES = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_ID")
+TPU_VARIABLES = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_ID", "MEGASCALE_NUM_SLICES")
 
 
 @pytest.fixture
@@ -51,6 +51,8 @@ def test_processes_join_by_the_variables(joined, monkeypatch):
         ("tpu,cpu", {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, True),
         ("tpu,cpu", {"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_ID": "0"}, True),
         ("tpu,cpu", {"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ("tpu,cpu", {"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "2"}, True),
+        ("tpu,cpu", {"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "1"}, False),
         ("tpu,cpu", {}, False),
         ("tpu,cpu", {"TPU_SKIP_MDS_QUERY": None}, True),
         ("cpu", {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, False),

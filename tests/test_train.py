@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from navil_jax.paths import RunFiles
 from navil_jax.train.__main__ import main
 from navil_jax.train.checkpoint import Checkpoints
 from navil_jax.train.metrics import read_log
@@ -290,3 +291,31 @@ def test_missing_workdir_and_rows_that_do_not_divide(tmp_path, capsys):
     assert train(tmp_path, "--config.data.rows=3") == 2
     assert "config.data.rows: 3 rows do not divide by the 4 devices" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_after_a_notice_the_checkpoint_comes_before_all_else(tmp_path, monkeypatch):
+    """A spot host is gone some 15 s later: the log is sent to the bucket when the checkpoint is written."""
+    order, save, upload, wait = [], Checkpoints.save, RunFiles.upload, Checkpoints.wait
+
+    def noted(name, call, then=lambda: None):
+        def wrapper(self, *arguments, **named):
+            order.append(name)
+            result = call(self, *arguments, **named)
+            then()
+            return result
+
+        return wrapper
+
+    def notice():
+        if order.count("save") == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", noted("save", save, notice))
+    monkeypatch.setattr(Checkpoints, "wait", noted("wait", wait))
+    monkeypatch.setattr(RunFiles, "upload", noted("upload", upload))
+    assert train(tmp_path, "--config.checkpoint_every=2", "--config.steps=8") == 128 + signal.SIGTERM
+    assert order[:2] == ["upload", "save"]  # of step 2, without a notice
+    stopped = order[2:]
+    assert "upload" not in stopped[: stopped.index("save")]
+    assert stopped[stopped.index("save") :] == ["save", "wait", "upload"]

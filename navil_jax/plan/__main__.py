@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from navil_jax.config.ranges import Amount, Axis, Count, read_as
 from navil_jax.console import markdown_table
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.paths import new_drawing, new_file
+from navil_jax.plan.cloud import libtpu_init_args
 from navil_jax.plan.mixtures import MIXTURES
 from navil_jax.plan.topology import Slice, parse_topology
 
@@ -94,6 +96,8 @@ def _plan(config: Config, place: Slice, options: argparse.Namespace) -> "Plan":
     from navil_jax.plan.planner import make_plan
     from navil_jax.plan.statistics import simulate
 
+    if options.libtpu_init_args is not None:
+        os.environ["LIBTPU_INIT_ARGS"] = libtpu_init_args(options.libtpu_init_args, place)  # the compiler reads it
     return make_plan(
         config,
         place,
@@ -139,6 +143,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=read_as(Amount),
         metavar="ROWS",
         help="rows of the global batch; 0: the most that fit (default: data.rows)",
+    )
+    add(
+        "--libtpu-init-args",
+        metavar="FLAGS",
+        help="of the compiler, as the pods run with; recommended: those of the generation (plan/cloud.py)",
     )
     add("--mixture", choices=list(MIXTURES), default="captions", help="what the rows are taken to hold (docs/tpu.md)")
     add("--effort", choices=["full", "fast"], default="full", help="fast: only whether it fits")

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,8 @@ def cache_folder() -> Path:
 
 def _key(request: dict[str, Any], effort: Effort) -> str:
     found = hashlib.sha256(json.dumps([request, effort], sort_keys=True).encode())
+    if flags := os.environ.get("LIBTPU_INIT_ARGS"):  # the compiler reads it too
+        found.update(flags.encode())
     for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
         found.update(f"{package} {importlib.metadata.version(package)}".encode())
     for source in _SOURCES:
@@ -144,6 +147,8 @@ def _ask(request: dict[str, Any], effort: Effort) -> dict[str, Any]:
                 f"the TPU compiler crashed (signal {-done.returncode}) on {request['task']} for {request['topology']}; "
                 "try another --mesh, or other slots"
             )
+        if unknown := re.search(r"Unknown command line flag '(.+)'", done.stderr):
+            raise UserError(f"LIBTPU_INIT_ARGS: this TPU compiler has no flag --{unknown[1]}")
         if done.returncode or not answer.is_file():
             raise RuntimeError(f"the compiling process failed ({done.returncode}):\n{done.stderr[-4000:]}")
         return json.loads(answer.read_text())

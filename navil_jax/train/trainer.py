@@ -156,7 +156,8 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
             received = stopped(step)
             if received or ended or step % config.checkpoint_every == 0:
                 recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
-                run.files.upload()
+                if not received:  # a spot host has some 15 s from here, which are for the checkpoint
+                    run.files.upload()
                 _save(run, step, state, recorder.last)
                 if log and log.was_cut():
                     _say("metrics.jsonl: was emptied or removed while the run goes on; its loss curve begins here")
