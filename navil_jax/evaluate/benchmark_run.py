@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from navil_jax.config import Config, MeshConfig
+from navil_jax.config import Config
 from navil_jax.convert.loading import load_assistant
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
 from navil_jax.errors import UserError
@@ -22,6 +22,7 @@ from navil_jax.evaluate.benchmarks.scoring import RANDOM, Benchmark, headline
 from navil_jax.evaluate.cards import read_cards, shown, write_card
 from navil_jax.evaluate.journal import same_settings
 from navil_jax.evaluate.judge import ALWAYS, SOMETIMES, Judge, judged_lines
+from navil_jax.evaluate.processes import gather, on_first, own_mesh
 from navil_jax.evaluate.questions.layouts import Questions, read_questions
 from navil_jax.evaluate.questions.prompts import Style, make_prompt, most_tokens, style_of
 from navil_jax.evaluate.questions.record import Record
@@ -30,7 +31,6 @@ from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.engine import BATCH_SLOTS
 from navil_jax.generate.sampling import Sampler
 from navil_jax.paths import is_remote
-from navil_jax.sharding import make_mesh
 from navil_jax.train.checkpoint import find_checkpoints
 
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model")
@@ -92,23 +92,46 @@ def _check_answers(benchmark: Benchmark, questions: Questions) -> None:
 def run_benchmark(options: argparse.Namespace, config_of: Callable[[Config], Config], out: Path) -> None:
     """Answers, scores, writes files below `out`, and prints the table.
 
+    Each of several processes answers a share on its own devices; the first one alone writes, prints and asks the judge.
+
     Args:
       config_of: the config with the flags of the command, from that of the checkpoint.
     """
-    if jax.process_count() > 1:
-        raise UserError("--benchmark: works in one process; evaluate the checkpoint on one host")
     plan = make_plan(options)
-    print(_told(plan), flush=True)
+    if jax.process_index() == 0:
+        print(_told(plan), flush=True)
     checkpoint = _checkpoint(options.checkpoint)
-    assistant = load_assistant(options.checkpoint, make_mesh(MeshConfig()), BATCH_SLOTS)
+    assistant = load_assistant(options.checkpoint, own_mesh(), BATCH_SLOTS)
     assistant = dataclasses.replace(assistant, config=_flagged(assistant.config, config_of))
     folder = out / f"{plan.benchmark.name}-{plan.questions.split}-{plan.style}"
     settings = _settings(plan, assistant, checkpoint)
-    same_settings(folder / "settings.json", settings)
+    _check_alike(settings | {"protocol": plan.protocol, "limit": plan.limit, "questions": len(plan.questions.records)})
+    on_first(lambda: same_settings(folder / "settings.json", settings))
     records = first_questions(plan.questions.records, plan.limit)
     answers = answer_all(
         assistant, plan.benchmark.name, plan.style, records, plan.most_tokens, folder / "answers.jsonl"
     )
+    on_first(lambda: _write(plan, settings, checkpoint, records, answers, out, folder))
+
+
+def _check_alike(settings: dict[str, Any]) -> None:
+    """Raises a `UserError` on every process if one has other questions, settings or another checkpoint."""
+    first, *others = gather(settings)
+    for number, said in enumerate(others, 1):
+        if different := [key for key in first if said[key] != first[key]]:
+            raise UserError(f"process {number}: has another {different[0]} than process 0; start all of them alike")
+
+
+def _write(
+    plan: Plan,
+    settings: dict[str, Any],
+    checkpoint: dict[str, Any],
+    records: list[Record],
+    answers: dict[str | int, str],
+    out: Path,
+    folder: Path,
+) -> None:
+    """Lines, submission, scores, card and table."""
     lines = lines_of(records, answers)
     _write_lines(folder / "predictions.jsonl", lines)
     if plan.questions.layout.hidden or plan.benchmark.name == "mmvet":
@@ -212,6 +235,7 @@ def _about(plan: Plan, records: list[Record], checkpoint: dict[str, Any]) -> dic
         "checkpoint": checkpoint,
         "versions": {"navil_jax": _version(), "jax": jax.__version__, "python": platform.python_version()},
         "device": jax.devices()[0].device_kind,
+        "processes": jax.process_count(),
     }
 
 
