@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from golden_cases import FOLDER
+from made_captions import made_captions
 from made_runs import copy_case
 from quick_xla import QUICK
 
@@ -132,14 +133,18 @@ def test_evaluators_give_on_two_processes_what_they_give_on_one(tmp_path):
     flags = ["--config.steps=6", "--config.eval_every=3", "--config.eval_samples=5"]
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
-        f"import dataclasses, runpy\nfrom navil_jax.config import EvaluatorConfig\n"
+        f"import dataclasses, runpy\nfrom navil_jax.config import EvaluatorConfig as One\n"
         f"def get_config():\n    config = runpy.run_path({str(RECIPE)!r})['get_config']()\n"
-        "    return dataclasses.replace(config, evaluators=tuple(map(EvaluatorConfig, ('held_out', 'generated'))))\n"
+        f"    asked = One('benchmark', benchmark='gqa', data={str(DATA / 'gqa' / 'tsv')!r})\n"
+        f"    captions = One('captions', data={str(made_captions(tmp_path / 'data'))!r})\n"
+        "    entries = One('held_out'), One('generated'), asked, captions\n"
+        "    return dataclasses.replace(config, evaluators=entries)\n"
     )
     given = ["--config", str(recipe), f"--config.workdir={tmp_path / 'two'}", *flags]
     status, output = started(["-m", "navil_jax.train", *given], 2, 2)
     assert status == 0, output
     assert "compiled again" not in output
+    assert "1 of 5 images cannot be read and count as an empty answer: image of question 2: " in output
     logged = [line for line in read_log(tmp_path / "two" / "metrics.jsonl") if "eval/colors/generated_accuracy" in line]
     assert [line["step"] for line in logged] == [3, 6]
     values = {}
@@ -152,5 +157,6 @@ def test_evaluators_give_on_two_processes_what_they_give_on_one(tmp_path):
         assert status == 0, output
         assert output.count("metrics, tables and pictures: ") == 1
         values[processes] = {name: value for line in read_log(out / "metrics.jsonl") for name, value in line.items()}
+    assert {"eval/gqa-testdev/internvl", "eval/captions/cider"} < set(values[1])
     assert values[1] == pytest.approx(values[2], rel=1e-5)
     assert values[1]["eval/colors/generated_accuracy"] == logged[-1]["eval/colors/generated_accuracy"]

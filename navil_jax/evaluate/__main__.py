@@ -131,15 +131,14 @@ def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:
         own = opened.record.config if opened.record else opened.config
         config, _ = _parse(_without_recipe(argv), _recipe(options.config, own))
         if options.evaluators:
-            named = tuple(EvaluatorConfig(name) for name in options.evaluators)
-            config = dataclasses.replace(config, evaluators=named)
+            config = dataclasses.replace(config, evaluators=_chosen(config.evaluators, options.evaluators))
         if not config.data.sources:
             raise UserError(f"{options.checkpoint}: names no data; use --config RECIPE with the sources to score")
         config = complete(expand_sources(config), opened.tokenizer)
         use_rules(config.mesh.rules)
         check_same_settings(config)
         mesh = make_mesh(config.mesh)
-        evaluators = [make_evaluator(entry.name, config, mesh, opened.tokenizer) for entry in config.evaluators]
+        evaluators = [make_evaluator(entry, config, mesh, opened.tokenizer) for entry in config.evaluators]
         params = opened.restore(config.model, mesh, averaged=config.eval_ema)
         said = "running averages of the parameters" if opened.averaged and config.eval_ema else "parameters"
         if first:
@@ -159,6 +158,13 @@ def _report(evaluator: "Evaluator", scores: Any, step: int, out: Path) -> None:
     print(evaluator.report(scores, out, final=True), flush=True)
     with (out / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, **evaluator.metrics(scores)}) + "\n")
+
+
+def _chosen(known: Sequence[EvaluatorConfig], names: Sequence[str]) -> tuple[EvaluatorConfig, ...]:
+    """The entries of these names, or new ones."""
+    return tuple(
+        entry for name in names for entry in [one for one in known if one.name == name] or [EvaluatorConfig(name)]
+    )
 
 
 def _recipe(path: str | None, own: Config) -> Config:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from navil_jax.console import Progress
 from navil_jax.data.images import load_image
 from navil_jax.errors import UserError
@@ -25,7 +27,7 @@ class Ask:
 
     id: str | int
     prompt: str
-    images: tuple[bytes | Path, ...]
+    images: tuple[bytes | Path | Image.Image, ...]
 
 
 def generate(assistant: Assistant, asks: Iterable[Ask], most_tokens: int) -> Iterator[tuple[Ask, str]]:

@@ -1,4 +1,5 @@
-"""Makes golden/captions/golden.json: words and CIDEr scores by pycocoevalcap 1.2 (Java and `pip install pycocoevalcap`).
+# ruff: noqa: RUF001
+"""Makes captions/golden.json: words and CIDEr scores by pycocoevalcap 1.2 (needs Java, `pip install pycocoevalcap`).
 
 python tests/golden/make_captions.py
 
@@ -13,15 +14,41 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 MARKS = [
-    "A man's dog doesn't run.", "Two black/white cats -- one sleeping, one awake!", 'It\'s a t-shirt (red) with "STOP" on it.',
-    "Mr. Smith can't go at 10:30 a.m. to the U.S.", "50% off: $5,000 & #1 rated.", "She said 'hello' to the dogs' owner.",
-    "A 3.5-inch 1/2 cup... of tea; and coffee?", "We're gonna cannot they've I'm you'll he'd", "A café naïve façade",
-    "a dog,a cat.a bird", "Runs at 5 p.m.", "rock 'n' roll", "A man on a cell phone, etc.", "[brackets] {curly} <angle>",
-    "A well-known, high-rise e-mail", "2 x 4 = 8 + 1", "é…–—’s it’s", "A red  bus\tparked", "The end.",
-    "dr. jones at st. james jr.", "No. 5 bus", "an apple; a pear: a plum - a fig", "“smart” ‘quotes’", "O'Neill's pub",
-    "1990s and '90s", "He is 5'11\" tall", "A & B", "A+ grade", "What?! No...", "cats, dogs, and birds . . .",
-    "a 12-year-old boy's 1st b-day", "", "!!", "a man, a man and a man",
-]  # fmt: skip
+    "A man's dog doesn't run.",
+    "Two black/white cats -- one sleeping, one awake!",
+    'It\'s a t-shirt (red) with "STOP" on it.',
+    "Mr. Smith can't go at 10:30 a.m. to the U.S.",
+    "50% off: $5,000 & #1 rated.",
+    "She said 'hello' to the dogs' owner.",
+    "A 3.5-inch 1/2 cup... of tea; and coffee?",
+    "We're gonna cannot they've I'm you'll he'd",
+    "A café naïve façade",
+    "a dog,a cat.a bird",
+    "Runs at 5 p.m.",
+    "rock 'n' roll",
+    "A man on a cell phone, etc.",
+    "[brackets] {curly} <angle>",
+    "A well-known, high-rise e-mail",
+    "2 x 4 = 8 + 1",
+    "é…–—’s it’s",
+    "A red  bus\tparked",
+    "The end.",
+    "dr. jones at st. james jr.",
+    "No. 5 bus",
+    "an apple; a pear: a plum - a fig",
+    "“smart” ‘quotes’",
+    "O'Neill's pub",
+    "1990s and '90s",
+    "He is 5'11\" tall",
+    "A & B",
+    "A+ grade",
+    "What?! No...",
+    "cats, dogs, and birds . . .",
+    "a 12-year-old boy's 1st b-day",
+    "",
+    "!!",
+    "a man, a man and a man",
+]
 WHO = ["a man", "the woman's dog", "two cats", "a boy in a red t-shirt", "three people"]
 DOES = ["is riding", "doesn't watch", "stands near", "holds", "runs after"]
 WHAT = ["a horse.", "the old bus", "a plate of food, and a cup", "an umbrella", "a 2-story house!"]

@@ -13,7 +13,7 @@ LONGEST = 4  # words of an n-gram
 SIGMA = 6.0  # of the penalty for another length
 SCALE = 10.0
 
-_MARKS = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "…": " ", "–": " ", "—": " "})
+_MARKS = str.maketrans("\u2018\u2019\u201c\u201d\u2026\u2013\u2014", "''\"\"   ")  # quotes, dots, dashes
 _SPLIT = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "gimme": "gim me"}
 _SPLIT |= {"lemme": "lem me", "'tis": "'t is"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
