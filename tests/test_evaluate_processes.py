@@ -4,6 +4,7 @@ number of them; what one process cannot read ends all with its line."""
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,23 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_keeps_the_answers_be
     assert "image of question " in errors.pop()
     answers = (tmp_path / "out" / "gqa-testdev-internvl" / "answers.jsonl").read_text()
     assert answers.splitlines() == alone["answers.jsonl"].splitlines()[:5]
+
+
+def test_when_one_process_is_killed_the_other_says_so_and_ends(checkpoint, tmp_path):
+    program = (
+        "import os, signal, sys; from navil_jax.evaluate import answers; from navil_jax.evaluate.__main__ import main;"
+    )
+    program += "number = os.environ['JAX_PROCESS_ID']; whole = answers.generate;"
+    program += "answers.generate = lambda *of: os.kill(os.getpid(), signal.SIGKILL) if number == '1' else whole(*of);"
+    program += "sys.exit(main())"
+    given = ["--checkpoint", str(checkpoint), "--benchmark", "gqa", "--out", str(tmp_path), "--data"]
+    status, output = started(["-c", program, *given, str(DATA / "gqa" / "tsv")], 2)
+    assert status == 128 + signal.SIGKILL
+    assert (
+        "0: error: process 1 of 2 has died (killed, out of memory or a crash); process 0 ends too, run the same"
+        in output
+    )
+    assert "Traceback" not in output
 
 
 def test_processes_with_other_questions_are_refused(checkpoint, tmp_path):

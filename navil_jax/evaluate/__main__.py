@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from navil_jax.train.peers import Peers
 
     start_hosts()
-    with Peers():
+    with Peers("run the same command again; a benchmark goes on from the answers that are there"):
         return _benchmark(argv, options) if options.benchmark else _evaluate(argv, options)
 
 
