@@ -30,6 +30,6 @@ def check_page(text: str) -> None:
     page.feed(text)
     assert page.open == []
     assert page.addresses
-    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
+    assert all(address.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for address in page.addresses)
     assert "url(" not in text
     assert "@import" not in text

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -394,6 +395,32 @@ def test_the_official_client_works_unchanged(serving: Assistant):
             client.chat.completions.create(model=MODEL_NAME, messages=messages, temperature=-1)
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="other", messages=messages)
+
+
+@pytest.mark.parametrize("extra", [{"detail": "high"}, {"max_dynamic_patch": 6}, {}])
+def test_vlmevalkits_wrappers_get_their_answers(serving: Assistant, extra: dict[str, Any]):
+    """Bodies as GPT4V (detail) and LMDeployAPI (dataset) of VLMEvalKit make them: an image as JPEG, then the text."""
+    openai = pytest.importorskip("openai")
+    file = io.BytesIO()
+    Image.open(io.BytesIO(png())).convert("RGB").save(file, "JPEG")
+    url = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content: Any = [{"type": "image_url", "image_url": {"url": url, **extra}}, {"type": "text", "text": "What is it?"}]
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "n": 1, "temperature": 0}
+    told_dataset = {} if "detail" in extra else {"dataset": "MMBench_DEV_EN"}
+    with listening(serving) as (address, _):
+        with urllib.request.urlopen(f"{address}/v1/models") as answer:  # without a key
+            model = json.load(answer)["data"][0]["id"]
+        request = urllib.request.Request(
+            f"{address}/v1/chat/completions",
+            json.dumps({"model": model, **body, **told_dataset}).encode(),
+            {"Content-Type": "application/json", "Authorization": "Bearer sk-123456"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            text = json.load(answer)["choices"][0]["message"]["content"]
+        assert text.strip() == expected(image=file.getvalue()).strip()
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="sk-123456", max_retries=0)
+        told = client.chat.completions.create(model=model, extra_body=told_dataset, **body)  # type: ignore[call-overload]
+        assert told.choices[0].message.content == text
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -270,6 +270,10 @@ class EvaluatorConfig:
     name: str
     every: Amount | None = None  # steps between evaluations; none: eval_every; 0: only at the end
     samples: Amount | None = None  # of every source each time; none: eval_samples; at the end all are used
+    benchmark: str = ""  # of "benchmark": docvqa, mme, ...
+    data: str = ""  # of "benchmark" and "captions": file or folder with the questions
+    split: str = ""  # of "benchmark"; empty: one whose answers are public
+    protocol: str = ""  # of "benchmark": whose prompts and scores; empty: those of reports
 
 
 @dataclasses.dataclass(frozen=True)

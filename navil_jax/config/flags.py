@@ -204,7 +204,8 @@ def _at_home(config: Config) -> Config:
 
     data = expanded(config.data, "tokenizer", "quarantine")
     sources = tuple(expanded(source, "path", "held_out", "root") for source in data.sources)
-    config = dataclasses.replace(config, data=dataclasses.replace(data, sources=sources))
+    evaluators = tuple(expanded(entry, "data") for entry in config.evaluators)
+    config = dataclasses.replace(config, data=dataclasses.replace(data, sources=sources), evaluators=evaluators)
     return expanded(config, "workdir", "init_from")
 
 

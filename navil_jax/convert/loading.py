@@ -9,7 +9,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from PIL import Image
 
-from navil_jax.config import Config, ImageConfig, MeshConfig, ModelConfig
+from navil_jax.config import Config, ImageConfig, MeshConfig
 from navil_jax.convert.exporting import export_checkpoint
 from navil_jax.convert.opened import open_checkpoint
 from navil_jax.data.tokenizers import Tokenizer
@@ -117,12 +117,6 @@ def load_assistant(path: str | Path, mesh: Mesh, slots: int = 1, max_tokens: int
         check_vocabulary(tokenizer, config.model.decoder.vocab_size, str(path))
         if config.model.special_token_ids and config.model.special_token_ids != tokenizer.special_token_ids:
             raise UserError(f"{path}: the ids of special tokens in its tokenizer and its config.model differ")
-        params = checkpoint.restore(config.model, mesh, _computed(config.model))
+        params = checkpoint.restore(config.model, mesh, model_params.computed_dtypes(config.model))
     engine = Engine(config.model, params, mesh, max_tokens, slots)
     return Assistant(config, tokenizer, engine, checkpoint.averaged)
-
-
-def _computed(model: ModelConfig) -> dict[str, str]:
-    """Matrices in the dtype that every product casts them to anyway, so that reading them in it changes nothing."""
-    names = model_params.flatten(model_params.shapes(model))
-    return {name: model.compute_dtype for name in names if name.endswith(("kernel", "embedding"))}

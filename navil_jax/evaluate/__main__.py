@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from navil_jax.config import Config, EvaluatorConfig
 from navil_jax.config.flags import PREFIX, load_config, parse, split_overrides
@@ -13,6 +15,9 @@ from navil_jax.config.ranges import Amount, read_as
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.evaluate.score import score
 from navil_jax.paths import given_path, is_remote, new_folder
+
+if TYPE_CHECKING:
+    from navil_jax.train.evaluators import Evaluator
 
 ABOUT = """Scores a checkpoint on held-out samples, with the evaluators of its run or with others.
 
@@ -46,7 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = [f"{PREFIX}{key}={text}" for key, text in overrides.items() if not key.startswith("data.sources.")]
     _, options = _parse([*rest, *known], Config())  # which sources there are is known once the checkpoint is open
     _check_together(options)
-    return _benchmark(argv, options) if options.benchmark else _evaluate(argv, options)
+    from navil_jax.sharding import start_hosts  # --help needs no JAX
+    from navil_jax.train.peers import Peers
+
+    start_hosts()
+    with Peers("run the same command again; a benchmark goes on from the answers that are there"):
+        return _benchmark(argv, options) if options.benchmark else _evaluate(argv, options)
 
 
 def _parse(argv: Sequence[str], default: Config) -> tuple[Config, argparse.Namespace]:
@@ -84,7 +94,7 @@ def _check_together(options: argparse.Namespace) -> None:
 
 
 def _benchmark(argv: Sequence[str], options: argparse.Namespace) -> int:
-    from navil_jax.evaluate.benchmark_run import run_benchmark  # --help needs no JAX
+    from navil_jax.evaluate.benchmark_run import run_benchmark
 
     is_run = (Path(options.checkpoint) / "checkpoints").is_dir()
     out = Path(options.out or (Path(options.checkpoint) / "evaluate" if is_run else "runs/evaluate"))
@@ -103,11 +113,17 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:
-    from navil_jax.convert.opened import open_checkpoint  # --help needs no JAX
+    import jax
+
+    from navil_jax.convert.opened import open_checkpoint
     from navil_jax.data.run import complete
     from navil_jax.data.sources import expand_sources
+    from navil_jax.evaluate.processes import on_first
     from navil_jax.sharding import make_mesh, use_rules
     from navil_jax.train.evaluators import make_evaluator
+    from navil_jax.train.lock import check_same_settings
+
+    first = jax.process_index() == 0
 
     with open_checkpoint(options.checkpoint) as opened:
         if opened.tokenizer is None:
@@ -115,27 +131,40 @@ def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:
         own = opened.record.config if opened.record else opened.config
         config, _ = _parse(_without_recipe(argv), _recipe(options.config, own))
         if options.evaluators:
-            named = tuple(EvaluatorConfig(name) for name in options.evaluators)
-            config = dataclasses.replace(config, evaluators=named)
+            config = dataclasses.replace(config, evaluators=_chosen(config.evaluators, options.evaluators))
         if not config.data.sources:
             raise UserError(f"{options.checkpoint}: names no data; use --config RECIPE with the sources to score")
         config = complete(expand_sources(config), opened.tokenizer)
         use_rules(config.mesh.rules)
+        check_same_settings(config)
         mesh = make_mesh(config.mesh)
-        evaluators = [make_evaluator(entry.name, config, mesh, opened.tokenizer) for entry in config.evaluators]
+        evaluators = [make_evaluator(entry, config, mesh, opened.tokenizer) for entry in config.evaluators]
         params = opened.restore(config.model, mesh, averaged=config.eval_ema)
         said = "running averages of the parameters" if opened.averaged and config.eval_ema else "parameters"
-        print(f"{said} of step {opened.step} of {opened.path}", flush=True)
+        if first:
+            print(f"{said} of step {opened.step} of {opened.path}", flush=True)
         is_run = opened.record is not None and not is_remote(opened.path)
     out = Path(options.out or (Path(options.checkpoint) / "evaluate" if is_run else "runs/evaluate"))
     out.mkdir(parents=True, exist_ok=True)
     for evaluator in evaluators:
         scores = evaluator.score(params, options.samples)
-        print(evaluator.report(scores, out, final=True), flush=True)
-        with (out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": opened.step, **evaluator.metrics(scores)}) + "\n")
-    print(f"metrics, tables and pictures: {out}")
+        on_first(functools.partial(_report, evaluator, scores, opened.step, out))
+    if first:
+        print(f"metrics, tables and pictures: {out}")
     return 0
+
+
+def _report(evaluator: "Evaluator", scores: Any, step: int, out: Path) -> None:
+    print(evaluator.report(scores, out, final=True), flush=True)
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, **evaluator.metrics(scores)}) + "\n")
+
+
+def _chosen(known: Sequence[EvaluatorConfig], names: Sequence[str]) -> tuple[EvaluatorConfig, ...]:
+    """The entries of these names, or new ones."""
+    return tuple(
+        entry for name in names for entry in [one for one in known if one.name == name] or [EvaluatorConfig(name)]
+    )
 
 
 def _recipe(path: str | None, own: Config) -> Config:

@@ -1,15 +1,19 @@
 """Answers of a model to the questions of a benchmark, kept in a file as they come."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from navil_jax.console import Progress
 from navil_jax.data.images import load_image
 from navil_jax.errors import UserError
 from navil_jax.evaluate.journal import Journal
+from navil_jax.evaluate.processes import on_first, preempted, together
 from navil_jax.evaluate.questions.prompts import Style, make_prompt
 from navil_jax.evaluate.questions.record import ROTATION, Record
 from navil_jax.generate.assistant import Assistant, Question
@@ -23,7 +27,7 @@ class Ask:
 
     id: str | int
     prompt: str
-    images: tuple[bytes | Path, ...]
+    images: tuple[bytes | Path | Image.Image, ...]
 
 
 def generate(assistant: Assistant, asks: Iterable[Ask], most_tokens: int) -> Iterator[tuple[Ask, str]]:
@@ -37,22 +41,51 @@ def generate(assistant: Assistant, asks: Iterable[Ask], most_tokens: int) -> Ite
         yield ask, answer.text.strip()
 
 
+def answered(
+    assistant: Assistant,
+    benchmark: str,
+    style: Style,
+    records: Sequence[Record],
+    most_tokens: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[dict[str, Any]]:
+    """What the journal keeps of every question, in order, on every process; `stopped` as in `processes.together`."""
+
+    def work(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+        asks = (
+            Ask(record.id, make_prompt(benchmark, style, record), tuple(image() for image in record.images))
+            for record in records
+        )
+        for ask, answer in generate(assistant, asks, most_tokens):
+            yield {"id": ask.id, "prompt": ask.prompt, "images": len(ask.images), "prediction": answer}
+
+    return together(records, work, stopped)
+
+
 def answer_all(
     assistant: Assistant, benchmark: str, style: Style, records: Sequence[Record], most_tokens: int, path: Path
 ) -> dict[str | int, str]:
-    """Answers by id; what the file has is not asked again."""
-    with Journal(path) as journal:
-        new = [record for record in records if journal.get(record.id) is None]
-        with Progress(benchmark, len(records), "questions", done=len(records) - len(new)) as progress:
-            asks = (
-                Ask(record.id, make_prompt(benchmark, style, record), tuple(image() for image in record.images))
-                for record in new
-            )
-            for ask, answer in generate(assistant, asks, most_tokens):
-                journal.add({"id": ask.id, "prompt": ask.prompt, "images": len(ask.images), "prediction": answer})
-                progress.update(1)
-        entries = [(record.id, journal.get(record.id)) for record in records]
-    return {key: entry["prediction"] for key, entry in entries if entry is not None}
+    """Answers by id, on every process; what the file has, which the first one writes, is not asked again."""
+    with contextlib.ExitStack() as stack:
+        journals: list[Journal] = []  # one on the first process, else none
+
+        def known() -> list[tuple[str | int, str]]:
+            journals.append(stack.enter_context(Journal(path)))
+            found = ((record.id, journals[0].get(record.id)) for record in records)
+            return [(key, entry["prediction"]) for key, entry in found if entry is not None]
+
+        answers = dict(on_first(known))
+        new = [record for record in records if record.id not in answers]
+        bar = (
+            Progress(benchmark, len(records), "questions", done=len(answers)) if journals else contextlib.nullcontext()
+        )
+        with bar as progress:
+            for entry in answered(assistant, benchmark, style, new, most_tokens, preempted):
+                answers[entry["id"]] = entry["prediction"]
+                if progress is not None:
+                    journals[0].add(entry)
+                    progress.update(1)
+    return {record.id: answers[record.id] for record in records}
 
 
 def first_questions(records: Sequence[Record], limit: int) -> list[Record]:

@@ -11,104 +11,81 @@ from typing import Any
 
 import jax
 
-from navil_jax.config import Config, MeshConfig
+from navil_jax.config import Config
 from navil_jax.convert.loading import load_assistant
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
 from navil_jax.errors import UserError
 from navil_jax.evaluate.answers import answer_all, first_questions, hash_of, lines_of
-from navil_jax.evaluate.benchmarks.catalogue import benchmark_named, protocol_of
-from navil_jax.evaluate.benchmarks.lines import first_fault, report, scores_of
-from navil_jax.evaluate.benchmarks.scoring import RANDOM, Benchmark, headline
+from navil_jax.evaluate.benchmark_plan import Plan, make_plan
+from navil_jax.evaluate.benchmarks.lines import report, scores_of
+from navil_jax.evaluate.benchmarks.scoring import RANDOM, headline
 from navil_jax.evaluate.cards import read_cards, shown, write_card
 from navil_jax.evaluate.journal import same_settings
-from navil_jax.evaluate.judge import ALWAYS, SOMETIMES, Judge, judged_lines
-from navil_jax.evaluate.questions.layouts import Questions, read_questions
-from navil_jax.evaluate.questions.prompts import Style, make_prompt, most_tokens, style_of
+from navil_jax.evaluate.judge import ALWAYS, Judge, judged_lines
+from navil_jax.evaluate.processes import gather, on_first, own_mesh
+from navil_jax.evaluate.questions.prompts import make_prompt
 from navil_jax.evaluate.questions.record import Record
 from navil_jax.evaluate.submissions import WHERE, write_submission
 from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.engine import BATCH_SLOTS
 from navil_jax.generate.sampling import Sampler
 from navil_jax.paths import is_remote
-from navil_jax.sharding import make_mesh
 from navil_jax.train.checkpoint import find_checkpoints
 
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model")
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is measured, decided before a model is loaded."""
+def run_benchmark(options: argparse.Namespace, config_of: Callable[[Config], Config], out: Path) -> None:
+    """Answers, scores, writes files below `out`, and prints the table.
 
-    benchmark: Benchmark
-    protocol: str
-    questions: Questions
-    limit: int
-    judge: Judge | None
+    Each of several processes answers a share on its own devices; the first one alone writes, prints and asks the judge.
 
-    @property
-    def style(self) -> Style:
-        return style_of(self.protocol)
-
-    @property
-    def most_tokens(self) -> int:
-        return most_tokens(self.benchmark.name, self.style)
-
-
-def make_plan(options: argparse.Namespace) -> Plan:
-    """Reads the options and the questions.
+    Args:
+      config_of: the config with the flags of the command, from that of the checkpoint.
 
     Raises:
       UserError: an option that is wrong, missing or without effect; questions that cannot be read.
     """
-    benchmark = benchmark_named(options.benchmark)
-    protocol = protocol_of(benchmark, options.protocol) if options.protocol else benchmark.primary
     if not options.data:
         raise UserError("--data: which questions? Give a file or folder of them (docs/benchmarks.md)")
     if bool(options.judge) != bool(options.judge_model):
         raise UserError("--judge and --judge-model belong together: an address, and the name of a model there")
     judge = Judge(options.judge, options.judge_model) if options.judge else None
-    if judge and benchmark.name in SOMETIMES:
-        protocol = protocol if protocol.endswith("_judge") else f"{protocol.replace('_static', '')}_judge"
-    if judge and (benchmark.name not in (*ALWAYS, *SOMETIMES) or protocol not in benchmark.protocols):
-        raise UserError(f"--judge: {benchmark.name} asks no judge under the protocol {protocol}; leave it out")
-    if not judge and protocol.endswith("_judge"):
-        raise UserError(f"--protocol {protocol}: needs a judge; give --judge URL --judge-model NAME")
-    questions = read_questions(benchmark.name, Path(options.data), options.split)
-    if not questions.layout.hidden:
-        _check_answers(benchmark, questions)
-    return Plan(benchmark, protocol, questions, options.limit, judge)
-
-
-def _check_answers(benchmark: Benchmark, questions: Questions) -> None:
-    """Says before a model is asked what a scorer would miss."""
-    replies: dict[str, Any] = {"judge_replies": []} if benchmark.name in ALWAYS else {}
-    for line in lines_of(questions.records, {record.id: "" for record in questions.records}):
-        if fault := first_fault({**line, **replies}, benchmark):
-            files = ", ".join(map(str, questions.files))
-            raise UserError(f"{files}: question {line['id']}: {fault}; answers are needed for a score")
-
-
-def run_benchmark(options: argparse.Namespace, config_of: Callable[[Config], Config], out: Path) -> None:
-    """Answers, scores, writes files below `out`, and prints the table.
-
-    Args:
-      config_of: the config with the flags of the command, from that of the checkpoint.
-    """
-    if jax.process_count() > 1:
-        raise UserError("--benchmark: works in one process; evaluate the checkpoint on one host")
-    plan = make_plan(options)
-    print(_told(plan), flush=True)
+    plan = make_plan(options.benchmark, options.data, options.split, options.protocol, options.limit, judge)
+    if jax.process_index() == 0:
+        print(_told(plan), flush=True)
     checkpoint = _checkpoint(options.checkpoint)
-    assistant = load_assistant(options.checkpoint, make_mesh(MeshConfig()), BATCH_SLOTS)
+    assistant = load_assistant(options.checkpoint, own_mesh(), BATCH_SLOTS)
     assistant = dataclasses.replace(assistant, config=_flagged(assistant.config, config_of))
     folder = out / f"{plan.benchmark.name}-{plan.questions.split}-{plan.style}"
     settings = _settings(plan, assistant, checkpoint)
-    same_settings(folder / "settings.json", settings)
+    _check_alike(settings | {"protocol": plan.protocol, "limit": plan.limit, "questions": len(plan.questions.records)})
+    on_first(lambda: same_settings(folder / "settings.json", settings))
     records = first_questions(plan.questions.records, plan.limit)
     answers = answer_all(
         assistant, plan.benchmark.name, plan.style, records, plan.most_tokens, folder / "answers.jsonl"
     )
+    on_first(lambda: _write(plan, settings, checkpoint, records, answers, out, folder))
+
+
+def _check_alike(settings: dict[str, Any]) -> None:
+    """Raises a `UserError` on every process if one has other questions, settings or another checkpoint."""
+    first, *others = gather(settings)
+    for number, said in enumerate(others, 1):
+        if different := [key for key in first if said[key] != first[key]]:
+            raise UserError(f"process {number}: has another {different[0]} than process 0; start all of them alike")
+
+
+def _write(
+    plan: Plan,
+    settings: dict[str, Any],
+    checkpoint: dict[str, Any],
+    records: list[Record],
+    answers: dict[str | int, str],
+    out: Path,
+    folder: Path,
+) -> None:
+    """Lines, submission, scores, card and table."""
     lines = lines_of(records, answers)
     _write_lines(folder / "predictions.jsonl", lines)
     if plan.questions.layout.hidden or plan.benchmark.name == "mmvet":
@@ -212,6 +189,7 @@ def _about(plan: Plan, records: list[Record], checkpoint: dict[str, Any]) -> dic
         "checkpoint": checkpoint,
         "versions": {"navil_jax": _version(), "jax": jax.__version__, "python": platform.python_version()},
         "device": jax.devices()[0].device_kind,
+        "processes": jax.process_count(),
     }
 
 

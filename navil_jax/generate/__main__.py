@@ -5,11 +5,15 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from navil_jax.config import MeshConfig
 from navil_jax.config.ranges import Amount, Count, NotNegative, PositiveShare, Seed, read_as
 from navil_jax.errors import Parser, UserError, report_user_errors
 from navil_jax.paths import given_path, local_path, new_file
+
+if TYPE_CHECKING:
+    from navil_jax.generate.assistant import Assistant
 
 ABOUT = """Answers requests, one JSON object a line, many at a time; a line of answers for each, in the same order.
 
@@ -20,6 +24,9 @@ ABOUT = """Answers requests, one JSON object a line, many at a time; a line of a
 
   python -m navil_jax.generate requests.jsonl --checkpoint runs/x --out answers.jsonl
 
+what tokens of a prompt look at, as drawings over the image (own --help):
+  python -m navil_jax.generate attention --checkpoint runs/x --image cat.png --prompt "What is this?" --out look
+
 The same command goes on where it was stopped. A request that cannot be used has an "error" in its line.
 
 Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
@@ -27,28 +34,38 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
 
 @functools.partial(report_user_errors, stopped="stopped; the same command goes on from here")
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["attention"]:
+        from navil_jax.generate.attention_page import run  # generate's --help needs no JAX
+
+        return run(argv[1:], _assistant)
     options = _parser().parse_args(argv)
     if not options.file.is_file():
         raise UserError(f"{options.file}: no such file")
     if options.out.exists() and options.out.samefile(options.file):
         raise UserError(f"--out {options.out}: is the file of requests; give another")
-    from navil_jax.convert.loading import load_assistant  # --help needs none of these
-    from navil_jax.evaluate.journal import same_settings
+    from navil_jax.evaluate.journal import same_settings  # --help needs none of these
     from navil_jax.generate.batch import Lines, Output, answer_lines
     from navil_jax.generate.sampling import Sampler
-    from navil_jax.sharding import make_mesh
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
     with Output(options.out) as output:
         given = {name: value for name, value in vars(options).items() if name not in ("file", "out", "slots")}
         size = options.file.stat().st_size
         same_settings(Path(f"{options.out}.settings.json"), {"file": options.file.name, "bytes": size, **given})
-        assistant = load_assistant(options.checkpoint, make_mesh(MeshConfig()), options.slots)
+        assistant = _assistant(options.checkpoint, options.slots)
         lines = Lines(assistant, options.file.parent, sampler, options.max_new_tokens)
         answer_lines(lines, options.file, output)
     failed = f"; {output.failed:,} of them hold an error" if output.failed else ""
     print(f"{output.done:,} answers: {options.out}{failed}")
     return 0
+
+
+def _assistant(checkpoint: str, slots: int = 1) -> "Assistant":
+    from navil_jax.convert.loading import load_assistant
+    from navil_jax.sharding import make_mesh
+
+    return load_assistant(checkpoint, make_mesh(MeshConfig()), slots)
 
 
 def _parser() -> argparse.ArgumentParser:

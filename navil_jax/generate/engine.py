@@ -76,7 +76,7 @@ class Engine:
 
     Args:
       config: the model.
-      params: its parameters; they are put on the mesh as in training.
+      params: its parameters; they are put on the mesh as in training. None: `load` comes before the first request.
       mesh: devices; None: the first device. Slots are split over its batch axes.
       max_tokens: limit of prompt and answer together, for every request.
       slots: how many requests are decoded together.
@@ -90,7 +90,7 @@ class Engine:
     def __init__(
         self,
         config: ModelConfig,
-        params: Params,
+        params: Params | None,
         mesh: Mesh | None = None,
         max_tokens: int = MAX_TOKENS,
         slots: int = 1,
@@ -101,6 +101,16 @@ class Engine:
         self._waiting: collections.deque[Request] = collections.deque()
         self._running: list[Request | None] = [None] * self._slots.count
         self._unread: collections.deque[tuple[list[Request | None], Chosen]] = collections.deque()
+
+    def load(self, params: Params) -> None:
+        """Answers with these parameters from now on; what is compiled stays. Nothing may be waiting or running."""
+        self.programs.load(params)
+
+    def unload(self) -> None:
+        """Frees parameters and cache; `load` comes before the next request."""
+        self.programs.params = None
+        self._unread.clear()
+        self._slots.forget()
 
     @property
     def slots(self) -> int:

@@ -61,12 +61,17 @@ class Programs:
     def __init__(self, config: ModelConfig, params: Params | None, mesh: Mesh | None = None):
         self.config = dataclasses.replace(config, remat="none")
         self.mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-        shardings = model_params.shardings(self.config, self.mesh)
-        self.params = None if params is None else jax.device_put(params, shardings)
+        self.params: Params | None = None
+        if params is not None:
+            self.load(params)
         self.compilations: collections.Counter[str] = collections.Counter()
         self._prefill = jax.jit(self._prefill_program)
         self._decode = jax.jit(self._decode_program, donate_argnums=2)
         self._resize = jax.jit(self._resize_program, static_argnums=1)
+
+    def load(self, params: Params) -> None:
+        """Puts parameters on the mesh, in the place of those before; the compiled programs serve them too."""
+        self.params = jax.device_put(params, model_params.shardings(self.config, self.mesh))
 
     @property
     def rows(self) -> int:

@@ -148,9 +148,7 @@ class DecoderLayer(nnx.Module):
         Args:
           streams: [B, V, H] and [B, T, H], visual and text slots; or [B, L, H] alone, which the text weights serve.
         """
-        qkv = zip(*self.qkv(tuple(map(self.attention_norm, streams))), strict=True)
-        q, k, v = (to_reading_order(tuple(map(whole_rows, of)), layout) for of in qkv)
-        q, k = rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation)
+        q, k, v = self.heads(streams, layout)
         attended = attention(q, k, v, layout.segment_ids, causal=True, backend=self.backend)
         heads = map(whole_rows, to_slot_order(attended, len(streams), layout))
         out = self.out(tuple(constrain(stream, "batch", "slots", "heads", "head_dim") for stream in heads))
@@ -158,6 +156,14 @@ class DecoderLayer(nnx.Module):
         streams = tuple(map(jnp.add, streams, self.ffn(tuple(map(self.ffn_norm, streams)))))
         streams = tuple(constrain(stream, "batch", "slots", "features") for stream in streams)
         return streams, LayerOutputs(k, v, join_slots(out))
+
+    def heads(
+        self, streams: Streams, layout: Layout
+    ) -> tuple[Float[Array, "B L N D"], Float[Array, "B L K D"], Float[Array, "B L K D"]]:
+        """What attention works on, in reading order: queries and keys, rotated, and values."""
+        qkv = zip(*self.qkv(tuple(map(self.attention_norm, streams))), strict=True)
+        q, k, v = (to_reading_order(tuple(map(whole_rows, of)), layout) for of in qkv)
+        return rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation), v
 
     def decode(
         self, x: Float[Array, "B 1 H"], cache: Cache, number: Int32[Array, ""], rotation: rope.Rotation
@@ -269,10 +275,13 @@ class Decoder(nnx.Module):
             streams, outputs = layers.unsharded(layer, self.model_config)(streams, layout)
             return streams, keep(join_slots(streams), outputs)
 
-        two = layout.visual_slots and (self.config.attention_experts or self.config.ffn_experts)
-        streams: Streams = split_slots(x, layout.visual_slots) if two else (x,)
-        streams, kept = layers.scan_layers(self.layers, body, streams, None, self.remat)
+        streams, kept = layers.scan_layers(self.layers, body, self.streams(x, layout), None, self.remat)
         return join_slots(streams), kept
+
+    def streams(self, x: Float[Array, "B L H"], layout: Layout) -> Streams:
+        """The slots as layers take them: visual and text ones, where the model has weights for each."""
+        two = layout.visual_slots and (self.config.attention_experts or self.config.ffn_experts)
+        return split_slots(x, layout.visual_slots) if two else (x,)
 
     @jax.named_scope("decoder")
     def decode(self, tokens: Int32[Array, " B"], cache: Cache) -> tuple[Float32[Array, "B vocab"], Cache]:

@@ -58,6 +58,11 @@ def abstract_on(config: ModelConfig, mesh: Mesh, dtypes: Mapping[str, DTypeLike]
     )
 
 
+def computed_dtypes(config: ModelConfig) -> dict[str, str]:
+    """Matrices in the dtype that every product casts them to anyway, so that having them in it changes nothing."""
+    return {name: config.compute_dtype for name in flatten(shapes(config)) if name.endswith(("kernel", "embedding"))}
+
+
 def _check_divides(name: str, shape: tuple[int, ...], logical: tuple[str | None, ...], mesh: AnyMesh) -> None:
     for size, axis in zip(shape, logical, strict=False):
         split = [mesh_axis for mesh_axis in (sharding.mesh_axes(axis) if axis else ()) if mesh.shape[mesh_axis] > 1]

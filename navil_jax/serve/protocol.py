@@ -18,6 +18,7 @@ from navil_jax.serve.images import read_address, size_of
 from navil_jax.serve.limits import Limits, Refusal
 
 NOTHING = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}  # no effect anywhere
+NOTHING |= {"dataset"}  # VLMEvalKit's LMDeployAPI tells which benchmark it asks
 USED = {
     "model",
     "messages",

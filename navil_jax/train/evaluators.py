@@ -5,6 +5,7 @@ To add one, write a class like `Evaluator` and name it in `config.evaluators`: b
 """
 
 import abc
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax
 from navil_jax.config import Config, EvaluatorConfig
 from navil_jax.config.flags import named_object
 from navil_jax.data.tokenizers import Tokenizer
+from navil_jax.errors import UserError
 from navil_jax.model.params import Params
 from navil_jax.paths import RunFiles
 from navil_jax.train.metrics import MetricsLog, read_log
@@ -23,11 +25,15 @@ from navil_jax.train.step import TrainState
 EVALUATORS = {
     "held_out": "navil_jax.train.held_out:HeldOut",
     "generated": "navil_jax.evaluate.generated:Generated",
+    "benchmark": "navil_jax.evaluate.benchmark_score:BenchmarkScore",
+    "captions": "navil_jax.evaluate.captions:Captions",
 }
+OF_ENTRY = ("benchmark", "data", "split", "protocol")  # fields of an entry that say what is measured
+USED = {"benchmark": OF_ENTRY, "captions": ("data",)}  # by which evaluator
 
 
 class Evaluator(abc.ABC):
-    """Measures a model. It is made once for a run."""
+    """Measures a model. It is made once for a run, from a config whose `evaluators` are its own entry alone."""
 
     @abc.abstractmethod
     def __init__(self, config: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer) -> None: ...
@@ -45,13 +51,17 @@ class Evaluator(abc.ABC):
         return "  ".join(f"{name} {value:.4f}" for name, value in self.metrics(scores).items())
 
 
-def make_evaluator(name: str, config: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer) -> Evaluator:
-    """The evaluator of a name of `EVALUATORS`, or of "package.module:Class".
+def make_evaluator(entry: EvaluatorConfig, config: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer) -> Evaluator:
+    """The evaluator of an entry, whose name is one of `EVALUATORS` or "package.module:Class".
 
     Raises:
-      UserError: there is no such evaluator.
+      UserError: there is no such evaluator, or it cannot use its entry.
     """
-    return named_object(name, EVALUATORS, "config.evaluators")(config, mesh, tokenizer)
+    for field in OF_ENTRY:
+        if getattr(entry, field) and field not in USED.get(entry.name, OF_ENTRY if ":" in entry.name else ()):
+            raise UserError(f"config.evaluators: {entry.name}: {field} has no effect; leave it out")
+    own = dataclasses.replace(config, evaluators=(entry,))
+    return named_object(entry.name, EVALUATORS, "config.evaluators")(own, mesh, tokenizer)
 
 
 def draw(name: str, path: Path, *content: Any) -> None:
@@ -82,7 +92,7 @@ class Evaluations:
         say: Callable[[str], None],
     ) -> None:
         self._config, self._files, self._log, self._say = config, files, log, say
-        made = [(entry, make_evaluator(entry.name, config, mesh, tokenizer)) for entry in config.evaluators]
+        made = [(entry, make_evaluator(entry, config, mesh, tokenizer)) for entry in config.evaluators]
         self._evaluators: list[tuple[EvaluatorConfig, Evaluator]] = made
 
     def due(self, step: int) -> bool:

@@ -30,7 +30,9 @@ class Peers:
     and ends with status 1. Of one that leaves with an error the others wait `GRACE_SECONDS` for an error of their own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, again: str = "the same command goes on from the newest checkpoint") -> None:
+        """Args: again: what to do then."""
+        self._again = again
         self._number, self._count = jax.process_index(), jax.process_count()
         self._connections: dict[int, socket.socket] = {}  # of the first process: all others; of these: the first
         self._left: dict[int, str] = {}  # processes no longer in the run: over, failed, died, or gone because of those
@@ -115,8 +117,7 @@ class Peers:
     def _end(self, why: str) -> None:
         with self._changed:
             if not self._over:
-                again = "the same command goes on from the newest checkpoint"
-                print(f"error: {why}; process {self._number} ends too, {again}", file=sys.stderr, flush=True)
+                print(f"error: {why}; process {self._number} ends too, {self._again}", file=sys.stderr, flush=True)
                 self._over = True
                 self._tell(f"gone {self._number}")
                 if self._number == 0:  # JAX aborts processes that outlive the first one
