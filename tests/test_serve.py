@@ -108,6 +108,22 @@ class TestAnswers:
         assert told["choices"][0]["message"]["content"] == expected(image=png())
         assert told["usage"]["prompt_tokens"] > usage["prompt_tokens"]
 
+    def test_a_later_turn_reads_what_follows_alone(self):
+        own = Assistant(CONFIG, TOKENIZER, Engine(MODEL, random_params(), max_tokens=2000, slots=2, reuse=True))
+        with client_of(own) as client:
+            body = asked([part(data_url(png())), {"type": "text", "text": "What is it?"}], max_tokens=8)
+            first = post(client, body).json()
+            answer = first["choices"][0]["message"]
+            assert first["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+            more = [{"role": "assistant", "content": answer["content"]}, {"role": "user", "content": "And?"}]
+            body["messages"] += more
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            usage = events(post(client, body).text)[-1]["usage"]
+            cached = usage["prompt_tokens_details"]["cached_tokens"]
+            assert first["usage"]["prompt_tokens"] <= cached < usage["prompt_tokens"]
+            metrics = client.get("/metrics").text
+        assert f"navil_cached_prompt_tokens_total {cached}\n" in metrics
+
     def test_a_stream_joins_to_the_answer(self, client):
         body = asked(stream=True, stream_options={"include_usage": True}, n=2, temperature=2.0, seed=7)
         response = post(client, body)

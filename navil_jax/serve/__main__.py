@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"anybody who reaches {options.host} may ask: {KEYS} is not set", file=sys.stderr)
         limits = Limits(requests=options.requests, images_folder=options.images, fetch=options.fetch_images)
         mesh = make_mesh(MeshConfig())
-        assistant = load_assistant(options.checkpoint, mesh, options.slots, options.max_tokens)
+        assistant = load_assistant(options.checkpoint, mesh, options.slots, options.max_tokens, reuse=True)
         name, faults = options.name or Path(options.checkpoint).name or "navil", list[Exception]()
 
         def fail(error: Exception) -> None:

@@ -155,10 +155,15 @@ class Reply:
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self._about = {"id": self.id, "created": int(time.time()), "model": model}
 
-    def usage(self) -> dict[str, int]:
-        """Tokens of the prompt, once, and of all answers."""
-        prompt, new = self._answers[0].prompt_tokens, sum(len(answer.tokens) for answer in self._answers)
-        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    def usage(self) -> dict[str, Any]:
+        """Tokens of the prompt, once, and of all answers; those that the first answer's slot did not read again."""
+        first, new = self._answers[0], sum(len(answer.tokens) for answer in self._answers)
+        return {
+            "prompt_tokens": first.prompt_tokens,
+            "completion_tokens": new,
+            "total_tokens": first.prompt_tokens + new,
+            "prompt_tokens_details": {"cached_tokens": first.request.cached},
+        }
 
     def body(self) -> dict[str, Any]:
         """All answers at once."""

@@ -112,6 +112,7 @@ class Worker:
             ("navil_cache_use_ratio", "gauge", round(engine.cache_use, 4)),
             ("navil_tokens_per_second", "gauge", measured.rate()),
             ("navil_prompt_tokens_total", "counter", measured.prompt_tokens),
+            ("navil_cached_prompt_tokens_total", "counter", engine.cached_tokens),
             ("navil_new_tokens_total", "counter", measured.new_tokens),
             ("navil_engine_faults_total", "counter", measured.faults),
         ]
