@@ -52,8 +52,8 @@ def shared(content: Content, others: Content) -> int:
 def readable(prompt: SampleFeatures, content: Content, held: Content, config: ModelConfig) -> int:
     """How many tokens of the prompt need not be read, as they are the first of those that a slot holds.
 
-    0, so that the prompt is read as a whole, where the others are not text alone, or where nothing but text is known and
-    it is less than half of the prompt.
+    0, so that the prompt is read as a whole, where the others are not text alone, or where nothing but text is known
+    and it is less than half of the prompt.
     """
     decoder, length = config.decoder, len(content)
     if decoder.rope_scaling == "dynamic" and length > decoder.max_positions:
