@@ -1,9 +1,7 @@
 """The server: OpenAI's interface, its limits, and hostile input; the server answers after each."""
 
-import base64
 import contextlib
 import http.client
-import io
 import json
 import os
 import socket
@@ -17,10 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from made_assistant import CONFIG, MODEL, TOKENIZER, assistant, random_params
-from PIL import Image
+from made_server import MODEL_NAME, SMALL, asked, data_url, listening, part, png
 
 from navil_jax.errors import UserError
 from navil_jax.generate.assistant import Assistant
@@ -30,27 +27,6 @@ from navil_jax.serve import images
 from navil_jax.serve.images import public_address, read_address
 from navil_jax.serve.limits import Limits
 from navil_jax.train.checkpoint import Checkpoints, Record
-
-MODEL_NAME = "tiny"
-SMALL = Limits(body_bytes=4 << 20, pixels=100_000, images=8, new_tokens=8, choices=3, requests=4)
-
-
-def png(width: int = 48, height: int = 64) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def data_url(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def part(url: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def asked(content: Any = "What is it?", **fields: Any) -> dict[str, Any]:
-    return {"model": MODEL_NAME, "messages": [{"role": "user", "content": content}], **fields}
 
 
 @pytest.fixture(scope="module")
@@ -376,23 +352,6 @@ class TestAddresses:
         ]:
             with pytest.raises(UserError, match=said):
                 read_address(url, "image 1", limits)
-
-
-@contextlib.contextmanager
-def listening(serving: Assistant, limits: Limits = SMALL) -> Iterator[tuple[str, Any]]:
-    """The server on a port of this machine."""
-    uvicorn = pytest.importorskip("uvicorn")
-    from navil_jax.serve.app import make_app
-
-    app = make_app(serving, MODEL_NAME, limits, warm_up=False)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", server
-    server.should_exit = True
-    thread.join()
 
 
 def test_the_official_client_works_unchanged(serving: Assistant):
