@@ -40,11 +40,12 @@ def asked(content: Any = "What is it?", **fields: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def listening(serving: Assistant, limits: Limits = SMALL) -> Iterator[tuple[str, Any]]:
     """The server on a port of this machine."""
-    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip("uvicorn")
     from navil_jax.serve.app import make_app
+    from navil_jax.serve.connection import make_server
 
     app = make_app(serving, MODEL_NAME, limits, warm_up=False)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    server = make_server(app, port=0)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

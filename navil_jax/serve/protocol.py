@@ -82,7 +82,8 @@ def read_request(fields: dict[str, Any], assistant: Assistant, model: str, limit
     talk = read_messages(fields.get("messages"))
     if len(talk.images) > limits.images:
         raise UserError(f"messages: {len(talk.images)} images are over the limit of {limits.images}")
-    patches = [assistant.read_image(content) for content in _contents(talk.images, assistant, limits)]
+    contents = _contents(talk.images, assistant, limits)
+    patches = [assistant.read_image(content, f"image {number}") for number, content in enumerate(contents, 1)]
     prompt = assistant.with_system(talk.system).prompt(talk.history, talk.question, patches)
     room = assistant.engine.max_tokens - length_of(prompt)
     most = read_number(fields, "max_tokens", int, max(1, min(limits.new_tokens, room)))
