@@ -20,9 +20,6 @@ from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.engine import Engine
 from navil_jax.serve.limits import Limits
 
-pytest.importorskip("uvicorn")
-from navil_jax.serve import connection
-
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
 
 
@@ -109,6 +106,7 @@ def test_any_bytes_are_survived(address):
 
 @pytest.mark.parametrize("start", [b"", POST, POST + b"X-A: b\r\n"])
 def test_headers_that_do_not_come_are_waited_for_in_vain(start: bytes, address, monkeypatch):
+    connection = pytest.importorskip("navil_jax.serve.connection")
     monkeypatch.setattr(connection, "HEADER_SECONDS", 0.5)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -130,6 +128,7 @@ def test_headers_that_do_not_come_are_waited_for_in_vain(start: bytes, address, 
 
 def test_headers_may_be_slow_where_a_connection_is_used_again(address, monkeypatch):
     """The time of the first request does not count for the second, and an idle connection is no slow header."""
+    connection = pytest.importorskip("navil_jax.serve.connection")
     monkeypatch.setattr(connection, "HEADER_SECONDS", 0.6)
     body = json.dumps(asked(max_tokens=1))
     with contextlib.closing(client_of(address)) as client:
