@@ -222,23 +222,34 @@ class Turns:
         self.optimizer.step()
         return loss
 
-    @torch.inference_mode()
-    def first(self) -> list[int]:
+    def first(self) -> list[list[int]]:
         """The first token of an answer."""
-        return self._answer(1)
+        return self._answers(self.settings["prompts"][:1], 1)
+
+    def answer(self) -> list[list[int]]:
+        """An answer."""
+        return self._answers(self.settings["prompts"][:1], self.settings["new_tokens"])
+
+    def firsts(self) -> list[list[int]]:
+        """The first tokens of all answers, in one batch."""
+        return self._answers(self.settings["prompts"], 1)
+
+    def answers(self) -> list[list[int]]:
+        """All answers, in one batch."""
+        return self._answers(self.settings["prompts"], self.settings["new_tokens"])
+
+    def each(self) -> list[list[int]]:
+        """All answers, one at a time."""
+        return [self._answers([prompt], self.settings["new_tokens"])[0] for prompt in self.settings["prompts"]]
 
     @torch.inference_mode()
-    def answer(self) -> list[int]:
-        """An answer."""
-        return self._answer(self.settings["new_tokens"])
-
-    def _answer(self, count: int) -> list[int]:
-        tokens, cache, found = torch.tensor([self.settings["prompt"]]), None, []
+    def _answers(self, prompts: list[list[int]], count: int) -> list[list[int]]:
+        tokens, cache, found = torch.tensor(prompts), None, []
         for _ in range(count):
             out = self.language(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, tokens = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
-            found.append(tokens.item())
-        return found
+            found.append(tokens)
+        return torch.cat(found, dim=1).tolist()
 
 
 def main(folder: Path, threads: int) -> None:

@@ -45,6 +45,8 @@ THREADS = 2
 SCALES = ((16, 22), (22, 40))  # patches
 BEFORE, TEXT = 4, 204  # text tokens before the image, and in all
 PROMPT, NEW_TOKENS = 128, 64
+ANSWERS = 16  # that are made together
+TURNS = ("gradient", "step", "first", "answer", "firsts", "answers", "each")
 TOLERANCE = 1e-5  # between the losses
 KEPT_MEMORY = {"MMAP_MAX": 0, "TRIM_THRESHOLD": 2**31 - 1, "TOP_PAD": 2**28, "ARENA_MAX": 1}  # as keep_freed_memory
 
@@ -129,7 +131,7 @@ def settings() -> dict[str, Any]:
             "rope_parameters": {"rope_type": "default", "rope_theta": decoder.rope_theta},
             "tie_word_embeddings": False,
         },
-        "prompt": np.random.default_rng(1).integers(0, 4000, PROMPT).tolist(),
+        "prompts": np.random.default_rng(1).integers(0, 4000, (ANSWERS, PROMPT)).tolist(),
         "new_tokens": NEW_TOKENS,
     }
 
@@ -147,19 +149,11 @@ class Turns:
         self.state = initial_state(config, mesh, jax.tree.map(jnp.copy, params))
         self._step = make_train_step(config, mesh)
         text = model_params.flatten(params)
-        self.engine = Engine(
-            text_model(), model_params.unflatten({name: text[name] for name in model_params.flatten(_text_shapes())})
+        text = {name: text[name] for name in model_params.flatten(model_params.shapes(text_model()))}
+        self.alone, self.together = (
+            Engine(text_model(), model_params.unflatten(text), slots=slots) for slots in (1, ANSWERS)
         )
-        empty, tokens = np.zeros(0, np.int32), np.array(settings()["prompt"], np.int32)
-        prompt = dict.fromkeys(("visual_tokens", "visual_positions", "patch_blocks"), empty)
-        self.prompt: SampleFeatures = {
-            **prompt,
-            **dict.fromkeys(("text_targets", "text_weights", "text_source_ids", "text_sample_ids"), 0 * tokens),
-            "text_tokens": tokens,
-            "text_positions": np.arange(PROMPT, dtype=np.int32),
-            "patches": np.zeros((0, model().encoder.patch_dim), np.uint8),
-            "patch_coords": np.zeros((0, 2), np.int32),
-        }
+        self.prompts = [prompt_of(np.array(tokens, np.int32)) for tokens in settings()["prompts"]]
 
     def gradient(self) -> float:
         return float(jax.block_until_ready(self._gradient(self.params, self.batch))[0])
@@ -169,18 +163,33 @@ class Turns:
         jax.block_until_ready(self.state)
         return float(metrics["loss"])
 
-    def first(self) -> list[int]:
-        return self._answer(1)
+    def first(self) -> list[list[int]]:
+        return self.alone.generate(self.prompts[:1], Sampler(), 1, stop_id=-1)
 
-    def answer(self) -> list[int]:
-        return self._answer(NEW_TOKENS)
+    def answer(self) -> list[list[int]]:
+        return self.alone.generate(self.prompts[:1], Sampler(), NEW_TOKENS, stop_id=-1)
 
-    def _answer(self, count: int) -> list[int]:
-        return self.engine.generate([self.prompt], Sampler(), count, stop_id=-1)[0]
+    def firsts(self) -> list[list[int]]:
+        return self.together.generate(self.prompts, Sampler(), 1, stop_id=-1)
+
+    def answers(self) -> list[list[int]]:
+        return self.together.generate(self.prompts, Sampler(), NEW_TOKENS, stop_id=-1)
+
+    def each(self) -> list[list[int]]:
+        return self.alone.generate(self.prompts, Sampler(), NEW_TOKENS, stop_id=-1)
 
 
-def _text_shapes() -> model_params.Params:
-    return model_params.shapes(text_model())
+def prompt_of(tokens: np.ndarray) -> SampleFeatures:
+    """A prompt of text tokens [n] int32."""
+    empty = np.zeros(0, np.int32)
+    return {
+        **dict.fromkeys(("visual_tokens", "visual_positions", "patch_blocks"), empty),
+        **dict.fromkeys(("text_targets", "text_weights", "text_source_ids", "text_sample_ids"), 0 * tokens),
+        "text_tokens": tokens,
+        "text_positions": np.arange(len(tokens), dtype=np.int32),
+        "patches": np.zeros((0, model().encoder.patch_dim), np.uint8),
+        "patch_coords": np.zeros((0, 2), np.int32),
+    }
 
 
 def _loss(params: model_params.Params, batch: Batch) -> jax.Array:
@@ -268,6 +277,9 @@ def report(times: dict[str, Any]) -> str:
         "step": "training step, AdamW",
         "first": f"first token after {PROMPT}",
         "answer": f"{NEW_TOKENS} tokens after {PROMPT}",
+        "firsts": f"{ANSWERS} first tokens, together",
+        "answers": f"{ANSWERS} answers of {NEW_TOKENS}, together",
+        "each": f"{ANSWERS} answers of {NEW_TOKENS}, one at a time",
     }
     lines = []
     for name, pairs in times.items():
@@ -292,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", required=True, metavar="PATH", help="interpreter that has torch")
     parser.add_argument("--runs", type=int, default=15, help="timed runs of each side (default: 15)")
+    parser.add_argument("--only", nargs="+", choices=TURNS, help="what is timed (default: all)")
     options = parser.parse_args(argv)
     if options.runs < 1:
         raise UserError("--runs must be at least 1")
@@ -308,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), params, features)
         with torch_side(options.torch_python, Path(folder)) as (about, theirs):
-            names = ("gradient", "step", "first", "answer") if about["language"] else ("gradient", "step")
+            names = [name for name in options.only or TURNS if about["language"] or name in ("gradient", "step")]
             times = measure(ours, theirs, names, options.runs)
     count = sum(x.size for x in model_params.flatten(params).values())
     print(

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.prompt.strip() and not options.image:
             raise UserError("--prompt: is empty; give a question or an image")
     images = [load_image(file) for file in options.image]
-    assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()))
+    assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()), reuse=True)
     if assistant.averaged:
         print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
     conversation = Conversation(assistant, sampler, options.max_new_tokens)
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclasses.dataclass
 class Conversation:
-    """The turns so far. Every question reads the whole conversation again, as the released code does."""
+    """The turns so far. The engine keeps what it has read of them, and reads only what follows."""
 
     assistant: Assistant
     sampler: Sampler

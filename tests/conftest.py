@@ -23,6 +23,10 @@ if OWN_PROGRAMS:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="FOLDER", help="tests of the chat page put pictures of it there")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Shapes and dtypes that the model and the loss are annotated with are checked in every call (while tracing)."""
     from jaxtyping import install_import_hook  # reads the environment that is set above

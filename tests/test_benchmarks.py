@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model
 
-from benchmarks import decode, dense_text, layer_time, step_time, torch_step
+from benchmarks import decode, dense_text, layer_time, serve_load, step_time, torch_step
 from benchmarks.routing_flops import Workload, flops, serial_flops
 from navil_jax.config import ModelConfig
 from navil_jax.data.pipeline import batch_spec
@@ -147,3 +147,16 @@ def test_sides_that_find_different_losses_are_not_compared():
 
     with pytest.raises(UserError, match="gradient: the sides differ"):
         torch_step.measure(Ours(), lambda name: (0.1, 1.1), ["gradient"], 1)
+
+
+@pytest.mark.slow
+def test_the_load_of_a_server_loses_nothing(tmp_path: Path, capsys):
+    pytest.importorskip("uvicorn")
+    recipe = str(Path(__file__).with_name("toy_recipe.py"))
+    sizes = ["--clients=8", "--requests=24", "--slots=4", "--new-tokens=8"]
+    assert serve_load.main(["--config", recipe, *sizes]) == 0
+    rows = dict(line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line)
+    assert rows["clients, requests, slots"] == "8, 24, 4"
+    assert rows["lost"] == rows["programs compiled after the warm-up"] == "0"
+    start, _, end = map(float, rows["memory: start, half, end"].replace(" MiB", "").split(", "))
+    assert start < end < start + 300

@@ -27,7 +27,7 @@ from navil_jax.sharding import make_mesh
 from navil_jax.train.profiling import compilations
 
 CASE = load_case("internlm2_small")
-PROGRAMS = ("_prefill_program", "_write", "_first", "_step_program", "resized", "_empty_program")
+PROGRAMS = ("_prefill_program", "_write", "_extend_program", "_first", "_step_program", "resized", "_empty_program")
 
 
 @functools.cache
@@ -36,9 +36,9 @@ def programs() -> Programs:
 
 
 @functools.cache
-def engine(devices: int = 1, slots: int = 1) -> Engine:
+def engine(devices: int = 1, slots: int = 1, reuse: bool = False) -> Engine:
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-    return Engine(CASE.config, CASE.params, mesh, max_tokens=600, slots=slots)
+    return Engine(CASE.config, CASE.params, mesh, max_tokens=600, slots=slots, reuse=reuse)
 
 
 def image_prompt(ending: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
@@ -117,7 +117,7 @@ def test_rows_of_different_lengths_equal_each_alone(devices: int):
 @given(data=st.data())
 def test_tokens_are_the_same_whoever_was_in_the_slot_and_whoever_is_beside_it(data: st.DataObject):
     """Requests of other lengths, settings and ends come and go; some are cancelled."""
-    own, answers, requests = engine(slots=3), {}, []
+    own, answers, requests = engine(slots=3, reuse=data.draw(st.booleans())), {}, []
     drawn = Sampler(temperature=2.0, top_k=40, top_p=0.95, seed=11, repetition_penalty=1.3)
     expected = {}
     for number in range(data.draw(st.integers(1, 8))):
@@ -202,12 +202,14 @@ def test_a_fault_of_the_devices_ends_all_requests_and_the_engine_goes_on(monkeyp
 def test_nothing_is_compiled_after_the_warm_up(devices: int):
     """100 requests of random sizes, settings and arrivals."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-    own, rng = Engine(CASE.config, CASE.params, mesh, max_tokens=1400, slots=4), random.Random(0)
+    own = Engine(CASE.config, CASE.params, mesh, max_tokens=1400, slots=4, reuse=True)
+    rng = random.Random(0)
     own.warm_up()
     requests = []
     for _ in range(100):
         tokens = [rng.randrange(3, 540) for _ in range(rng.choice([1, 20, 300, 600, 1100]))]
-        prompt = rng.choice([text_prompt(tokens), image_prompt(tuple(tokens))])
+        beginning = requests[-1].prompt["text_tokens"].tolist() if requests and rng.random() < 0.3 else []
+        prompt = rng.choice([text_prompt((beginning + tokens)[:1300]), image_prompt(tuple(tokens))])
         sampler = Sampler(rng.choice([0.0, 0.7]), rng.choice([0, 5]), rng.choice([1.0, 0.9]), rng.randrange(99))
         requests.append(Request(prompt, sampler, rng.randrange(1, 60), -1, rng.choice([None, 0, 3])))
     with contextlib.ExitStack() as stack:
@@ -219,6 +221,7 @@ def test_nothing_is_compiled_after_the_warm_up(devices: int):
         while own.step():
             pass
     assert {request.reason for request in requests} == {"length"}
+    assert sum(request.cached > 0 for request in requests) > 10
     assert {name: len(times) for name, times in compiled.items()} == dict.fromkeys(PROGRAMS, 0)
 
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from made_assistant import CONFIG, MODEL, TOKENIZER, assistant, random_params
+from made_server import MODEL_NAME, SMALL, asked, data_url, listening, part, png
 from PIL import Image
 
 from navil_jax.errors import UserError
@@ -31,27 +31,6 @@ from navil_jax.serve import images
 from navil_jax.serve.images import public_address, read_address
 from navil_jax.serve.limits import Limits
 from navil_jax.train.checkpoint import Checkpoints, Record
-
-MODEL_NAME = "tiny"
-SMALL = Limits(body_bytes=4 << 20, pixels=100_000, images=8, new_tokens=8, choices=3, requests=4)
-
-
-def png(width: int = 48, height: int = 64) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def data_url(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def part(url: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def asked(content: Any = "What is it?", **fields: Any) -> dict[str, Any]:
-    return {"model": MODEL_NAME, "messages": [{"role": "user", "content": content}], **fields}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +87,22 @@ class TestAnswers:
         told = post(client, asked(content)).json()
         assert told["choices"][0]["message"]["content"] == expected(image=png())
         assert told["usage"]["prompt_tokens"] > usage["prompt_tokens"]
+
+    def test_a_later_turn_reads_what_follows_alone(self):
+        own = Assistant(CONFIG, TOKENIZER, Engine(MODEL, random_params(), max_tokens=2000, slots=2, reuse=True))
+        with client_of(own) as client:
+            body = asked([part(data_url(png())), {"type": "text", "text": "What is it?"}], max_tokens=8)
+            first = post(client, body).json()
+            answer = first["choices"][0]["message"]
+            assert first["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+            more = [{"role": "assistant", "content": answer["content"]}, {"role": "user", "content": "And?"}]
+            body["messages"] += more
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            usage = events(post(client, body).text)[-1]["usage"]
+            cached = usage["prompt_tokens_details"]["cached_tokens"]
+            assert first["usage"]["prompt_tokens"] <= cached < usage["prompt_tokens"]
+            metrics = client.get("/metrics").text
+        assert f"navil_cached_prompt_tokens_total {cached}\n" in metrics
 
     def test_a_stream_joins_to_the_answer(self, client):
         body = asked(stream=True, stream_options={"include_usage": True}, n=2, temperature=2.0, seed=7)
@@ -361,23 +356,6 @@ class TestAddresses:
         ]:
             with pytest.raises(UserError, match=said):
                 read_address(url, "image 1", limits)
-
-
-@contextlib.contextmanager
-def listening(serving: Assistant, limits: Limits = SMALL) -> Iterator[tuple[str, Any]]:
-    """The server on a port of this machine."""
-    uvicorn = pytest.importorskip("uvicorn")
-    from navil_jax.serve.app import make_app
-
-    app = make_app(serving, MODEL_NAME, limits, warm_up=False)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", server
-    server.should_exit = True
-    thread.join()
 
 
 def test_the_official_client_works_unchanged(serving: Assistant):

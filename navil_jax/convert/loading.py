@@ -95,7 +95,9 @@ def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str =
         return Pretrained(str(checkpoint.path), checkpoint.config, checkpoint.tokenizer, params, mesh)
 
 
-def load_assistant(path: str | Path, mesh: Mesh, slots: int = 1, max_tokens: int = MAX_TOKENS) -> Assistant:
+def load_assistant(
+    path: str | Path, mesh: Mesh, slots: int = 1, max_tokens: int = MAX_TOKENS, reuse: bool = False
+) -> Assistant:
     """A checkpoint that answers, with its weights in the dtype they are computed in.
 
     They are those that the run's evaluations use: running averages, where they do, in float32.
@@ -103,7 +105,7 @@ def load_assistant(path: str | Path, mesh: Mesh, slots: int = 1, max_tokens: int
     Args:
       path: as in `open_checkpoint`.
       mesh: devices to spread the parameters over.
-      slots, max_tokens: as in `Engine`.
+      slots, max_tokens, reuse: as in `Engine`.
 
     Raises:
       UserError: missing, empty, incomplete or of another kind, or without its tokenizer.
@@ -118,5 +120,5 @@ def load_assistant(path: str | Path, mesh: Mesh, slots: int = 1, max_tokens: int
         if config.model.special_token_ids and config.model.special_token_ids != tokenizer.special_token_ids:
             raise UserError(f"{path}: the ids of special tokens in its tokenizer and its config.model differ")
         params = checkpoint.restore(config.model, mesh, model_params.computed_dtypes(config.model))
-    engine = Engine(config.model, params, mesh, max_tokens, slots)
+    engine = Engine(config.model, params, mesh, max_tokens, slots, reuse)
     return Assistant(config, tokenizer, engine, checkpoint.averaged)

@@ -120,11 +120,11 @@ class Assistant:
     def stop_id(self) -> int:
         return self.tokenizer.token_id(END)
 
-    def read_image(self, source: str | Path | bytes | Image.Image) -> ImagePatches:
-        """An image's patches. Raises `UserError` if it cannot be read, or the model has no vision part."""
+    def read_image(self, source: str | Path | bytes | Image.Image, name: str = "") -> ImagePatches:
+        """An image's patches. Raises `UserError` (about `name`) if it cannot be read, or there is no vision part."""
         if self.config.model.vision is None:
             raise UserError("the model has no vision part; ask without images")
-        return image_patches(load_image(source), self.config.images, self.config.model.vision)
+        return image_patches(load_image(source, name), self.config.images, self.config.model.vision)
 
     def prompt(self, history: Turns, question: str, images: Sequence[ImagePatches]) -> SampleFeatures:
         """All features of the conversation up to where the next answer starts.

@@ -1,7 +1,8 @@
 """Continuous batching: requests of any size come and go while one compiled step decodes all that run.
 
 A request waits, is read into a free slot (prefill), gets a token a step, and leaves its slot to the next. The host
-reads the tokens of a step while the devices work on the one after it.
+reads the tokens of a step while the devices work on the one after it. What a request leaves in its slot stays there
+until the slot is needed, and with `reuse` a prompt that begins with it reads only what follows (`prefix`).
 """
 
 import collections
@@ -16,7 +17,8 @@ from jax.sharding import Mesh
 from navil_jax.batch import SampleFeatures
 from navil_jax.config import ModelConfig
 from navil_jax.errors import UserError
-from navil_jax.generate.programs import CACHE_FLOOR, TEXT_FLOOR, VISUAL_FLOOR, Programs, bucket, length_of
+from navil_jax.generate import prefix
+from navil_jax.generate.programs import CACHE_FLOOR, TEXT_FLOOR, VISUAL_FLOOR, Programs, bucket, length_of, tokens_of
 from navil_jax.generate.sampling import MOST_LOGPROBS, Chosen, Sampler
 from navil_jax.generate.slots import Slots
 from navil_jax.model.params import Params
@@ -47,6 +49,7 @@ class Request:
       on_token: is called with every token as it is known; on the thread of `Engine.step`.
       on_end: is called once when `reason` is known.
       reason: empty while it waits or runs.
+      cached: tokens of the prompt that were not read again, as a slot held them; known with the first token.
     """
 
     prompt: SampleFeatures
@@ -58,8 +61,9 @@ class Request:
     on_end: Callable[[], None] = lambda: None
     reason: Reason = ""
     cancelled: bool = False
+    cached: int = 0
     _asked: int = 0  # tokens that the devices were asked for
-    _told: int = 0  # of them, those that were handed on
+    _told: list[int] = dataclasses.field(default_factory=list)  # of them, those that were handed on
 
     @property
     def tokens(self) -> int:
@@ -80,6 +84,11 @@ class Engine:
       mesh: devices; None: the first device. Slots are split over its batch axes.
       max_tokens: limit of prompt and answer together, for every request.
       slots: how many requests are decoded together.
+      reuse: whether a prompt is read from where a slot's content ends that it begins with. The tokens are the same but
+        for rounding, so that in bfloat16 an answer may depend on what was asked before.
+
+    Attributes:
+      cached_tokens: of all prompts so far, those that were not read again.
 
     Example:
       engine = Engine(config, params, slots=8)
@@ -94,10 +103,13 @@ class Engine:
         mesh: Mesh | None = None,
         max_tokens: int = MAX_TOKENS,
         slots: int = 1,
+        reuse: bool = False,
     ):
         self.programs = Programs(config, params, mesh)
-        self.max_tokens = max_tokens
+        self.max_tokens, self.reuse, self.cached_tokens = max_tokens, reuse, 0
         self._slots = Slots(self.programs, slots)
+        self._held = [prefix.NOTHING] * self._slots.count  # of running requests: the prompt
+        self._left = collections.deque(range(self._slots.count))  # slots, that which was left last comes last
         self._waiting: collections.deque[Request] = collections.deque()
         self._running: list[Request | None] = [None] * self._slots.count
         self._unread: collections.deque[tuple[list[Request | None], Chosen]] = collections.deque()
@@ -118,7 +130,7 @@ class Engine:
 
     @property
     def compilations(self) -> collections.Counter[str]:
-        """Programs compiled so far by what they do: "prefill", "write", "first", "decode", "resize"."""
+        """Programs compiled so far by what they do: "prefill", "write", "extend", "first", "decode", "resize"."""
         return self.programs.compilations
 
     @property
@@ -134,7 +146,7 @@ class Engine:
     @property
     def cache_use(self) -> float:
         """Share of the cache's positions that hold tokens."""
-        used = sum(length_of(r.prompt) + r._told for r in list(self._running) if r is not None)
+        used = sum(length_of(r.prompt) + len(r._told) for r in list(self._running) if r is not None)
         return used / max(1, self._slots.length * self.slots)
 
     def check(self, request: Request) -> None:
@@ -197,16 +209,20 @@ class Engine:
         """
         shapes = _shapes(self.max_tokens, self.programs.config.vision is not None)
         lengths = sorted({bucket(tokens, CACHE_FLOOR) for tokens in range(2, self.max_tokens + 1)})
-        active = np.zeros(self.slots, bool)
+        active, nothing = np.zeros(self.slots, bool), np.zeros(0, np.int32)
         chosen: Chosen | None = None
         for number, (shape, least) in enumerate(shapes, 1):
-            read = self.programs.read_empty(*shape)
+            logits, cache = self.programs.read_empty(*shape)
             for length in (length for length in lengths if length > least):
                 self._slots.fit(length, busy=True)
-                chosen = self._slots.fill(0, 0, read, Sampler(), False)
+                self._slots.fill(0, 0, cache)
+                chosen = self._slots.first(0, 0, logits, nothing, Sampler(), False)
             told(number, len(shapes))
         for length in lengths[::-1]:
             self._slots.fit(length, busy=True)
+            if self.reuse:
+                logits = self._slots.extend(0, 0, 0, np.zeros(1, np.int32))
+                self._slots.first(0, 0, logits, nothing, Sampler(), False)
             chosen = self._slots.step(active, False)
         for length in lengths:
             self._slots.fit(length, busy=False)
@@ -221,27 +237,65 @@ class Engine:
                 self._leave(slot, running, "cancelled")
 
     def _admit(self) -> None:
-        """Reads as many waiting prompts as one prefill holds, if there are slots for them."""
-        free = [slot for slot, request in enumerate(self._running) if request is None]
-        new: list[Request] = []
-        while self._waiting and len(new) < min(len(free), self.programs.rows):
-            new.append(self._waiting.popleft())
-        if not new:
-            return
-        placed = list(zip(free, new, strict=False))
-        busy = self.running > 0
-        for slot, request in placed:
-            self._running[slot] = request
+        """Reads a waiting prompt behind what a slot holds, or as many as one prefill holds, if there are free slots."""
+        new: list[tuple[int, Request]] = []
+        while self._waiting and self._left and len(new) < self.programs.rows:
+            request = self._waiting[0]
+            content = prefix.content_of(request.prompt, self.programs.config) if self.reuse else prefix.NOTHING
+            source, known = self._longest(request, content)
+            if known and new:
+                break
+            self._waiting.popleft()
+            slot = self._place(request, content, source, known)
+            if known:
+                self._read_on(slot, source, known, request)
+                return
+            new.append((slot, request))
+        if new:
+            self._read(new)
+
+    def _longest(self, request: Request, content: prefix.Content) -> tuple[int, int]:
+        """The slot that holds most of a prompt's beginning, and how many tokens of it can be used."""
+        config = self.programs.config
+        known = [prefix.readable(request.prompt, content, held, config) for held in self._held]
+        source = int(np.argmax(known))
+        return source, known[source]
+
+    def _place(self, request: Request, content: prefix.Content, source: int, known: int) -> int:
+        """The slot of a request: the source's, if it is free and holds little else, else that which was left first."""
+        stays = source in self._left and 2 * known >= len(self._held[source])
+        slot = source if known and stays else self._left[0]
+        self._left.remove(slot)
+        self._running[slot] = request
+        if slot != source or not known:
+            self._held[slot] = prefix.NOTHING
+        busy = self.running > 1 or any(map(len, self._held))
         self._fit(busy)
-        batch = self.programs.batch([request.prompt for request in new])
-        read = (batch, *self.programs.read(batch))
-        for row, (slot, request) in enumerate(placed):
-            chosen = self._slots.fill(slot, row, read, request.sampler, request.logprobs is not None)
-            request._asked = 1
-            self._unread.append(([request], chosen))
+        self._held[slot] = content
+        return slot
+
+    def _read(self, new: Sequence[tuple[int, Request]]) -> None:
+        batch = self.programs.batch([request.prompt for _, request in new])
+        logits, cache = self.programs.read(batch)
+        for row, (slot, request) in enumerate(new):
+            self._slots.fill(slot, row, cache)
+            self._ask_first(slot, row, logits, request)
+
+    def _read_on(self, slot: int, source: int, known: int, request: Request) -> None:
+        request.cached = known
+        self.cached_tokens += known
+        logits = self._slots.extend(slot, source, known, tokens_of(request.prompt)[known:])
+        self._ask_first(slot, 0, logits, request)
+
+    def _ask_first(self, slot: int, row: int, logits: jax.Array, request: Request) -> None:
+        tokens, measure = tokens_of(request.prompt), request.logprobs is not None
+        self._unread.append(([request], self._slots.first(slot, row, logits, tokens, request.sampler, measure)))
+        request._asked = 1
 
     def _fit(self, busy: bool) -> None:
-        self._slots.fit(max(request.tokens for request in self._running if request is not None), busy)
+        """Room for all that runs, and for what others have left."""
+        running = [request.tokens for request in self._running if request is not None]
+        self._slots.fit(max(running + [len(held) for held in self._held]), busy)
 
     def _decode(self) -> int:
         """Starts a step for those that may have more tokens; whether there were any."""
@@ -268,15 +322,18 @@ class Engine:
             if request.logprobs is not None and isinstance(host, Chosen):
                 top = zip(host.top_tokens[row].tolist(), host.top_logprobs[row].tolist(), strict=True)
                 token = Token(token.id, float(host.logprobs[row]), tuple(top)[: request.logprobs])
-            request._told += 1
+            request._told.append(token.id)
             request.on_token(token)
             if token.id == request.stop_id:
                 self._leave(self._running.index(request), request, "stop")
-            elif request._told == request.max_new_tokens:
+            elif len(request._told) == request.max_new_tokens:
                 self._leave(self._running.index(request), request, "length")
 
     def _leave(self, slot: int, request: Request, reason: Reason) -> None:
         self._running[slot] = None
+        self._left.append(slot)
+        if self.reuse:  # the last token is not in the cache
+            self._held[slot] = prefix.with_produced(self._held[slot], request._told[:-1], self.programs.config)
         _end(request, reason)
 
     def _fail(self) -> None:
@@ -284,7 +341,8 @@ class Engine:
         ended = [request for request in (*self._running, *self._waiting) if request is not None]
         self._waiting.clear()
         self._unread.clear()
-        self._running = [None] * self.slots
+        self._left = collections.deque(range(self.slots))
+        self._held, self._running = [prefix.NOTHING] * self.slots, [None] * self.slots
         self._slots.forget()
         for request in ended:
             _end(request, "error")

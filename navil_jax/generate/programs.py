@@ -47,6 +47,14 @@ def length_of(prompt: SampleFeatures) -> int:
     return len(prompt["visual_tokens"]) + len(prompt["text_tokens"])
 
 
+def tokens_of(prompt: SampleFeatures) -> np.ndarray:
+    """Tokens of a prompt in reading order, [n] int32."""
+    tokens = np.zeros(length_of(prompt), np.int32)
+    tokens[prompt["visual_positions"]] = prompt["visual_tokens"]
+    tokens[prompt["text_positions"]] = prompt["text_tokens"]
+    return tokens
+
+
 class Programs:
     """The model's compiled programs with given parameters; `engine.Engine` runs requests with them.
 
@@ -135,10 +143,9 @@ class Programs:
         none = {"patches": np.zeros((0, 0), np.uint8)} if self.config.vision is None else {}
         return self._put(spec, [[{**prompt, **none}] for prompt in prompts])
 
-    def read_empty(self, visual_slots: int, text_slots: int) -> tuple[Batch, jax.Array, Cache]:
-        """A batch without prompts and what `read` makes of it, so that its program is compiled."""
-        batch = self._put(self._spec(self.rows, visual_slots, text_slots), [])
-        return (batch, *self.read(batch))
+    def read_empty(self, visual_slots: int, text_slots: int) -> tuple[jax.Array, Cache]:
+        """What `read` makes of a batch without prompts, so that its program is compiled."""
+        return self.read(self._put(self._spec(self.rows, visual_slots, text_slots), []))
 
     def _spec(self, rows: int, visual_slots: int, text_slots: int) -> BatchSpec:
         vision = self.config.vision

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from navil_jax.batch import Batch
 from navil_jax.generate.programs import CACHE_AXES, CACHE_FLOOR, Programs, bucket, resized
 from navil_jax.generate.sampling import Chosen, Sampler, Settings, choose
 from navil_jax.model import params as model_params
@@ -16,6 +15,8 @@ from navil_jax.model.decoder import Cache
 from navil_jax.model.linear import exact_products
 from navil_jax.model.params import Params
 from navil_jax.sharding import named
+
+CHUNK = 128  # tokens that are read at a time behind what a slot holds
 
 
 class Rows(NamedTuple):
@@ -28,7 +29,9 @@ class Rows(NamedTuple):
 
 
 class Slots:
-    """A cache for `count` rows; each is filled from a prefill and then decoded, a token of all of them at a time.
+    """A cache for `count` rows; each is filled, from a prefill or behind what one holds, and then decoded.
+
+    A step decodes a token of all of them.
 
     Args:
       programs: the model's.
@@ -41,7 +44,8 @@ class Slots:
         self.length = 0  # positions of the cache
         self._cache: Cache | None = None
         self._rows: Rows | None = None
-        self._write = self._jitted("write", _write, donate_argnums=(0, 1))
+        self._write = self._jitted("write", _write, donate_argnums=0)
+        self._extend = self._jitted("extend", self._extend_program, donate_argnums=1)
         self._first = self._jitted("first", _first, donate_argnums=0)
         self._step = self._jitted("decode", self._step_program, donate_argnums=(1, 2))
         self._resize = self._jitted("resize", resized, static_argnums=1)
@@ -91,21 +95,46 @@ class Slots:
                 (self._cache,) = self._resize(self._cache, self.length)
         self.length = wanted
 
-    def fill(
-        self, slot: int, row: int, read: tuple[Batch, jax.Array, Cache], sampler: Sampler, measure: bool
+    def fill(self, slot: int, row: int, prefilled: Cache) -> None:
+        """Puts a row of a prefill into a slot."""
+        (self._cache,) = self._write(self._cache, prefilled, np.array([row, slot], np.int32))
+
+    def extend(self, slot: int, source: int, known: int, tokens: np.ndarray) -> jax.Array:
+        """Puts a prompt into a slot whose first tokens are those that another (or the same) slot holds.
+
+        Args:
+          known: how many tokens they are.
+          tokens: [n] int32, of text, those that follow.
+
+        Returns:
+          Logits [1, vocab] float32 after the last token.
+        """
+        logits: jax.Array | None = None
+        for start in range(0, len(tokens), CHUNK):
+            chunk = tokens[start : start + CHUNK]
+            where = np.array([source, slot, known + start, len(chunk)], np.int32)
+            padded = np.pad(chunk, (0, CHUNK - len(chunk)))
+            self._cache, logits = self._extend(self.programs.params, self._cache, padded, where)
+            source = slot
+        assert logits is not None
+        return logits
+
+    def first(
+        self, slot: int, row: int, logits: jax.Array, tokens: np.ndarray, sampler: Sampler, measure: bool
     ) -> Chosen:
-        """Puts a row of a prefill into a slot, and chooses the first token of its answer, [1] of each."""
-        batch, logits, prefilled = read
-        assert self._cache is not None and self._rows is not None
+        """Chooses the first token of an answer after a row of logits, [1] of each.
+
+        Args:
+          tokens: [n] int32, of the prompt.
+        """
+        seen = np.zeros(self.programs.config.decoder.vocab_size, bool)
+        seen[tokens] = True
         where = np.array([row, slot], np.int32)
-        self._cache, seen = self._write(self._cache, self._rows.seen, prefilled, batch.tokens, batch.segment_ids, where)
-        rows = self._rows._replace(seen=seen)
-        self._rows, chosen = self._first(rows, logits, where, _on_host(sampler), np.array(measure))
+        self._rows, chosen = self._first(self._rows, logits, seen, where, _on_host(sampler), np.array(measure))
         return chosen
 
     def step(self, active: np.ndarray, measure: bool) -> Chosen:
         """The next token of every slot; only those of `active` [S] bool have a meaning."""
-        assert self._cache is not None and self._rows is not None
         self._cache, self._rows, chosen = self._step(
             self.programs.params, self._cache, self._rows, active, np.array(measure)
         )
@@ -115,11 +144,24 @@ class Slots:
         self, params: Params, cache: Cache, rows: Rows, active: jax.Array, measure: jax.Array
     ) -> tuple[Cache, Rows, Chosen]:
         decoder = model_params.bind(self.programs.config, params).decoder
-        cache = cache._replace(lengths=jnp.where(active, cache.lengths, 0))
+        no_position = cache.keys.shape[3]  # so that nothing is written over what others have left
+        cache = cache._replace(lengths=jnp.where(active, cache.lengths, no_position))
         logits, cache = decoder.decode(rows.tokens, cache)
         chosen = choose(logits, rows.settings, rows.seen, rows.step, measure)
         seen = rows.seen.at[jnp.arange(len(chosen.tokens)), chosen.tokens].set(True)
         return cache, Rows(chosen.tokens, seen, rows.step + 1, rows.settings), chosen
+
+    def _extend_program(
+        self, params: Params, cache: Cache, tokens: jax.Array, where: jax.Array
+    ) -> tuple[Cache, jax.Array]:
+        source, slot, known, count = where
+        decoder = model_params.bind(self.programs.config, params).decoder
+        take = lambda x: jnp.take(x, source[None], axis=1, mode="clip")  # noqa: E731  (slicing would gather all slots)
+        keys, values = take(cache.keys), take(cache.values)
+        logits, own = decoder.read_on(tokens[None], count[None], Cache(keys, values, known[None]))
+        put = lambda into, new: jax.lax.dynamic_update_slice(into, new, (0, slot, 0, 0, 0))  # noqa: E731
+        lengths = cache.lengths.at[slot].set(own.lengths[0])
+        return Cache(put(cache.keys, own.keys), put(cache.values, own.values), lengths), logits
 
     def _empty_program(self, length: int) -> tuple[Cache, Rows]:
         config, count = self.programs.config, self.count
@@ -158,9 +200,7 @@ def _on_host(sampler: Sampler) -> tuple[np.number, ...]:
     )
 
 
-def _write(
-    cache: Cache, seen: jax.Array, prefilled: Cache, tokens: jax.Array, segment_ids: jax.Array, where: jax.Array
-) -> tuple[Cache, jax.Array]:
+def _write(cache: Cache, prefilled: Cache, where: jax.Array) -> Cache:
     """Copies row where[0] of a prefill to slot where[1]; what lies behind its length keeps no meaning."""
     row, slot = where
     length = min(cache.keys.shape[3], prefilled.keys.shape[3])
@@ -169,20 +209,22 @@ def _write(
         new = jax.lax.dynamic_slice_in_dim(new[:, :, :, :length], row, 1, axis=1)
         return jax.lax.dynamic_update_slice(into, new, (0, slot, 0, 0, 0))
 
-    read = jnp.where(segment_ids[row] > 0, tokens[row], seen.shape[1])
-    own = jnp.zeros(seen.shape[1], bool).at[read].set(True, mode="drop")
     lengths = cache.lengths.at[slot].set(prefilled.lengths[row])
-    cache = Cache(put(cache.keys, prefilled.keys), put(cache.values, prefilled.values), lengths)
-    return cache, seen.at[slot].set(own)
+    return Cache(put(cache.keys, prefilled.keys), put(cache.values, prefilled.values), lengths)
 
 
 def _first(
-    rows: Rows, logits: jax.Array, where: jax.Array, sampler: tuple[jax.Array, ...], measure: jax.Array
+    rows: Rows,
+    logits: jax.Array,
+    prompt: jax.Array,
+    where: jax.Array,
+    sampler: tuple[jax.Array, ...],
+    measure: jax.Array,
 ) -> tuple[Rows, Chosen]:
     row, slot = where
     own = Settings(*(value[None] for value in sampler))
-    chosen = choose(logits[row][None], own, rows.seen[slot][None], jnp.zeros(1, jnp.int32), measure)
+    chosen = choose(logits[row][None], own, prompt[None], jnp.zeros(1, jnp.int32), measure)
     token = chosen.tokens[0]
     settings = Settings(*(all_.at[slot].set(new) for all_, new in zip(rows.settings, sampler, strict=True)))
-    seen = rows.seen.at[slot, token].set(True)
+    seen = rows.seen.at[slot].set(prompt.at[token].set(True))
     return Rows(rows.tokens.at[slot].set(token), seen, rows.step.at[slot].set(1), settings), chosen

@@ -43,15 +43,20 @@ class Cache(NamedTuple):
     values: jax.Array  # [depth, B, K, S, D]
     lengths: jax.Array  # [B] int32, tokens of each row; what lies behind them has no meaning
 
-    def written(self, layer: jax.Array, keys: Float[Array, "B K D"], values: Float[Array, "B K D"]) -> "Cache":
-        """With one more token's keys and values in a layer; lengths are as before."""
-        at = jnp.stack([jnp.full_like(self.lengths, layer), self.lengths], axis=1)
-        write = functools.partial(jax.lax.scatter, dimension_numbers=_WRITTEN, unique_indices=True, mode="clip")
+    def positions(self, count: int) -> Int32[Array, "B N"]:
+        """Of so many new tokens of each row."""
+        return self.lengths[:, None] + jnp.arange(count)
+
+    def written(self, layer: jax.Array, keys: Float[Array, "B N K D"], values: Float[Array, "B N K D"]) -> "Cache":
+        """With new tokens' keys and values in a layer, but for those past its end; lengths are as before."""
+        positions = self.positions(keys.shape[1])
+        at = jnp.stack([jnp.full_like(positions, layer), positions], axis=2)
+        write = functools.partial(jax.lax.scatter, dimension_numbers=_WRITTEN, unique_indices=True, mode="drop")
         return Cache(write(self.keys, at, keys), write(self.values, at, values), self.lengths)
 
 
-_WRITTEN = jax.lax.ScatterDimensionNumbers(  # [B, K, D] at (layer, position) of each row of a cache
-    update_window_dims=(1, 2),
+_WRITTEN = jax.lax.ScatterDimensionNumbers(  # [B, N, K, D] at N (layer, position) of each row of a cache
+    update_window_dims=(2, 3),
     inserted_window_dims=(0, 3),
     scatter_dims_to_operand_dims=(0, 3),
     operand_batching_dims=(1,),
@@ -165,24 +170,24 @@ class DecoderLayer(nnx.Module):
         q, k, v = (to_reading_order(tuple(map(whole_rows, of)), layout) for of in qkv)
         return rope.rotate(q, layout.rotation), rope.rotate(k, layout.rotation), v
 
-    def decode(
-        self, x: Float[Array, "B 1 H"], cache: Cache, number: Int32[Array, ""], rotation: rope.Rotation
-    ) -> tuple[Float[Array, "B 1 H"], Cache]:
-        """One new token per row, with the text weights (released behaviour).
+    def extend(
+        self, x: Float[Array, "B N H"], cache: Cache, number: Int32[Array, ""], rotation: rope.Rotation
+    ) -> tuple[Float[Array, "B N H"], Cache]:
+        """New tokens of each row, with the text weights (produced visual tokens, too: released behaviour).
 
         Args:
-          cache: of all layers; the new token is written behind each row's.
+          cache: of all layers; the new tokens are written behind each row's.
           number: of this layer.
-          rotation: of the new token.
+          rotation: of the new tokens.
 
         Returns:
-          x, and the cache with the new token's keys and values in this layer; its lengths are as before.
+          x, and the cache with the new tokens' keys and values in this layer; its lengths are as before.
         """
         q, k, v = self.qkv.text(self.attention_norm(x))
         q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
-        cache = cache.written(number, k[:, 0], v[:, 0])
-        keys, values = (jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in (cache.keys, cache.values))
-        x = x + self.out.text(cached_attention(q, keys, values, cache.lengths + 1))
+        cache = cache.written(number, k, v)
+        attended = cached_attention(q, cache.keys, cache.values, number, cache.positions(x.shape[1]))
+        x = x + self.out.text(attended)
         return x + self.ffn.text(self.ffn_norm(x)), cache
 
 
@@ -294,16 +299,33 @@ class Decoder(nnx.Module):
           Logits, and the cache with the token in it. Past `max_positions` the rotation of new tokens
           follows the length so far, older keys keep theirs (released behaviour).
         """
-        lengths = cache.lengths[:, None]
-        rotation = rope.decoder_rotation(self.config, lengths, lengths + 1)
+        x, cache = self._extend(self.embed_new(tokens[:, None]), cache)
+        return self.logits(x)[:, 0], cache._replace(lengths=cache.lengths + 1)
+
+    @jax.named_scope("decoder")
+    def read_on(
+        self, tokens: Int32[Array, "B N"], counts: Int32[Array, " B"], cache: Cache
+    ) -> tuple[Float32[Array, "B vocab"], Cache]:
+        """More text tokens of prompts whose beginnings are in the cache, within `max_positions`.
+
+        Args:
+          counts: how many of each row's tokens are meant, at least 1; the others have no meaning.
+
+        Returns:
+          Logits after the last token of each row, and the cache with the tokens in it.
+        """
+        x, cache = self._extend(self.embed_prompt(tokens), cache)
+        last = jnp.take_along_axis(x, (counts - 1)[:, None, None], axis=1)
+        return self.logits(last)[:, 0], cache._replace(lengths=cache.lengths + counts)
+
+    def _extend(self, x: Float[Array, "B N H"], cache: Cache) -> tuple[Float[Array, "B N H"], Cache]:
+        positions = cache.positions(x.shape[1])
+        rotation = rope.decoder_rotation(self.config, positions, positions + 1)
 
         def body(layer: DecoderLayer, carry: tuple[jax.Array, Cache], number: jax.Array):
-            return layer.decode(*carry, number, rotation), None
+            return layer.extend(*carry, number, rotation), None
 
-        (x, cache), _ = layers.scan_layers(
-            self.layers, body, (self.embed_new(tokens[:, None]), cache), jnp.arange(self.config.depth)
-        )
-        return self.logits(x)[:, 0], cache._replace(lengths=cache.lengths + 1)
+        return layers.scan_layers(self.layers, body, (x, cache), jnp.arange(self.config.depth))[0]
 
     @jax.named_scope("head")
     def logits(self, x: Float[Array, "B N H"]) -> Float32[Array, "B N vocab"]:

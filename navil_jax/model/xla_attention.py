@@ -1,4 +1,4 @@
-"""Attention in plain XLA: block by block on CPU, dense on GPU, and one new token over a cache."""
+"""Attention in plain XLA: block by block on CPU, dense on GPU, and new tokens over a cache."""
 
 import functools
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from navil_jax.sharding import partition_spec
 
 BLOCK = 96  # on CPU a block has about so many positions
 QUERY_CHUNK = 512  # dense attention never holds more than this many rows of scores of one head
+LEAST_READ = 256  # positions of a cache that are read however few tokens it holds
 MASKED = -0.7 * 3.4028235e38  # score of what a token does not see
 
 
@@ -214,12 +215,36 @@ _attend.defvjp(_forward, _backward)
 
 @jax.named_scope("attention")
 def cached_attention(
-    q: Float[Array, "B 1 H D"], k: Float[Array, "B K S D"], v: Float[Array, "B K S D"], lengths: Int[Array, " B"]
-) -> Float[Array, "B 1 H D"]:
-    """Attention of one new token per row over a cache, heads first, that holds so many tokens of the row."""
-    rows, kv_heads, size, dim = k.shape
-    queries = q.reshape(rows, kv_heads, -1, dim)
-    scores = jnp.einsum("bkgd,bksd->bkgs", queries, k, preferred_element_type=jnp.float32) * dim**-0.5
-    known = jnp.arange(size) < lengths[:, None, None, None]
+    q: Float[Array, "B N H D"],
+    k: Float[Array, "layers B K S D"],
+    v: Float[Array, "layers B K S D"],
+    layer: Int[Array, ""],
+    positions: Int[Array, "B N"],
+) -> Float[Array, "B N H D"]:
+    """Attention of new tokens over a layer's cache, heads first, in which they are themselves.
+
+    Of the cache no more than the furthest token needs is read, up to halvings; positions past its end do not count.
+    """
+    size = k.shape[3]
+    sizes = [size]
+    while sizes[-1] > LEAST_READ:
+        sizes.append(-(-sizes[-1] // 2))
+    needed = jnp.max(jnp.where(positions < size, positions, 0)) + 1
+    ways = [functools.partial(_cached_attention, length) for length in sizes]
+    return jax.lax.switch(jnp.sum(needed <= jnp.array(sizes[1:], jnp.int32)), ways, q, k, v, layer, positions)
+
+
+def _cached_attention(
+    length: int, q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array, positions: jax.Array
+) -> jax.Array:
+    """Over the first `length` positions."""
+    rows, kv_heads, dim = k.shape[1], k.shape[2], k.shape[4]
+    k, v = (jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0), (1, rows, kv_heads, length, dim))[0] for x in (k, v))
+    queries = q.reshape(rows, -1, kv_heads, q.shape[2] // kv_heads, dim).transpose(0, 2, 1, 3, 4)
+    merged = queries.reshape(rows, kv_heads, -1, dim)  # of all tokens that read the same keys
+    scores = jnp.einsum("bkqd,bksd->bkqs", merged, k, preferred_element_type=jnp.float32) * dim**-0.5
+    last = jnp.repeat(positions, queries.shape[3], axis=1)
+    known = jnp.arange(length) <= last[:, None, :, None]
     shares = jax.nn.softmax(jnp.where(known, scores, MASKED)).astype(v.dtype)
-    return jnp.einsum("bkgs,bksd->bkgd", shares, v).reshape(q.shape)
+    found = jnp.einsum("bkqs,bksd->bkqd", shares, v).reshape(queries.shape)
+    return found.transpose(0, 2, 1, 3, 4).reshape(q.shape)

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from navil_jax.config import MeshConfig
 from navil_jax.config.ranges import Count, Range, read_as
@@ -35,10 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"Python package {package!r} is missing: pip install 'navil-jax[serve]'")
-    import uvicorn  # --help needs none of these
-
-    from navil_jax.convert.loading import load_assistant
+    from navil_jax.convert.loading import load_assistant  # --help needs none of these
     from navil_jax.serve.app import make_app
+    from navil_jax.serve.connection import make_server
     from navil_jax.serve.limits import Limits
     from navil_jax.sharding import make_mesh
 
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"anybody who reaches {options.host} may ask: {KEYS} is not set", file=sys.stderr)
         limits = Limits(requests=options.requests, images_folder=options.images, fetch=options.fetch_images)
         mesh = make_mesh(MeshConfig())
-        assistant = load_assistant(options.checkpoint, mesh, options.slots, options.max_tokens)
+        assistant = load_assistant(options.checkpoint, mesh, options.slots, options.max_tokens, reuse=True)
         name, faults = options.name or Path(options.checkpoint).name or "navil", list[Exception]()
 
         def fail(error: Exception) -> None:
@@ -56,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             server.should_exit = True
 
         app = make_app(assistant, name, limits, keys, on_fault=fail)
-        quiet: dict[str, Any] = {"access_log": False, "log_level": "warning", "server_header": False}
-        server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=DRAIN, **quiet))
+        server = make_server(app, timeout_graceful_shutdown=DRAIN)
         host = f"[{options.host}]" if ":" in options.host else options.host
         print(f"{name} at http://{host}:{options.port}; /health says when it is ready", file=sys.stderr, flush=True)
         server.run(sockets=[listener])

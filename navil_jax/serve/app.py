@@ -89,7 +89,9 @@ class Server:
         if min(width, height) < 1:
             raise Refusal(400, "width and height must be at least 1")
         cost = image_tokens(width, height, assistant.config)
-        return JSONResponse({"tokens": cost.visual_tokens + cost.text_tokens, "limit": assistant.engine.max_tokens})
+        scales = [{"width": scale.width, "height": scale.height} for scale in cost.scales]
+        tokens, limit = cost.visual_tokens + cost.text_tokens, assistant.engine.max_tokens
+        return JSONResponse({"tokens": tokens, "limit": limit, "scales": scales})
 
     async def chat(self, request: Request) -> Response:
         """OpenAI's chat completions."""

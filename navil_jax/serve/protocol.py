@@ -83,7 +83,8 @@ def read_request(fields: dict[str, Any], assistant: Assistant, model: str, limit
     talk = read_messages(fields.get("messages"))
     if len(talk.images) > limits.images:
         raise UserError(f"messages: {len(talk.images)} images are over the limit of {limits.images}")
-    patches = [assistant.read_image(content) for content in _contents(talk.images, assistant, limits)]
+    contents = _contents(talk.images, assistant, limits)
+    patches = [assistant.read_image(content, f"image {number}") for number, content in enumerate(contents, 1)]
     prompt = assistant.with_system(talk.system).prompt(talk.history, talk.question, patches)
     room = assistant.engine.max_tokens - length_of(prompt)
     most = read_number(fields, "max_tokens", int, max(1, min(limits.new_tokens, room)))
@@ -156,10 +157,15 @@ class Reply:
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self._about = {"id": self.id, "created": int(time.time()), "model": model}
 
-    def usage(self) -> dict[str, int]:
-        """Tokens of the prompt, once, and of all answers."""
-        prompt, new = self._answers[0].prompt_tokens, sum(len(answer.tokens) for answer in self._answers)
-        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    def usage(self) -> dict[str, Any]:
+        """Tokens of the prompt, once, and of all answers; those that the first answer's slot did not read again."""
+        first, new = self._answers[0], sum(len(answer.tokens) for answer in self._answers)
+        return {
+            "prompt_tokens": first.prompt_tokens,
+            "completion_tokens": new,
+            "total_tokens": first.prompt_tokens + new,
+            "prompt_tokens_details": {"cached_tokens": first.request.cached},
+        }
 
     def body(self) -> dict[str, Any]:
         """All answers at once."""

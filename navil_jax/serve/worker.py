@@ -112,7 +112,9 @@ class Worker:
             ("navil_cache_use_ratio", "gauge", round(engine.cache_use, 4)),
             ("navil_tokens_per_second", "gauge", measured.rate()),
             ("navil_prompt_tokens_total", "counter", measured.prompt_tokens),
+            ("navil_cached_prompt_tokens_total", "counter", engine.cached_tokens),
             ("navil_new_tokens_total", "counter", measured.new_tokens),
+            ("navil_programs_compiled_total", "counter", engine.compilations.total()),
             ("navil_engine_faults_total", "counter", measured.faults),
         ]
         lines = [line for name, kind, value in values for line in (f"# TYPE {name} {kind}", f"{name} {value}")]
