@@ -259,7 +259,7 @@ def test_the_kernels_reach_their_aims(generation: str, monkeypatch: pytest.Monke
     rows = simulate(load_config(ROOT / "configs" / "navil_2b_s1_1.py"), "captions")
     chip = next(one for one in topology.GENERATIONS if one.name == generation)
     lines = {line["what"]: line for line in kernel_cycles.records(chip, rows)}
-    encoder = [line for what, line in lines.items() if what.startswith("encoder attention")]
+    encoder = [line for what, line in lines.items() if what.startswith("encoder attention") and "of 64" in what]
     assert len(encoder) == 2 and all(line["ours"] >= line["aim"] > 0 for line in encoder)
     assert all(line["ours"] > 1.5 * line["splash"] for line in encoder)
     pairs = lines["pairs computed for one needed, encoder, 2B S1.1"]
@@ -278,14 +278,16 @@ def test_kernels_take_no_more_cycles_than_the_table_says(name: str, generation: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("heads", "kv_heads", "causal"), [(4, 4, True), (4, 2, True), (8, 2, True), (3, 3, False)])
+@pytest.mark.parametrize(("heads", "kv_heads", "causal"), [(4, 4, True), (4, 2, True), (8, 2, True), (6, 6, False)])
 @pytest.mark.parametrize("rows", [[[250], [100, 70]], [[3] * 60, []]])
 def test_kernels_for_heads_of_128_agree_with_xla(heads: int, kv_heads: int, causal: bool, rows: list[list[int]]):
     random = np.random.default_rng(0)
     ids = jnp.asarray(ids_of(rows, 250))
     make = lambda n: jnp.asarray(random.normal(size=(2, 250, n, 128)), jnp.bfloat16)  # noqa: E731
     q, k, v, gradient = make(heads), make(kv_heads), make(kv_heads), make(heads)
-    shape = wide.Shape(heads, heads // kv_heads, causal, 256, 128, 2, 1, 2**25, True)
+    shape = wide.Shape(heads, heads // kv_heads, causal, 256, 128, 2, 1, wide.OTHER_BYTES + 4 * 4 * 128 * 256, True)
+    found = [shape.blocks(128, backward=backward) for backward in (False, True)]
+    assert [one and one.heads for one in found] == ([6, 3] if heads == 6 else [4, 4])
     ways = (
         (functools.partial(attention.wide_attention, shape=shape), jnp.bfloat16),
         (functools.partial(attention.attention, causal=causal, backend="xla"), jnp.float32),

@@ -89,7 +89,7 @@ def wide_shape(
     row = -(-length // block) * block
     met = grid_width(row, block, longest)
     shape = wide.Shape(heads, sharing, causal, row, block, met, cores(), vmem_bytes())
-    return shape if shape.blocks(LANES) else None
+    return shape if shape.blocks(LANES, backward=True) else None
 
 
 def wide_attention(

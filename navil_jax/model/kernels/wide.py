@@ -20,7 +20,7 @@ from navil_jax.model.kernels import flash
 from navil_jax.model.kernels.flash import LANES, MASKED, NN, NT, SUBLANES, Blocks, dot, rows_of
 from navil_jax.model.kernels.pairs import FIRST, LAST, Pairs, block_pairs
 
-MOST_HEADS = 4  # query heads of a grid step
+MOST_HEADS, MOST_BACKWARD_HEADS = 7, 4  # query heads of a grid step
 OTHER_BYTES = 10 * 2**20  # of VMEM, beside the gradients of a row's queries
 
 
@@ -37,10 +37,12 @@ class Shape(NamedTuple):
     vmem: int  # bytes that a kernel may take
     interpret: bool = False
 
-    def blocks(self, tile: int) -> Blocks | None:
-        """How a kernel divides its work; None: a row is too long for its memory."""
+    def blocks(self, tile: int, *, backward: bool = False) -> Blocks | None:
+        """How a kernel divides its work; None: the gradients of a row's queries are too many for its memory."""
         each = self.heads // self.cores if self.heads % self.cores == 0 else self.heads
-        most = min(max(MOST_HEADS, self.sharing), (self.vmem - OTHER_BYTES) // (4 * LANES * self.row))
+        most = max(MOST_BACKWARD_HEADS if backward else MOST_HEADS, self.sharing)
+        if backward:
+            most = min(most, (self.vmem - OTHER_BYTES) // (4 * LANES * self.row))
         fitting = [n for n in range(self.sharing, most + 1, self.sharing) if each % n == 0]
         return Blocks(self.block, min(tile, self.block), max(fitting), self.vmem) if fitting else None
 
@@ -69,7 +71,7 @@ def _scaled(q: jax.Array) -> jax.Array:
 def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, shape: Shape
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    blocks = shape.blocks(tile=LANES)
+    blocks = shape.blocks(LANES)
     assert blocks is not None, shape
     pairs = block_pairs(segment_ids, shape.block, causal=shape.causal, width=shape.met)
     out, lse = forward(
@@ -81,13 +83,14 @@ def _forward(
 
 def _backward(shape: Shape, kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[Any, ...]:
     q, k, v, segment_ids, out, lse = kept
-    blocks = shape.blocks(tile=256 if shape.block % 256 == 0 else LANES)
+    blocks = shape.blocks(256 if shape.block % 256 == 0 else LANES, backward=True)
     assert blocks is not None, shape
     pairs = block_pairs(segment_ids, shape.block, causal=shape.causal, by_key=True, width=shape.met)
     products = gradient.astype(jnp.float32) * out.astype(jnp.float32)
-    inner = products.reshape(len(q), *lse.shape[:2], LANES).sum(-1).transpose(1, 2, 0)
+    inner = products.reshape(len(q), shape.heads, LANES).sum(-1).T
+    sums = jnp.concatenate([x.reshape(-1, blocks.heads, len(q)) for x in (lse, inner)], axis=1)
     of_q, of_k, of_v = backward(
-        *(_scaled(q), k, v, gradient, jnp.concatenate([lse, inner], axis=1), pairs, blocks, segment_ids.reshape(-1)),
+        *(_scaled(q), k, v, gradient, sums, pairs, blocks, segment_ids.reshape(-1)),
         causal=shape.causal,
         row=shape.row,
         interpret=shape.interpret,
