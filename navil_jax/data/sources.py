@@ -57,6 +57,7 @@ def _lazily(module: str, name: str, **options: Any) -> Callable[[Split], Source]
 SOURCES: dict[str, Callable[[Split], Source]] = {
     "easy_vqa": _lazily("easy_vqa", "EasyVqa"),
     "easy_vqa_captions": _lazily("easy_vqa", "EasyVqaCaptions"),
+    "drawings": _lazily("drawings", "Drawings"),
     "pages": _lazily("pages", "Pages"),
     "scenes": _lazily("scenes", "Scenes"),
     "scenes_captions": _lazily("scenes", "captions"),
