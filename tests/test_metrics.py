@@ -12,7 +12,7 @@ from navil_jax.train.metrics import (
     Answer,
     MetricsLog,
     Throughput,
-    progress_line,
+    progress_fields,
     read_log,
 )
 from navil_jax.train.plots import plot_answers, plot_losses, running_mean
@@ -58,21 +58,21 @@ def test_values_keep_their_float32_bits(tmp_path):
 
 def test_progress_line():
     done = Throughput(2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, data_wait=0.008)
-    line = progress_line(40, 100, 2.31, 5e-5, done)
+    line = "  ".join(progress_fields(40, 100, 2.31, 5e-5, done))
     assert line == (
         "step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  0 TFLOP/s  "
         "padding 10% of tokens, 25% of patches  data wait 0.4%  ETA 0:00:30"
     )
 
 
-def test_progress_line_of_a_device_with_a_known_peak_and_of_counted_samples():
+def test_progress_fields_of_a_device_with_a_known_peak_and_of_counted_samples():
     done = Throughput(
         2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, flops=3e14, peak=5e14
     )
-    line = progress_line(40, 100, 2.31, 5e-5, done, "80 of 200 samples")
+    line = "  ".join(progress_fields(40, 100, 2.31, 5e-5, done, "80 of 200 samples"))
     assert line.startswith("step 40/100  80 of 200 samples  loss 2.3100")
     assert "3.0 images/s  MFU 30.0%  padding" in line
-    line = progress_line(40, 100, 2.31, 5e-5, dataclasses.replace(done, peak=None))
+    line = "  ".join(progress_fields(40, 100, 2.31, 5e-5, dataclasses.replace(done, peak=None)))
     assert "  150 TFLOP/s  " in line
 
 

@@ -5,6 +5,10 @@
   preview   shows packed rows as training sees them
   tokens    says what images cost in tokens
 
+for example, to look at the data of a recipe before it trains:
+  python -m navil_jax.data doctor --config configs/demo.py
+  python -m navil_jax.data preview --config configs/demo.py --out rows.html --open
+
 `python -m navil_jax.data COMMAND --help` says more.
 """
 

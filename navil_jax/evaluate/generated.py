@@ -6,7 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from navil_jax.config import Config
+from navil_jax.console import Progress
 from navil_jax.data.images import load_image
 from navil_jax.data.sample import BadSample, Sample, Source
 from navil_jax.data.sources import for_source, has_split, open_source
@@ -69,9 +72,11 @@ class Generated(Asking):
                 else:
                     yield (number, index, truth), question
 
-        for (number, index, truth), answer in assistant.answers(questions()):
-            right = answer.text.strip() == truth.strip()
-            answered[number, index] = Asked(number, index, answer.text, right)
+        with Progress("generated", len(items), "answers", shown=jax.process_index() == 0) as progress:
+            for (number, index, truth), answer in assistant.answers(questions()):
+                right = answer.text.strip() == truth.strip()
+                answered[number, index] = Asked(number, index, answer.text, right)
+                progress.update(1)
         return [answered[item] for item in items]
 
     def _ask(self, assistant: Assistant, sample: Sample) -> tuple[str, Question]:

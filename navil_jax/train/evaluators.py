@@ -15,6 +15,7 @@ import jax
 
 from navil_jax.config import Config, EvaluatorConfig
 from navil_jax.config.flags import named_object
+from navil_jax.console import say
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 from navil_jax.model.params import Params
@@ -69,7 +70,7 @@ def draw(name: str, path: Path, *content: Any) -> None:
     try:
         from navil_jax.train import plots
     except ModuleNotFoundError as error:
-        print(f"{path.name}: not drawn, as the package {error.name} is missing; pip install matplotlib", flush=True)
+        say(f"{path.name}: not drawn, as the package {error.name} is missing; pip install matplotlib")
         return
     getattr(plots, name)(path, *content)
 

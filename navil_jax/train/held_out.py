@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from navil_jax.config import Config
+from navil_jax.console import Progress
 from navil_jax.data.images import load_image
 from navil_jax.data.pipeline import check_held_out, evaluation_batches
 from navil_jax.data.prompt import response_text
@@ -93,14 +94,20 @@ class HeldOut(Evaluator):
     def score(self, params: Params, limit: int = 0) -> list[SampleScore]:
         """Scores the first `limit` held-out samples of every source (0: all). Every process gets all scores."""
         place = (jax.process_index(), jax.process_count())
-        found = []
-        with Watchdog() as watchdog:
+        found: list[SampleScore] = []
+        asked = {number: min(limit or len(source), len(source)) for number, source in self._sources.items()}
+        bar = Progress("held out", sum(asked.values()), "samples", shown=place[0] == 0)
+        with Watchdog() as watchdog, bar as progress:
             for number, source in self._sources.items():
+                before = len(found)
                 batches = evaluation_batches(self._config, source, self._tokenizer, number, limit, *place)
                 for batch in watchdog.over(batches):
-                    found += score_samples(jax.device_get(self._step(params, global_batch(batch, self._mesh))))
-                asked, scored = min(limit or len(source), len(source)), sum(one.source == number for one in found)
-                self._left_out[self._names[number]] = asked - scored, asked
+                    scores = score_samples(jax.device_get(self._step(params, global_batch(batch, self._mesh))))
+                    found += scores
+                    progress.update(len(scores))
+                without = asked[number] - (len(found) - before)
+                progress.update(without)
+                self._left_out[self._names[number]] = without, asked[number]
         return found
 
     def metrics(self, scores: Sequence[SampleScore]) -> dict[str, float]:

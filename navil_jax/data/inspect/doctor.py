@@ -13,6 +13,7 @@ import numpy as np
 
 from navil_jax.config import Config, SourceConfig, validate
 from navil_jax.config.ranges import Amount, Processes, read_as
+from navil_jax.console import say
 from navil_jax.data import formats
 from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
@@ -155,20 +156,20 @@ def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarr
         print(box(summary, row_budgets(checkup.config)))
     trained, held_out = tables[: len(config.data.sources)], tables[len(config.data.sources) :]
     if repeated := shared(trained):
-        print(f"{repeated:,} samples stand in more than one source")
+        say(f"{repeated:,} samples stand in more than one source")
     if known := seen(held_out, trained):
-        print(f"{known:,} held-out samples are trained on too; what is measured on them is too good")
+        say(f"{known:,} held-out samples are trained on too; what is measured on them is too good")
     advice = slot_advice(config, trained)
-    print(advice)
+    say(advice)
     with (out / "findings.jsonl").open("w") as file:
         for checkup, table in zip(checkups, tables, strict=True):
             file.writelines(json.dumps(finding) + "\n" for finding in findings(checkup.name, table))
     (out / "report.html").write_text(report(checkups, tables, summaries, advice, samples), encoding="utf-8")
-    print(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}")
     bad, read = sum(summary.bad for summary in summaries), sum(summary.samples for summary in summaries)
     if bad:
-        print(f"train without the {bad:,} bad samples: --config.data.quarantine={quarantine}")
+        say(f"train without the {bad:,} bad samples: --config.data.quarantine={quarantine}")
     if bad > config.data.max_bad_share * read:
-        print(f"{bad:,} of {read:,} samples are bad, more than data.max_bad_share = {config.data.max_bad_share:g}")
+        say(f"{bad:,} of {read:,} samples are bad, more than data.max_bad_share = {config.data.max_bad_share:g}")
         return 1
     return 0

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from navil_jax.config import Config
-from navil_jax.console import FRAME, FRAME_EDGES, frame
+from navil_jax.console import frame
 from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, RESIZED, SIZES, TOO_LONG, UNREAD, Checkup
 from navil_jax.data.packing import advise_slots, best_fill
 from navil_jax.data.quarantine import kind_of_reason
@@ -21,7 +20,7 @@ from navil_jax.errors import UserError, one_line
 
 KEPT, DRAWN = 0.99, 20_000  # share of samples that advised rows shall hold; samples that advice is made from
 PACKED = 0.95  # of the slots that samples need most, as packing fills them
-_SHOWN_REASONS, _SHOWN_MARKS, _SHOWN_FIELDS, _LABEL, _MARKED = 5, 20, 12, 19, 1000
+_SHOWN_REASONS, _SHOWN_MARKS, _SHOWN_FIELDS, _MARKED = 5, 20, 12, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,13 +177,11 @@ def findings(name: str, notes: np.ndarray) -> Iterator[dict[str, str | int]]:
 
 def box(summary: Summary, budgets: dict[str, int]) -> str:
     """The summary as text with a frame, for a terminal."""
-    lines = []
+    rows = []
     for label, text in summary_rows(summary, budgets):
         reasons = {"markers in text": summary.marks, "bad": summary.reasons}.get(label, ())
-        texts = [text, *(f"{found.samples:,} x {found.text} (first {found.first})" for found in reasons)]
-        wrapped = [line for text in texts for line in textwrap.wrap(text, FRAME - FRAME_EDGES - _LABEL)]
-        lines += [f"{head:<{_LABEL}}{line}" for head, line in zip((label, *[""] * len(wrapped)), wrapped, strict=False)]
-    return frame(summary.name, lines)
+        rows += [(label, text), *(("", f"{found.samples:,} x {found.text} (first {found.first})") for found in reasons)]
+    return frame(summary.name, rows)
 
 
 def summary_rows(summary: Summary, budgets: dict[str, int]) -> list[tuple[str, str]]:
