@@ -26,7 +26,7 @@ from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.toy.baselines import commonest_answer, question_only
 from navil_jax.data.watchdog import Watchdog
 from navil_jax.model.params import Params
-from navil_jax.train.evaluators import Evaluator, draw
+from navil_jax.train.evaluators import Evaluator, draw, varied
 from navil_jax.train.metrics import Answer
 from navil_jax.train.step import EvalScores, global_batch, make_eval_step
 
@@ -150,11 +150,12 @@ class HeldOut(Evaluator):
         return rows
 
     def answers(self, scores: Sequence[SampleScore], count: int) -> list[Answer]:
-        """The first scores, evenly over the sources, as images with the model's answers."""
+        """Some scores of each source, as images with the model's answers."""
         shown = []
         for number, source in self._sources.items():
-            of_source = (score for score in scores if score.source == number)
-            for score in itertools.islice(of_source, -(-count // len(self._sources))):
+            of_source = [score for score in scores if score.source == number]
+            each = -(-count // len(self._sources))
+            for score in varied(of_source, lambda one, source=source: source[one.sample], each):  # type: ignore[misc]
                 sample = source[score.sample]
                 image = load_image(sample.images[0]) if sample.images else None
                 question, truth = sample.turns[-1]
