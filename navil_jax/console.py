@@ -173,9 +173,9 @@ class Progress(tqdm):
         )
 
     def update(self, n: float | None = 1) -> bool | None:
-        """As tqdm's; a first update of no more than a twentieth of the whole starts the clock."""
+        """As tqdm's; a first update of no more than a tenth of the whole starts the clock."""
         first, self._is_first = self._is_first, False
-        if first and not self.disable and n and n <= (self.total - self.n) / 20:
+        if first and not self.disable and n and n <= (self.total - self.n) / 10:
             self.start_t, self.initial = self._time(), self.n + n
         return super().update(n)
 

@@ -15,6 +15,7 @@ for example, to look at the data of a recipe before it trains:
 import argparse
 import dataclasses
 import difflib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -76,7 +77,7 @@ def _doctor(argv: Sequence[str]) -> int:
     opened = _opened(config)
     if opened.trained:
         opened.tokenizer.save(out / "tokenizer")
-    return doctor.run(opened, out, options)
+    return doctor.run(opened, out, options, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
 
 
 def _preview(argv: Sequence[str]) -> int:
