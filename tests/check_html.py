@@ -15,7 +15,7 @@ class Balanced(html.parser.HTMLParser):
         assert tag not in ("link", "iframe")
         assert tag != "script" or not attributes
         self.addresses += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
-        if tag not in ("meta", "img", "br", "input"):
+        if tag not in ("meta", "img", "br", "input", "source"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:

@@ -129,7 +129,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert any(f"|{name}<|im_end|>}}" in text for name in ("red", "green", "blue", "white"))
     page_text = path.read_text()
     check_page(page_text)
-    assert page_text.count("<h2 id="row-") == 3
+    assert page_text.count('<h2 id="row-') == 3
 
 
 def test_colours_on_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
