@@ -50,6 +50,8 @@ class Projection:
         gain, now = self.gain(1), float(self.law.loss(self.last)[0])
         seen = 2 * self.noise
         wanted = max(WORTH * now, seen)
+        if (miss := abs(now - float(self.losses[-1]))) > max(2 * seen, gain.value):
+            return f"undecided: the power law misses the newest loss, {self.losses[-1]:.3g}, by {miss:.2g}"
         if gain.low > wanted:
             return f"going on is likely to pay: the next doubling saves more than {wanted:.2g}"
         if gain.high < wanted:

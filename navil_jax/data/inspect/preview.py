@@ -49,7 +49,7 @@ def run(opened: OpenRun, options: argparse.Namespace) -> int:
     with waiting(f"reading samples for {config.data.packing_lookahead} rows, from which these are packed"):
         rows = view_rows(next(iterator), tokenizer, config.model.vision)
     titles = _titles(rows, config, sources)
-    print(terminal.LEGEND)
+    say(terminal.LEGEND)
     for number, row in enumerate(rows, start=1):
         print(f"\n{render(terminal.row_text(number, row, titles))}")
     counts = Counter(config.data.sources[view.source].name for row in rows for view in row.samples)
