@@ -1,8 +1,12 @@
 """Terminal output: tables and frames by rich, as wide as the terminal, and the progress of long jobs by tqdm."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich import box
@@ -15,7 +19,7 @@ from tqdm import tqdm
 
 ENDLESS = 100_000  # characters of a line where nothing limits it: in files, pipes and Markdown
 FRAME = 120  # characters of a frame at most
-FRAME_EDGES = 4  # of them, the borders and the blanks beside them
+THOUSANDS = 10_000  # from which on a progress counts in k and M
 SECONDS, LOG_SECONDS = 1.0, 30.0  # between two updates of a progress, on a terminal and in a log
 LOG_LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left"
 
@@ -63,16 +67,53 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     return render(grid, ENDLESS).strip()
 
 
-def frame(title: str, lines: Sequence[str]) -> str:
-    """The lines in a box; what is too long for it ends in an ellipsis."""
-    content = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+def frame(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """Rows of (label, text) in a box no wider than the terminal; long texts go on below their beginning."""
+    grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        grid.add_row(label, text)
     width = min(FRAME, Console().width) if sys.stdout.isatty() else FRAME
-    return render(Panel.fit(content, box=box.SQUARE, title=Text(title), title_align="left"), width)
+    return render(Panel.fit(grid, box=box.SQUARE, title=Text(title), title_align="left"), width)
 
 
 def is_terminal(stream: TextIO) -> bool:
     """Whether lines on the stream can be written anew; TERM=dumb says that they cannot."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def say(*fields: str) -> None:
+    """Prints a line of fields, two blanks between them, above the bars that are shown.
+
+    On a narrower terminal it goes on in a next line, between fields; a field that is alone too long, between its words.
+    """
+    text = "  ".join(fields)
+    if sys.stdout.isatty():
+        text = "\n".join(line for one in text.split("\n") for line in _broken(one, Console().width))
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(text, flush=True)
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """A line as lines of at most so many characters; words that are longer alone, such as paths, stay whole."""
+    lines: list[str] = []
+    if len(line) <= width or line.startswith("|"):  # a row of a Markdown table stays one
+        return [line]
+    for field in line.split("  "):
+        if lines and len(lines[-1]) + 2 + len(field) <= width:
+            lines[-1] += f"  {field}"
+        else:
+            indent = "  " if lines else ""
+            lines += textwrap.wrap(
+                field,
+                width,
+                initial_indent=indent,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            ) or [field]
+    return lines
 
 
 class _Lines:
@@ -92,6 +133,9 @@ class _Lines:
 class Progress(tqdm):
     """A bar on stderr with rate and time left; a line every half minute where that is no terminal. Not if quick.
 
+    Rate and time left are those from the first update on: what comes before it, such as starting processes, is not
+    repeated.
+
     Example:
       with Progress("data", total=48_000, unit="samples") as progress:
           progress.update(32)  # more
@@ -99,20 +143,72 @@ class Progress(tqdm):
 
     monitor_interval = 0  # no thread: processes are forked while it is shown
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None) -> None:
-        """Args: done: what was there before, of no weight for the rate."""
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        done: int = 0,
+        stream: TextIO | None = None,
+        shown: bool = True,
+    ) -> None:
+        """Args: done: what was there before, of no weight for the rate; shown: False on all processes but one."""
         stream = stream or sys.stderr
-        shown: dict[str, Any] = {"file": stream, "mininterval": SECONDS, "dynamic_ncols": True}
+        self._is_first = True
+        form: dict[str, Any] = {"file": stream, "mininterval": SECONDS, "dynamic_ncols": True}
         if not is_terminal(stream):
-            shown = {"file": _Lines(stream), "mininterval": LOG_SECONDS, "bar_format": LOG_LINE}
+            form = {"file": _Lines(stream), "mininterval": LOG_SECONDS, "bar_format": LOG_LINE}
         super().__init__(
             desc=label,
             total=total,
             unit=unit if unit == "B" else f" {unit}",
             initial=done,
-            unit_scale=True,
+            unit_scale=total >= THOUSANDS,
             miniters=1,
             smoothing=0,
-            delay=shown["mininterval"],
-            **shown,
+            delay=form["mininterval"],
+            leave=None,
+            disable=not shown,
+            **form,
         )
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """As tqdm's; a first update of no more than a tenth of the whole starts the clock."""
+        first, self._is_first = self._is_first, False
+        if first and not self.disable and n and n <= (self.total - self.n) / 10:
+            self.start_t, self.initial = self._time(), self.n + n
+        return super().update(n)
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says on stderr what is going on and for how long, where nobody knows how much is left.
+
+    Example: `compiling train for v5p-128 ... 12 s` on a terminal, in its place once it is done `...: 31 s`; elsewhere
+    a line at the beginning, every half minute and at the end.
+    """
+    began, done = time.monotonic(), threading.Event()
+    rewritten = is_terminal(sys.stderr)
+
+    def tell(end: str = " ...") -> None:
+        line = f"{what}{end} {time.monotonic() - began:.0f} s"
+        if rewritten:
+            line = f"\r{line[: Console(stderr=True).width - 1]}\x1b[K"
+        print(line, end="" if rewritten else "\n", file=sys.stderr, flush=True)
+
+    def tell_on() -> None:
+        while not done.wait(SECONDS if rewritten else LOG_SECONDS):
+            tell()
+
+    if not rewritten:
+        print(f"{what} ...", file=sys.stderr, flush=True)
+    thread = threading.Thread(target=tell_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        tell(":")
+        if rewritten:
+            print(file=sys.stderr, flush=True)

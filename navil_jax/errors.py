@@ -18,6 +18,7 @@ import re
 import select
 import socket
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -56,11 +57,42 @@ class UserError(Exception):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions; on a terminal those that are longer than it go on in further ones.
+
+    A command goes on behind a backslash, so that it can be copied.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        kept = super()._fill_text(text, width, indent)
+        if not sys.stdout.isatty():
+            return kept
+        joined = re.sub(r"(?m)^(\S.{90,})\n(?=\S)", r"\1 ", kept)  # lines of a paragraph, before it is filled anew
+        return "\n".join(part for line in joined.split("\n") for part in _narrowed(line, width))
+
+
+def _narrowed(line: str, width: int) -> list[str]:
+    """A line of a help text as lines of at most so many characters; a long word stays whole."""
+    if len(line) <= width:
+        return [line]
+    start = line[: len(line) - len(line.lstrip())]
+    is_command = line.lstrip().startswith(("python ", "--", "pip "))
+    parts = textwrap.wrap(
+        line.strip(),
+        width - 2 * is_command,
+        initial_indent=start,
+        subsequent_indent=f"{start}  " if start else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [f"{part} \\" for part in parts[:-1]] + parts[-1:] if is_command else parts
+
+
 class Parser(argparse.ArgumentParser):
     """Reads a command's arguments: its help keeps its lines, and a mistake is a `UserError` that names the option."""
 
     def __init__(self, **settings: Any) -> None:
-        settings = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings}
+        settings = {"formatter_class": _Help, "allow_abbrev": False, **settings}
         super().__init__(**settings)
 
     def error(self, message: str) -> NoReturn:

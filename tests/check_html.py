@@ -12,9 +12,10 @@ class Balanced(html.parser.HTMLParser):
         self.addresses: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "iframe")
+        assert tag not in ("link", "iframe")
+        assert tag != "script" or not attributes
         self.addresses += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input", "source"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -30,6 +31,8 @@ def check_page(text: str) -> None:
     page.feed(text)
     assert page.open == []
     assert page.addresses
-    assert all(address.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for address in page.addresses)
+    inside = ("data:image/jpeg;base64,", "data:image/png;base64,", "#")
+    beside = ("quarantine.jsonl", "findings.jsonl")
+    assert all(address.startswith(inside) or address in beside for address in page.addresses)
     assert "url(" not in text
     assert "@import" not in text

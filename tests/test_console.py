@@ -1,12 +1,19 @@
 """Tables, frames and progress: as wide as the terminal, plain where there is none."""
 
+import fcntl
 import io
+import os
+import pty
+import re
+import struct
 import sys
+import termios
+from collections.abc import Callable
 
 import pytest
 from rich.text import Text
 
-from navil_jax.console import LOG_SECONDS, Progress, frame, is_terminal, markdown_table, render, table
+from navil_jax.console import LOG_SECONDS, Progress, frame, is_terminal, markdown_table, render, say, table, waiting
 
 ROWS = [("head", "1"), ("vision [red]", "1,036")]
 
@@ -50,13 +57,14 @@ def test_markdown_is_the_same_on_a_terminal(terminal: None) -> None:
     ]
 
 
-def test_a_frame_cuts_what_is_too_long() -> None:
-    top, short, long, bottom = frame("data [x]", ["short", "x" * 200]).splitlines()
-    assert {len(line) for line in (top, short, long, bottom)} == {120}
-    assert top.startswith("┌─ data [x] ─")
-    assert short.startswith("│ short  ")
-    assert long.endswith("x… │")
-    assert frame("data", ["a"]).splitlines() == ["┌─ data ─┐", "│ a      │", "└────────┘"]
+def test_a_frame_keeps_all_words_and_its_width() -> None:
+    lines = frame("data [x]", [("bad", "word " * 60 + "end"), ("", "x" * 300)]).splitlines()
+    assert {len(line) for line in lines} == {120}
+    assert lines[0].startswith("┌─ data [x] ─")
+    words = " ".join(line[1:-1] for line in lines[1:-1]).split()
+    assert words.count("word") == 60
+    assert "".join(words).count("x") == 300
+    assert frame("data", [("a", "b")]).splitlines() == ["┌─ data ─┐", "│ a  b   │", "└────────┘"]
 
 
 def test_a_log_gets_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,3 +96,95 @@ def test_a_dumb_terminal_is_written_to_in_lines(terminal: None, monkeypatch: pyt
     assert is_terminal(sys.stdout)
     monkeypatch.setenv("TERM", "dumb")
     assert not is_terminal(sys.stdout)
+
+
+FIELDS = ("step 40/100", "loss 2.3100", "padding 10% of tokens, 25% of patches", "data wait 0.1%", "ETA 0:10:00")
+
+
+def on_terminal(columns: int, work: Callable[[], None], **environment: str) -> str:
+    """What a function writes on a pseudo-terminal of so many columns."""
+    child, terminal_ = pty.fork()
+    if not child:
+        os.environ.update({"TERM": "xterm", **environment})
+        os.environ.pop("COLUMNS", None)
+        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        work()
+        sys.stdout.flush()
+        os._exit(0)
+    written = b""
+    while True:
+        try:
+            chunk = os.read(terminal_, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not chunk:
+            break
+        written += chunk
+    os.waitpid(child, 0)
+    return written.decode()
+
+
+def screen_lines(written: str) -> list[str]:
+    """What every line of a terminal showed at some time."""
+    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", written)
+    return [state.rstrip() for line in plain.split("\n") for state in line.split("\r")]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_lines_break_between_fields(columns: int) -> None:
+    lines = [line for line in screen_lines(on_terminal(columns, lambda: say(*FIELDS))) if line]
+    assert max(map(len, lines)) <= columns
+    assert "  ".join(line.strip() for line in lines) == "  ".join(FIELDS)
+    assert len(lines) == {60: 3, 80: 2, 200: 1}[columns]
+
+
+def test_a_path_is_never_broken() -> None:
+    path = "runs/" + "x" * 100
+    assert path in on_terminal(60, lambda: say(f"written to the folder {path}, which is new and holds nothing else"))
+
+
+def show_bar() -> None:
+    with Progress("train", 100, "steps") as bar:
+        for step in range(100):
+            bar.start_t, bar.last_print_t = bar.start_t - 1, bar.last_print_t - 1
+            bar.update(1)
+            if step == 50:
+                say("step 50", "loss 1.0")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_bar_is_no_wider_than_the_terminal_and_lines_stand_above_it(columns: int) -> None:
+    lines = screen_lines(on_terminal(columns, show_bar, NO_COLOR="1"))
+    assert columns - 2 <= max(map(len, lines)) <= columns
+    assert "step 50  loss 1.0" in lines
+    assert len([line for line in lines if "100%" in line]) >= 1
+
+
+def test_no_colour_and_a_dumb_terminal_get_no_escapes() -> None:
+    def work() -> None:
+        print(frame("data", [("bad", "1")]))
+        print(table(("a", "b"), [("c", "1")]))
+        with waiting("compiling"):
+            pass
+        show_bar()
+
+    assert "\x1b" not in on_terminal(80, work, TERM="dumb", NO_COLOR="1").replace("\x1b[K", "!")
+    assert "\x1b[3" not in on_terminal(80, work, NO_COLOR="1")
+
+
+def test_work_of_unknown_length_says_when_it_begins_and_ends(capsys: pytest.CaptureFixture) -> None:
+    with waiting("compiling"):
+        assert capsys.readouterr().err == "compiling ...\n"
+    assert capsys.readouterr().err == "compiling: 0 s\n"
+
+
+def test_the_time_left_does_not_count_what_came_before_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    stream = io.StringIO()
+    with Progress("x", 10_000, "samples", stream=stream) as progress:
+        for seconds, more in ((100, 10), (140, 4000)):
+            now[0] = 1000 + seconds
+            progress.update(more)
+    assert "100 samples/s, 00:59 left" in stream.getvalue()

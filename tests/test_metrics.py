@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from navil_jax.data.sample import Sample
+from navil_jax.train.evaluators import varied
 from navil_jax.train.metrics import (
     Answer,
     MetricsLog,
     Throughput,
-    progress_line,
+    progress_fields,
     read_log,
 )
 from navil_jax.train.plots import plot_answers, plot_losses, running_mean
@@ -58,21 +61,21 @@ def test_values_keep_their_float32_bits(tmp_path):
 
 def test_progress_line():
     done = Throughput(2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, data_wait=0.008)
-    line = progress_line(40, 100, 2.31, 5e-5, done)
+    line = "  ".join(progress_fields(40, 100, 2.31, 5e-5, done))
     assert line == (
         "step 40/100  loss 2.3100  lr 5.0e-05  450 tokens/s  3.0 images/s  0 TFLOP/s  "
         "padding 10% of tokens, 25% of patches  data wait 0.4%  ETA 0:00:30"
     )
 
 
-def test_progress_line_of_a_device_with_a_known_peak_and_of_counted_samples():
+def test_progress_fields_of_a_device_with_a_known_peak_and_of_counted_samples():
     done = Throughput(
         2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, flops=3e14, peak=5e14
     )
-    line = progress_line(40, 100, 2.31, 5e-5, done, "80 of 200 samples")
+    line = "  ".join(progress_fields(40, 100, 2.31, 5e-5, done, "80 of 200 samples"))
     assert line.startswith("step 40/100  80 of 200 samples  loss 2.3100")
     assert "3.0 images/s  MFU 30.0%  padding" in line
-    line = progress_line(40, 100, 2.31, 5e-5, dataclasses.replace(done, peak=None))
+    line = "  ".join(progress_fields(40, 100, 2.31, 5e-5, dataclasses.replace(done, peak=None)))
     assert "  150 TFLOP/s  " in line
 
 
@@ -97,7 +100,40 @@ def test_smoothing_is_a_running_mean():
 @pytest.mark.parametrize("lines", [[], [{"step": 1, "loss": 2.0}, {"step": 1, "eval/scenes/loss": 1.0}]])
 def test_loss_curve_is_drawn(tmp_path, lines):
     plot_losses(tmp_path / "loss.png", lines, "a run")
-    assert Image.open(tmp_path / "loss.png").size == (960, 540)
+    assert Image.open(tmp_path / "loss.png").size == (1200, 600)
+
+
+def test_many_sources_and_steps_keep_apart_from_their_legend(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    names = [f"source_{number}" for number in range(12)]
+    lines = [{"step": step, "loss": 2.0} | {f"eval/{name}/loss": 2.0 for name in names} for step in range(1, 20_001, 4)]
+    plot_losses(tmp_path / "loss.png", lines, "a run")
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [text for text in texts if text.startswith("held out: ")] == [f"held out: {name}" for name in names]
+    assert not figure.legends[0].get_window_extent().overlaps(figure.axes[0].get_window_extent())
+    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(styles) == 13
+
+
+def test_a_wrong_answer_is_told_without_colour(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    plot_answers(tmp_path / "grid.png", [Answer(None, "q", "a", "b", False), Answer(None, "q", "a", "a", True)])
+    wrong, right = (axis.texts[0].get_text() for axis in drawn[0].axes[:2])
+    assert (wrong, right) == ("\u2717 a\ntruth: b", "\u2713 a")
+
+
+def test_shown_answers_repeat_as_little_as_they_can():
+    images = [Image.new("RGB", (2, 2), (number, 0, 0)) for number in range(4)]
+    samples = [Sample(str(n), (images[n // 30],), ((f"q{n % 20 if n > 60 else 0}", f"a{n % 3}"),)) for n in range(120)]
+    shown = [samples[place] for place in varied(list(range(120)), lambda place: samples[place], 4)]
+    assert len({id(one.images[0]) for one in shown}) == 4
+    assert len({one.turns[-1][0] for one in shown}) >= 3
+    assert len(varied([1, 2], lambda _: samples[0], 4)) == 2
+    assert varied([], lambda _: samples[0], 4) == []
 
 
 def test_right_answers_are_green_and_wrong_ones_red(tmp_path):

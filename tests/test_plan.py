@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import plan_golden
 import pytest
+from matplotlib.figure import Figure
 from plan_recipe import get_config
 
 from navil_jax.config import AxisRule, Config, MeshConfig
@@ -132,6 +133,19 @@ def test_what_does_not_fit_says_what_helps(linear: list[int]):
     assert "1.25 GiB too much" in text
     assert "--batch 72 fits" in text
     assert report.row(found)["MFU"] == "does not fit"
+
+
+def test_the_image_says_what_does_not_fit_and_what_helps(linear: list[int], tmp_path: Path, monkeypatch):
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    config, place = get_config(), parse_topology("v5e-8")
+    plans = [make_plan(config, place, simulate(config, rows=4), rows=rows) for rows in (16, 80)]
+    for some in (plans, plans[:1], plans[1:]):
+        report.draw(tmp_path / "plan.png", some)
+        texts = [text.get_text() for axis in drawn[-1].axes for text in axis.texts]
+        assert any("of 15.8 GiB" in text for text in texts)
+        assert all(axis.get_xlim()[0] == 0 for axis in drawn[-1].axes)
+    assert any("1.25 GiB too much" in text and "--batch 72" in text for text in texts)
 
 
 def test_a_program_that_the_compiler_lets_pass_may_still_be_too_large(monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ import pytest
 from navil_jax.config import Config
 from navil_jax.config.flags import apply_overrides
 from navil_jax.errors import UserError
-from navil_jax.train.metrics import MetricsLog, Throughput, progress_line, read_log
+from navil_jax.train.metrics import MetricsLog, Throughput, progress_fields, read_log
 from navil_jax.train.profiling import Profiler, compilations, peak_memory
 
 DONE = Throughput(2.0, 4, tokens=900, images=6, patches=300, token_slots=1000, patch_slots=400, memory=3 << 29)
@@ -64,4 +64,4 @@ def test_peak_memory_is_logged_and_shown(tmp_path):
     log.write_timing(4, DONE)
     log.close()
     assert read_log(tmp_path / "timings.jsonl")[0]["peak_memory_gib"] == 1.5
-    assert "  peak memory 1.5 GiB  " in progress_line(40, 100, 2.31, 5e-5, DONE)
+    assert "  peak memory 1.5 GiB  " in "  ".join(progress_fields(40, 100, 2.31, 5e-5, DONE))

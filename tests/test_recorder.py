@@ -152,3 +152,17 @@ def test_few_losses_give_no_alarm(tmp_path, capsys):
     watched.add(1, step(loss_mean=62.0, losses=9), BATCH, 0.0, {})
     watched.flush()
     assert "the mean loss" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("log_every", [3, 5, 7])
+def test_lines_are_of_round_steps_and_of_the_last(tmp_path, log_every, capsys):
+    watched = recorder(tmp_path, config=dataclasses.replace(CONFIG, steps=17, log_every=log_every))
+    for number in range(1, 18):
+        watched.add(number, step(number=number), BATCH, 0.0, {})
+        if number == 8:  # an evaluation
+            watched.flush()
+            watched.restart_clock()
+    watched.flush()
+    shown = [int(line.split("/")[0].removeprefix("step ")) for line in capsys.readouterr().out.splitlines()]
+    assert shown == sorted({*range(log_every, 18, log_every), 17})
+    assert [line["step"] for line in read_log(tmp_path / "timings.jsonl")] == shown

@@ -13,7 +13,7 @@ from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, Visio
 from navil_jax.config.flags import load_config
 from navil_jax.data.__main__ import main
 from navil_jax.data.images import image_patches
-from navil_jax.data.inspect.token_map import draw_tokens
+from navil_jax.data.inspect.token_map import PAGE, draw_tokens
 from navil_jax.data.prompt import image_text, image_tokens
 from navil_jax.errors import UserError
 
@@ -92,7 +92,7 @@ def test_drawing_shows_windows_and_the_end_of_the_image(tmp_path: Path) -> None:
     config = Config(images=ImageConfig(min_patches=16, max_patches=4096, multiscale=False))
     path = tmp_path / "drawing.png"
     draw_tokens(path, {"a": Image.new("RGB", (900, 700), (100, 100, 100))}, config)
-    drawing = np.asarray(Image.open(path))
+    drawing = np.asarray(Image.open(path))[32:, 32:]  # without the margin
     (tops,) = np.nonzero((drawing == ORANGE).all(2).sum(1) > 900)
     top = tops[0]  # the upper edge; 58 x 44 patches, windows of 8
     (columns,) = np.nonzero((drawing[top : top + 700] == ORANGE).all(2).mean(0) > 0.9)
@@ -101,6 +101,15 @@ def test_drawing_shows_windows_and_the_end_of_the_image(tmp_path: Path) -> None:
     assert (drawing[top + 10 : top + 690, 900] == BLUE).all(1).mean() > 0.9
     assert (drawing[top + 5, 905] == 0).all()  # padding
     assert tuple(drawing[top + 40, 8]) == (100, 100, 100)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (3000, 100), (100, 3000), (1600, 1200)])
+def test_drawings_have_one_width_and_margins(tmp_path: Path, size: tuple[int, int]) -> None:
+    draw_tokens(tmp_path / "a.png", {"name " * 60: Image.new("RGB", size), "b": Image.new("RGB", size)}, Config())
+    drawing = np.asarray(Image.open(tmp_path / "a.png"))
+    assert drawing.shape[1] == PAGE
+    for edge in (drawing[:16], drawing[-16:], drawing[:, :16], drawing[:, -16:]):
+        assert (edge == 255).all()
 
 
 def test_drawing_numbers_windows_on_from_scale_to_scale(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

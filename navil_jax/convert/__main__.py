@@ -52,7 +52,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, text: str, description: str | None = None) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=description)
+        lines = [line for line in EXAMPLES.splitlines() if line.startswith(f"  python -m navil_jax.convert {name} ")]
+        epilog = "\n".join(["for example:", *lines]) if lines else None
+        return commands.add_parser(name, help=text, description=description, epilog=epilog)
 
     command = add("init", "a pre-trained InternLM2, Qwen2.5 or Qwen3 -> a NaViL ready for the first stage")
     if chosen == "init":

@@ -5,12 +5,17 @@
   preview   shows packed rows as training sees them
   tokens    says what images cost in tokens
 
+for example, to look at the data of a recipe before it trains:
+  python -m navil_jax.data doctor --config configs/demo.py
+  python -m navil_jax.data preview --config configs/demo.py --out rows.html --open
+
 `python -m navil_jax.data COMMAND --help` says more.
 """
 
 import argparse
 import dataclasses
 import difflib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +23,7 @@ from typing import TYPE_CHECKING
 from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
 from navil_jax.config.ranges import Count, read_as
+from navil_jax.console import say
 from navil_jax.errors import Parser, UserError, report_user_errors
 from navil_jax.paths import given_path
 
@@ -72,7 +78,7 @@ def _doctor(argv: Sequence[str]) -> int:
     opened = _opened(config)
     if opened.trained:
         opened.tokenizer.save(out / "tokenizer")
-    return doctor.run(opened, out, options)
+    return doctor.run(opened, out, options, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
 
 
 def _preview(argv: Sequence[str]) -> int:
@@ -98,7 +104,7 @@ def _opened(config: Config) -> "OpenRun":
     with open_start(config, planned=True) as start:
         opened = open_run(config, start)
     if opened.trained:
-        print("a tokenizer was trained on the text of the sources; --config.data.tokenizer=FOLDER takes another one")
+        say("a tokenizer was trained on the text of the sources; --config.data.tokenizer=FOLDER takes another one")
     return opened
 
 

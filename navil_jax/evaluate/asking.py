@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 import jax
 
 from navil_jax.config import Config, ModelConfig
+from navil_jax.console import Progress
 from navil_jax.data.images import load_image
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
@@ -66,7 +67,11 @@ class Asking(Evaluator):
                     else:
                         yield dataclasses.replace(ask, id=number, images=images)
 
-            said = {ask.id: text for ask, text in generate(assistant, asks(), most_tokens)}
+            with Progress("answers", len(own), "questions", shown=jax.process_index() == 0) as progress:
+                said = {}
+                for ask, text in generate(assistant, asks(), most_tokens):
+                    said[ask.id] = text
+                    progress.update(1)
             return [Said(said.get(number, ""), faults.get(number, "")) for number in range(len(own))]
 
         with self.assistant(params) as assistant:

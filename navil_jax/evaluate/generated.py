@@ -4,9 +4,12 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import jax
 
 from navil_jax.config import Config
+from navil_jax.console import Progress
 from navil_jax.data.images import load_image
 from navil_jax.data.sample import BadSample, Sample, Source
 from navil_jax.data.sources import for_source, has_split, open_source
@@ -14,7 +17,7 @@ from navil_jax.evaluate.asking import Asking
 from navil_jax.evaluate.processes import together
 from navil_jax.generate.assistant import Assistant, Question
 from navil_jax.model.params import Params
-from navil_jax.train.evaluators import draw
+from navil_jax.train.evaluators import draw, varied
 from navil_jax.train.metrics import Answer
 
 SLACK = 8  # tokens that an answer may be longer than the truth; it is wrong by then
@@ -69,9 +72,11 @@ class Generated(Asking):
                 else:
                     yield (number, index, truth), question
 
-        for (number, index, truth), answer in assistant.answers(questions()):
-            right = answer.text.strip() == truth.strip()
-            answered[number, index] = Asked(number, index, answer.text, right)
+        with Progress("generated", len(items), "answers", shown=jax.process_index() == 0) as progress:
+            for (number, index, truth), answer in assistant.answers(questions()):
+                right = answer.text.strip() == truth.strip()
+                answered[number, index] = Asked(number, index, answer.text, right)
+                progress.update(1)
         return [answered[item] for item in items]
 
     def _ask(self, assistant: Assistant, sample: Sample) -> tuple[str, Question]:
@@ -93,7 +98,8 @@ class Generated(Asking):
     def report(self, scores: Sequence[Asked], folder: Path, final: bool) -> str:
         """Draws generated.png."""
         sources = self._sources()
-        shown = _spread([one for one in scores if one.answer is not None], SHOWN)
+        usable = [one for one in scores if one.answer is not None]
+        shown = varied(usable, lambda one: sources[one.source][one.sample], SHOWN)
         draw("plot_answers", folder / "generated.png", [_shown(one, sources[one.source][one.sample]) for one in shown])
         bad = Counter(_name(self.config, one) for one in scores if one.answer is None)
         lines = [super().report(scores, folder, final)]
@@ -109,8 +115,3 @@ def _shown(one: Asked, sample: Sample) -> Answer:
     image = load_image(sample.images[0]) if sample.images else None
     question, truth = sample.turns[-1]
     return Answer(image, question, one.answer or "", truth, one.right)
-
-
-def _spread(answers: Sequence[Any], count: int) -> list[Any]:
-    """So many of them, evenly spread."""
-    return [answers[len(answers) * place // count] for place in range(count)] if len(answers) > count else list(answers)

@@ -87,6 +87,8 @@ def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], 
         print(markdown_table(lines))
     if options.png and plans:
         report.draw(options.png, plans)
+    elif options.png:
+        print(f"{options.png}: not drawn, as there is no plan", file=sys.stderr)
     if options.json:
         options.json.write_text(json.dumps([as_json(plan) for plan in plans], indent=2) + "\n")
     return 0 if len(plans) == len(lines) and all(plan.fits for plan in plans) else 1

@@ -5,7 +5,6 @@ kilobytes each) are kept: under $NAVIL_PLAN_CACHE, or ~/.cache/navil_jax/plans. 
 slice, the versions of JAX and of the compiler, and the sources that shape the program.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -17,15 +16,13 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from navil_jax.config import Config, SourceConfig
 from navil_jax.config.plain import to_json
-from navil_jax.console import is_terminal
+from navil_jax.console import waiting
 from navil_jax.errors import UserError
 from navil_jax.paths import at_home
 from navil_jax.plan.hlo import Collective, Kernel, Loop, Program
@@ -95,7 +92,7 @@ def compile_for(
     if file.is_file() and not hlo:
         answer = json.loads(file.read_text())
     else:
-        with _progress(f"compiling {task} for {place.name}, {rows} rows{' (fast)' if effort == 'fast' else ''}"):
+        with waiting(f"compiling {task} for {place.name}, {rows} rows{' (fast)' if effort == 'fast' else ''}"):
             answer = _ask(request | {"hlo": hlo}, effort)
         if "error" in answer:
             raise UserError(answer["error"])
@@ -167,29 +164,6 @@ def compiler_environment(effort: Effort) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])),
         **({"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"} if effort == "fast" else {}),
     }
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """Says on stderr what is going on and for how long."""
-    began, done = time.monotonic(), threading.Event()
-    shown = is_terminal(sys.stderr)
-
-    def tell() -> None:
-        while not done.wait(1.0):
-            print(f"\r{what} ... {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=tell, daemon=True)
-    if shown:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if shown:
-            thread.join()
-        end = "\r" if shown else ""
-        print(f"{end}{what}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 def _program(plain: dict[str, Any]) -> Program:

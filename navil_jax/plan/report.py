@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from navil_jax.console import table
 from navil_jax.model.flops import PARTS
@@ -148,30 +149,38 @@ def _flops(plan: Plan) -> str:
 
 
 def _advice(plan: Plan) -> str:
+    """By how much it does not fit, and what to change."""
+    return "\n".join([f"{_excess(plan)}. What helps:", *(f"  {line}" for line in _remedies(plan))])
+
+
+def _excess(plan: Plan) -> str:
+    over = (plan.compiled.total - plan.place.generation.hbm) / GIB
+    return "Too much for each device" if math.isinf(over) else f"{over:.2f} GiB too much for each device"
+
+
+def _remedies(plan: Plan) -> list[str]:
     """What to change, by what takes the most."""
     compiled, config = plan.compiled, plan.config
-    over = (compiled.total - plan.place.generation.hbm) / GIB
-    much = "Too much for each device" if math.isinf(over) else f"{over:.2f} GiB too much for each device"
     state = sum(compiled.state.values())
-    lines = [f"{much}. What helps:"]
+    lines = []
     if plan.largest_rows:
-        lines.append(f"  fewer rows: --batch {plan.largest_rows} fits")
+        lines.append(f"fewer rows: --batch {plan.largest_rows} fits")
         if config.optimizer.microbatches == 1:
-            lines.append("  the same rows in parts: --config.optimizer.microbatches=2 (as many steps, less memory)")
+            lines.append("the same rows in parts: --config.optimizer.microbatches=2 (as many steps, less memory)")
     elif plan.largest_rows == 0:
         lines.append(
-            "  not even one row fits: split rows (--mesh fsdp=-1,context=2) or weights (--mesh fsdp=-1,tensor=2)"
+            "not even one row fits: split rows (--mesh fsdp=-1,context=2) or weights (--mesh fsdp=-1,tensor=2)"
         )
     if config.model.remat in ("none", "attention", "dots"):
-        lines.append("  recompute in the backward pass: --config.model.remat=full")
+        lines.append("recompute in the backward pass: --config.model.remat=full")
     if state > plan.place.generation.hbm / 2:
-        lines.append("  parameters and optimizer take most: more chips, or more of them on the axis fsdp")
+        lines.append("parameters and optimizer take most: more chips, or more of them on the axis fsdp")
         if compiled.mesh["data"] > 1:
             lines.append(
-                f"  every one of data={compiled.mesh['data']} groups holds all parameters: --mesh data=1,fsdp=-1"
+                f"every one of data={compiled.mesh['data']} groups holds all parameters: --mesh data=1,fsdp=-1"
             )
-    lines.append("  shorter rows: fewer slots (config.data.visual_slots, text_slots, patch_slots)")
-    return "\n".join(lines)
+    lines.append("shorter rows: fewer slots (config.data.visual_slots, text_slots, patch_slots)")
+    return lines
 
 
 def _sources(plan: Plan) -> str:
@@ -222,28 +231,50 @@ def row(plan: Plan) -> dict[str, str]:
 
 
 def draw(path: str | Path, plans: Sequence[Plan]) -> None:
-    """A bar per plan: where its step's time goes, with days and MFU; plans that do not fit have no bar."""
+    """A line per plan: the memory that it needs, and where its step's time goes or why it has none."""
     from matplotlib.figure import Figure  # needed by nothing else here
 
-    figure = Figure(figsize=(9, 1.2 + 0.5 * len(plans)), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(12, 1.8 + 0.6 * len(plans)), layout="constrained")
+    memory, time = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
+    places = range(len(plans))
+    needed = [plan.compiled.total / plan.place.generation.hbm for plan in plans]
+    shown = [min(share, 2.0) for share in needed]
+    memory.barh(places, shown, color=["tab:blue" if plan.fits else "tab:red" for plan in plans])
+    for place, (plan, share) in enumerate(zip(plans, needed, strict=True)):
+        said = "another memory is full" if math.isinf(share) else row(plan)["HBM GiB"] + " GiB"
+        memory.text(0.02, place, said, va="center", fontsize=8, color="white", fontweight="bold")
+    memory.axvline(1, color="black", linestyle="--")
+    memory.set(xlim=(0, max(1.1, *shown)), xlabel="memory of a device, as a share of what it has")
+    memory.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     names = [f"{plan.place.name}\n{row(plan)['mesh']}, {plan.rows / plan.shards:g} rows a group" for plan in plans]
-    shares = {
+    memory.set_yticks(places, names, fontsize=8)
+    memory.invert_yaxis()
+    _draw_time(time, plans)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_time(axes: Any, plans: Sequence[Plan]) -> None:
+    """Bars of seconds, on matplotlib's axes."""
+    times = {
         "compute (compiler)": [sum(p.timing.compute.values()) if p.timing else 0.0 for p in plans],
         "attention kernels (model)": [sum(p.timing.kernels.values()) if p.timing else 0.0 for p in plans],
         "waiting for the heaviest rows (model)": [p.timing.waiting if p.timing else 0.0 for p in plans],
         "collectives not hidden (model)": [p.timing.exposed if p.timing else 0.0 for p in plans],
     }
-    left = [0.0] * len(plans)
-    for name, values in shares.items():
-        axes.barh(range(len(plans)), values, left=left, label=name)
-        left = [a + b for a, b in zip(left, values, strict=True)]
-    for place, (plan, end) in enumerate(zip(plans, left, strict=True)):
-        said = f" {plan.days:.1f} days, MFU {plan.mfu:.0%}" if plan.timing else " does not fit"
-        axes.text(end, place, said, va="center", fontsize=8)
-    axes.set_yticks(range(len(plans)), names, fontsize=8)
-    axes.set_xlabel("modelled seconds a step")
-    axes.margins(x=0.25)
-    axes.invert_yaxis()
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    ends = [0.0] * len(plans)
+    for name, values in times.items():
+        axes.barh(range(len(plans)), values, left=ends, label=name)
+        ends = [a + b for a, b in zip(ends, values, strict=True)]
+    for place, (plan, end) in enumerate(zip(plans, ends, strict=True)):
+        axes.text(end, place, f" {_verdict(plan)}", va="center", fontsize=8)
+    axes.set(xlim=(0, 1.5 * max(ends) or 1.0), xlabel="modelled seconds a step")
+    if max(ends):
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    else:
+        axes.set(xticks=[], xlabel="no time is modelled")
+
+
+def _verdict(plan: Plan) -> str:
+    if not plan.fits:
+        return f"does not fit: {_excess(plan)}\n {_remedies(plan)[0]}"
+    return f"{plan.days:.1f} days, MFU {plan.mfu:.0%}" if plan.timing else "fits"

@@ -14,7 +14,7 @@ from navil_jax.study.results import PUBLISHED, parse_size, read_results
 
 EXAMPLES = """
 the paper's published points, fitted, drawn, and as one page:
-  python -m navil_jax.study fit
+  python -m navil_jax.study fit --out laws.json
   python -m navil_jax.study plot --out figures
   python -m navil_jax.study report --out published.html
 
@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+        lines = [line for line in EXAMPLES.splitlines() if line.startswith(f"  python -m navil_jax.study {name} ")]
+        added = commands.add_parser(name, help=text, description=text, epilog="\n".join(["for example:", *lines]))
         added.set_defaults(run=run)
         return added
 

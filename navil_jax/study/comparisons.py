@@ -56,9 +56,9 @@ def _compared(law: str, slow: Curve, fast: Curve, differing: tuple[str, ...]) ->
     except TooFew as error:
         return Fitted(law, of, {}, points, f"cannot be compared: {error}", None, (slow, fast))
     values = {f"at loss {end.loss:.3g}": Value.of(end.ratio)}
-    notes = ["at least, the better one starts below"] if end.bound else []
-    notes += [f"at loss {loss:.3g} {Value.of(ratio.ratio)}" for loss, ratio in _earlier(curves, end.loss)]
-    return Fitted(law, of, values, points, "; ".join(notes), end, (slow, fast))
+    values |= {f"at loss {loss:.3g}": Value.of(ratio.ratio) for loss, ratio in _earlier(curves, end.loss)}
+    note = "at least, the better one starts below" if end.bound else ""
+    return Fitted(law, of, values, points, note, end, (slow, fast))
 
 
 def _points(curve: Curve) -> laws.Points:

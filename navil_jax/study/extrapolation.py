@@ -50,6 +50,8 @@ class Projection:
         gain, now = self.gain(1), float(self.law.loss(self.last)[0])
         seen = 2 * self.noise
         wanted = max(WORTH * now, seen)
+        if (miss := abs(now - float(self.losses[-1]))) > max(2 * seen, gain.value):
+            return f"undecided: the power law misses the newest loss, {self.losses[-1]:.3g}, by {miss:.2g}"
         if gain.low > wanted:
             return f"going on is likely to pay: the next doubling saves more than {wanted:.2g}"
         if gain.high < wanted:
@@ -132,8 +134,9 @@ def extrapolate(workdir: Path, metric: str, to: int | None, out: Path) -> str:
         found = project(steps, losses, target)
     except TooFew as error:
         raise UserError(f"{path}: too few data for a law: {error}; wait, or take another --metric") from error
-    _draw(found, steps, losses, name, out)
-    return "\n".join([*_said(found, name), *_schedule(lines), f"drawn: {out}"])
+    warnings = _schedule(lines)
+    _draw(found, steps, losses, name, warnings, out)
+    return "\n".join([*_said(found, name), *warnings, f"drawn: {out}"])
 
 
 def _said(found: Projection, name: str) -> list[str]:
@@ -154,7 +157,7 @@ def _schedule(lines: list[dict]) -> list[str]:
     return []
 
 
-def _draw(found: Projection, steps: np.ndarray, losses: np.ndarray, name: str, out: Path) -> None:
+def _draw(found: Projection, steps: np.ndarray, losses: np.ndarray, name: str, warnings: list[str], out: Path) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=120)
     axis = figure.subplots()
     axis.plot(steps, losses, color="0.85", linewidth=0.8, label="logged")
@@ -163,9 +166,19 @@ def _draw(found: Projection, steps: np.ndarray, losses: np.ndarray, name: str, o
     draws = np.array([found.law.loss(place) for place in x])
     axis.plot(x, draws[:, 0], color="C1", label="power law")
     axis.fill_between(x, *np.quantile(draws[:, 1:], [0.025, 0.975], axis=1), color="C1", alpha=0.2, label="95%")
-    axis.axvline(found.last, color="0.5", linestyle="--")
+    for step, text in ((found.last, "now"), (2 * found.last, "the next doubling")):
+        if step <= found.to:
+            axis.axvline(step, color="0.5", linestyle="--")
+            axis.annotate(text, (step, 0.02), (3, 0), ("data", "axes fraction"), "offset points", fontsize=8)
+    head = f"{name} {Value.of(found.law.loss(found.last))} now, {found.gain(1)} less after a doubling of the steps"
     low, high = min(draws[:, 0].min(), found.losses.min()), found.losses.max()
-    axis.set(xscale="log", xlabel="step", ylabel=name, title=found.verdict(), ylim=(0.9 * low, 1.1 * high))
+    axis.set(
+        xscale="log",
+        xlabel="step",
+        ylabel=name,
+        title="\n".join([head, found.verdict(), *warnings]),
+        ylim=(0.9 * low, 1.1 * high),
+    )
     axis.set_xlim(left=found.steps[0] / 2)
     axis.title.set_fontsize(9)
     axis.grid(alpha=0.3, which="both")

@@ -1,9 +1,11 @@
 """The paper's figures, drawn from any results."""
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,14 +15,20 @@ from navil_jax.study.laws import EncoderLine, PowerLaw
 from navil_jax.study.optima import encoder_points
 from navil_jax.study.results import Curve, size
 
-MOST_CURVES = 12  # in a panel
+WIDTH, HEIGHT, LEGEND_LINE = 4.8, 3.6, 0.15  # inches of a panel, and of a line of its legend
+GROUND = "#171b22"  # of dark pages
+MOST_CURVES = 10  # in a panel, as many as there are colours
 
 
-def draw(analysis: Analysis, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+def draw(analysis: Analysis, folder: Path, dark: bool = False) -> tuple[dict[str, Path], dict[str, str]]:
     """Draws every figure that the results allow.
 
+    Args:
+      dark: light curves on the dark ground of pages.
+
     Returns:
-      Title -> PNG file of those that were drawn, and title -> what is missing of the others.
+      Title -> PNG file of those that were drawn, whose text "Description" says what is seen, and title -> what is
+      missing of the others.
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures: tuple[tuple[str, str, Callable[[Analysis, Path], str]], ...] = (
@@ -31,30 +39,53 @@ def draw(analysis: Analysis, folder: Path) -> tuple[dict[str, Path], dict[str, s
         ("Depth against width", "depth_width.png", draw_shapes),
     )
     drawn, missing = {}, {}
-    for title, name, function in figures:
-        if reason := function(analysis, folder / name):
-            missing[title] = reason
-        else:
-            drawn[title] = folder / name
+    ground = {"figure.facecolor": GROUND, "axes.facecolor": GROUND, "savefig.facecolor": GROUND}
+    with style.context(["dark_background", ground] if dark else "default"):
+        for title, name, function in figures:
+            if reason := function(analysis, folder / name):
+                missing[title] = reason
+            else:
+                drawn[title] = folder / name
     return drawn, missing
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(count, 2)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(6.4 * columns, 4.4 * rows), dpi=120)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[count:]:
-        axis.set_visible(False)
-    return figure, list(axes.flat[:count])
+    """Panels below one another, as a phone shows them."""
+    figure = Figure(figsize=(WIDTH, HEIGHT * count), dpi=160, layout="constrained")
+    return figure, list(figure.subplots(count, squeeze=False).flat)
+
+
+def _legend(axis: Axes) -> None:
+    """Below the curves, which it must not hide."""
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7, frameon=False)
 
 
 def _finish(figure: Figure, path: Path) -> str:
     for axis in figure.axes:
-        axis.grid(alpha=0.3, which="both")
-    figure.tight_layout()
-    figure.savefig(path)
+        axis.grid(alpha=0.3)
+        for scaled in (axis.xaxis, axis.yaxis):
+            if scaled.get_scale() == "log":
+                scaled.set_major_formatter(lambda number, _: size(number))
+                scaled.set_minor_formatter(lambda number, _: size(number) if _is_labelled(number) else "")
+                scaled.set_tick_params(which="minor", labelsize=8)
+        axis.set_title("\n".join(textwrap.wrap(axis.get_title(), 52)), fontsize=10)
+    lines = sum(len(legend.get_texts()) for axis in figure.axes if (legend := axis.get_legend()))
+    figure.set_figheight(HEIGHT * len(figure.axes) + LEGEND_LINE * lines)
+    figure.savefig(path, metadata={"Description": "; ".join(_seen(axis) for axis in figure.axes)})
     return ""
+
+
+def _is_labelled(number: float) -> bool:
+    """Whether a number between powers of ten stands at an axis: 2 and 5 times them."""
+    return f"{number:.0e}"[0] in "25"
+
+
+def _seen(axis: Axes) -> str:
+    """What a panel shows, for those who cannot see it."""
+    legend = axis.get_legend()
+    names = [text.get_text() for text in legend.get_texts()] if legend else []
+    title = " ".join(axis.get_title().split())
+    return f"{title}: {axis.get_ylabel()} against {axis.get_xlabel()} of {', '.join(names)}"
 
 
 def _measured(axis: Axes, curve: Curve, name: str) -> None:
@@ -80,8 +111,8 @@ def draw_data(analysis: Analysis, path: Path) -> str:
         for curve in members[:MOST_CURVES]:
             _measured(axis, curve, label(curve.row))
         rest = f" (first {MOST_CURVES} of {len(members)} settings)" if len(members) > MOST_CURVES else ""
-        axis.set(xscale="log", xlabel="samples seen", ylabel="held-out loss", title=title + rest)
-        axis.legend(fontsize=7)
+        axis.set(xscale="log", xlabel="samples seen", ylabel="held-out loss", title=f"Loss against data: {title}{rest}")
+        _legend(axis)
     return _finish(figure, path)
 
 
@@ -105,8 +136,8 @@ def draw_llm(analysis: Analysis, path: Path) -> str:
             if len(points) > 1:
                 x, y, errors = np.array(sorted(points)).T
                 axis.errorbar(x, y, 1.96 * errors, fmt="o-", markersize=4, capsize=2, label=name)
-        axis.set(xscale="log", xlabel="LLM parameters", ylabel="held-out loss", title=fit.of)
-        axis.legend(fontsize=7)
+        axis.set(xscale="log", xlabel="LLM parameters", ylabel="held-out loss", title=f"Loss against LLM: {fit.of}")
+        _legend(axis)
     return _finish(figure, path)
 
 
@@ -123,8 +154,8 @@ def draw_encoder(analysis: Analysis, path: Path) -> str:
         )
         if isinstance(fit.found, PowerLaw):
             _band(axis, fit.found.loss, points.encoder[0], points.encoder[-1] * 2, color)
-    axis.set(xscale="log", xlabel="encoder parameters", ylabel="held-out loss")
-    axis.legend(fontsize=7)
+    axis.set(xscale="log", xlabel="encoder parameters", ylabel="held-out loss", title="Loss against encoder")
+    _legend(axis)
     return _finish(figure, path)
 
 
@@ -137,7 +168,7 @@ def _band(axis: Axes, law: Callable[[float], np.ndarray], low: float, high: floa
 
 def draw_optimum(analysis: Analysis, path: Path) -> str:
     """Optimal encoder against LLM on logarithmic axes, with the line and its 95% band."""
-    lines = [(fit, fit.found) for fit in analysis.line if isinstance(fit.found, EncoderLine)]
+    lines = [(fit, fit.found) for fit in analysis.line if isinstance(fit.found, EncoderLine) and len(fit.values) > 1]
     known = [fit for fit in analysis.optimal if fit.values and np.isfinite(fit.values["encoder"].value)]
     if not known or not lines:
         return next((fit.note for fit in analysis.line), "no optimal encoders are known")
@@ -149,10 +180,12 @@ def draw_optimum(analysis: Analysis, path: Path) -> str:
         axis.errorbar(llm, value, sides, fmt="os"[number], color=f"C{number}", capsize=3, label=law)
     llms = [fit.llm for fit in known if fit.llm]
     for number, (fit, line) in enumerate(lines):
-        _band(axis, line.encoder, min(llms) / 2, max(llms) * 2, f"C{number}")
-        axis.plot([], [], color=f"C{number}", label=f"{fit.note} ({fit.of})")
+        color = f"C{number + 2}"  # behind those of the points
+        _band(axis, line.encoder, min(llms) / 2, max(llms) * 2, color)
+        axis.plot([], [], color=color, label=f"{fit.note} ({fit.of})")
     axis.set(xscale="log", yscale="log", xlabel="LLM parameters", ylabel="optimal encoder parameters")
-    axis.legend(fontsize=7)
+    axis.set_title("Optimal encoder against LLM")
+    _legend(axis)
     return _finish(figure, path)
 
 
@@ -164,6 +197,11 @@ def draw_shapes(analysis: Analysis, path: Path) -> str:
     for axis, fit in zip(axes, analysis.shapes, strict=True):
         for curve in fit.curves:
             _measured(axis, curve, f"{curve.row.depth} x {curve.row.width}")
-        axis.set(xscale="log", xlabel="samples seen", ylabel="held-out loss", title="depth x width")
-        axis.legend(fontsize=7)
+        axis.set(
+            xscale="log",
+            xlabel="samples seen",
+            ylabel="held-out loss",
+            title=f"Loss against data by depth x width, {fit.of.split(',')[0]}",
+        )
+        _legend(axis)
     return _finish(figure, path)

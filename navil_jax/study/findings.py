@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from navil_jax.study.analysis import Analysis
-from navil_jax.study.fitted import Fitted
+from navil_jax.study.fitted import Fitted, shown
 
 Verdict = Literal["holds", "in part", "does not hold", "not decided", "no data"]
+MARKS: dict[Verdict, str] = {"holds": "✓", "in part": "◐", "does not hold": "✗", "not decided": "?", "no data": "-"}
 CLAIMED_RATIO = 10.0  # of data for equal loss, of findings 1 and 2
 SMALL_EXCESS = 0.01  # of the loss: what counts as no difference between shapes
 
@@ -18,15 +19,29 @@ class Finding:
 
     number: int
     claim: str  # of the paper
-    measured: tuple[str, ...]  # what the results say, with 95% intervals
+    fits: tuple[Fitted, ...]  # what the results say
     verdict: Verdict
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """In words, with 95% intervals."""
+        return tuple(f"{fit.law}, {fit.of}: {fit.text()}" for fit in self.fits)
+
+    @property
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """(of what, quantity, estimate, 95% interval or note)."""
+        found = []
+        for fit in self.fits:
+            of = f"{fit.law}, {fit.of}"
+            found += [(of, name, *shown(name, value)) for name, value in fit.values.items()]
+            found += [] if fit.values else [(of, "", "withheld", fit.note)]
+        return found
 
 
 def findings(analysis: Analysis) -> tuple[Finding, ...]:
     """All five. `holds` means that every interval lies on the paper's side, `in part` that the effect is smaller."""
     ratios = {fit.law: [f for f in analysis.comparisons if f.law == fit.law] for fit in analysis.comparisons}
     initialised = ratios.get("data: from scratch / initialised", [])
-    experts = [fit for law, fits in ratios.items() if "experts" in law for fit in fits]
     both = ratios.get("data: no experts / attention + FFN experts", [])
     sizes = (*analysis.llm, *analysis.encoder)
     return (
@@ -36,7 +51,7 @@ def findings(analysis: Analysis) -> tuple[Finding, ...]:
             _said(initialised),
             _above_one(initialised),
         ),
-        Finding(2, "With modality experts a tenth of the data gives equal loss.", _said(experts), _above_one(both)),
+        Finding(2, "With modality experts a tenth of the data gives equal loss.", _said(both), _above_one(both)),
         Finding(3, "Only extreme depth or width hurts.", _said(analysis.shapes), _extremes_hurt(analysis.shapes)),
         Finding(
             4,
@@ -53,8 +68,9 @@ def findings(analysis: Analysis) -> tuple[Finding, ...]:
     )
 
 
-def _said(fits: Sequence[Fitted]) -> tuple[str, ...]:
-    return tuple(f"{fit.law}, {fit.of}: {fit.text()}" for fit in fits if fit.values)
+def _said(fits: Sequence[Fitted]) -> tuple[Fitted, ...]:
+    """The fits that found something, or found that nothing is determined."""
+    return tuple(fit for fit in fits if fit.values or "not determined" in fit.note or "above the largest" in fit.note)
 
 
 def _side(values: Sequence[tuple[float, float, float]], border: float, above: bool = True) -> Verdict:

@@ -36,16 +36,16 @@ class Fitted:
 
     def text(self) -> str:
         """The values, or why there are none."""
-        shown = ", ".join(f"{name} {_shown(name, value)}" for name, value in self.values.items())
-        return "; ".join(part for part in (shown, self.note) if part)
+        found = [(name, *shown(name, value)) for name, value in self.values.items()]
+        text = ", ".join(f"{name} {estimate} ({interval})" for name, estimate, interval in found)
+        return "; ".join(part for part in (text, self.note) if part)
 
 
-def _shown(name: str, value: Value) -> str:
-    """Sizes as sizes, anything else as a number."""
-    if not name.startswith("encoder") or "exponent" in name:
-        return str(value)
-    estimate, low, high = (size(part) for part in value)
-    return f"{estimate} ({low} to {high})"
+def shown(name: str, value: Value) -> tuple[str, str]:
+    """(estimate, interval): sizes as sizes, anything else as a number."""
+    is_size = name.startswith("encoder") and "exponent" not in name
+    estimate, low, high = (size(part) if is_size else f"{part:.3g}" for part in value)
+    return estimate, f"{low} to {high}"
 
 
 def label(row: Row, encoder: bool = True) -> str:

@@ -14,6 +14,18 @@ RULE_SHARE = 0.01  # the paper's rule: of the loss with the smallest encoder
 GRID_ERROR = float(np.log(2) / np.sqrt(12))  # standard deviation of ln(optimum) known on a grid of doublings
 
 
+UNDETERMINED = 100.0  # an interval whose ends differ by more than this factor says nothing
+
+
+def _optimum(value: Value) -> tuple[dict[str, Value], str]:
+    """(values, note) of an optimal encoder, which is withheld where the data do not determine it."""
+    if value.low > 0 and value.high <= UNDETERMINED * value.low:
+        return {"encoder": value}, ""
+    if value.low > 0 and not np.isfinite(value.high):
+        return {}, f"not determined by these data: {size(value.low)} or larger"
+    return {}, "not determined by these data, by orders of magnitude"
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderPoints:
     """Losses of one LLM at one data size, a point per encoder size (the best shape of each)."""
@@ -113,8 +125,10 @@ def ruled_optima(of: str, members: Sequence[Curve]) -> Iterator[Fitted]:
         except TooFew as error:
             yield Fitted(name, where, {}, len(points.encoder), f"too few data: {error}", None, tuple(group), llm)
             continue
-        note = "" if np.isfinite(chosen[0]) else f"above the largest measured, {size(points.encoder[-1])}"
-        yield Fitted(name, where, {"encoder": Value.of(chosen)}, len(points.encoder), note, None, tuple(group), llm)
+        values, note = _optimum(Value.of(chosen))
+        if not np.isfinite(chosen[0]):
+            note = f"above the largest measured, {size(points.encoder[-1])}"
+        yield Fitted(name, where, values, len(points.encoder), note, None, tuple(group), llm)
 
 
 def fit_surface(of: str, members: Sequence[Curve]) -> Fitted:
@@ -147,15 +161,10 @@ def surface_optima(fit: Fitted) -> list[Fitted]:
     if fit.found is None:
         return []
     name = "optimal encoder by the fitted surface"
+    found = {llm: _optimum(Value.of(surface_optimum(fit, llm))) for llm in by_llm(fit.curves)}
     return [
-        Fitted(
-            name,
-            f"{size(llm)} LLM, {fit.of}",
-            {"encoder": Value.of(surface_optimum(fit, llm))},
-            fit.points,
-            llm=llm,
-        )
-        for llm in by_llm(fit.curves)
+        Fitted(name, f"{size(llm)} LLM, {fit.of}", values, fit.points, note, llm=llm)
+        for llm, (values, note) in found.items()
     ]
 
 
@@ -186,8 +195,10 @@ def reference_llm(sizes: np.ndarray) -> float:
 
 
 def _line_of(name: str, of: str, line: EncoderLine, points: int) -> Fitted:
-    values = {"exponent": Value.of(line.exponent), f"encoder at {size(line.unit)}": Value.of(line.scale)}
-    note = f"V* = {size(float(line.scale[0]))} (L / {size(line.unit)})^{line.exponent[0]:.3f}"
+    known, note = _optimum(Value.of(line.scale))
+    values = {"exponent": Value.of(line.exponent)} | {f"encoder at {size(line.unit)}": v for v in known.values()}
+    if known:
+        note = f"V* = {size(float(line.scale[0]))} (L / {size(line.unit)})^{line.exponent[0]:.3f}"
     return Fitted(name, of, values, points, note, line)
 
 

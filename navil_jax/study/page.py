@@ -5,10 +5,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from PIL import Image
+
 from navil_jax.data.inspect.page import render
 from navil_jax.study.analysis import Analysis
 from navil_jax.study.figures import draw
-from navil_jax.study.findings import findings, markdown
+from navil_jax.study.findings import MARKS, findings, markdown
 from navil_jax.study.fitted import label
 from navil_jax.study.results import size
 
@@ -16,25 +18,31 @@ from navil_jax.study.results import size
 def write_report(analysis: Analysis, path: Path, markdown_path: Path | None, title: str) -> None:
     """Writes the page with all figures in it, and the table of the five findings as Markdown if a path is given."""
     with tempfile.TemporaryDirectory() as folder:
-        page = report(analysis, *draw(analysis, Path(folder)), title)
+        light, missing = draw(analysis, Path(folder) / "light")
+        dark, _ = draw(analysis, Path(folder) / "dark", dark=True)
+        page = report(analysis, {name: (light[name], dark[name]) for name in light}, missing, title)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     if markdown_path:
         markdown_path.write_text(markdown(analysis), encoding="utf-8")
 
 
-def report(analysis: Analysis, figures: Mapping[str, Path], missing: Mapping[str, str], title: str) -> str:
+def report(analysis: Analysis, figures: Mapping[str, tuple[Path, Path]], missing: Mapping[str, str], title: str) -> str:
     """The page.
 
     Args:
-      figures: title -> PNG, embedded.
+      figures: title -> PNG for light and for dark pages, embedded.
       missing: title -> what was needed to draw it.
     """
     return render(
         Path(__file__).with_name("report.html.jinja"),
         title=title,
-        findings=[(f"({f.number}) {f.claim}", "\n".join(f.measured) or "-", f.verdict) for f in findings(analysis)],
-        figures={name: _data_uri(path) for name, path in figures.items()},
+        findings=findings(analysis),
+        marks=MARKS,
+        figures=[
+            (name, _data_uri(light), _data_uri(dark), Image.open(light).text["Description"])  # type: ignore[attr-defined]
+            for name, (light, dark) in figures.items()
+        ],
         missing=missing,
         laws=[(fit.law, fit.of, str(fit.points), fit.text()) for fit in analysis.all()],
         settings=_settings(analysis),

@@ -7,14 +7,19 @@ To add one, write a class like `Evaluator` and name it in `config.evaluators`: b
 import abc
 import dataclasses
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from PIL import Image
 
 from navil_jax.config import Config, EvaluatorConfig
 from navil_jax.config.flags import named_object
+from navil_jax.console import say
+from navil_jax.data.sample import Sample
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 from navil_jax.model.params import Params
@@ -29,6 +34,8 @@ EVALUATORS = {
     "captions": "navil_jax.evaluate.captions:Captions",
 }
 OF_ENTRY = ("benchmark", "data", "split", "protocol")  # fields of an entry that say what is measured
+CANDIDATES = 8  # that are looked at for each answer shown
+Score = TypeVar("Score")
 USED = {"benchmark": OF_ENTRY, "captions": ("data",)}  # by which evaluator
 
 
@@ -69,9 +76,33 @@ def draw(name: str, path: Path, *content: Any) -> None:
     try:
         from navil_jax.train import plots
     except ModuleNotFoundError as error:
-        print(f"{path.name}: not drawn, as the package {error.name} is missing; pip install matplotlib", flush=True)
+        say(f"{path.name}: not drawn, as the package {error.name} is missing; pip install matplotlib")
         return
     getattr(plots, name)(path, *content)
+
+
+def varied(scores: Sequence[Score], sample_of: Callable[[Score], Sample], count: int) -> list[Score]:
+    """Some of the scores, evenly spread, whose images, questions and answers repeat as little as can be.
+
+    Args:
+      sample_of: the sample that a score is of; it is read for `CANDIDATES` times as many as are chosen.
+    """
+    places = np.unique(np.linspace(0, len(scores) - 1, min(len(scores), CANDIDATES * count)).astype(int)).tolist()
+    candidates = [(scores[place], _seen_in(sample_of(scores[place]))) for place in places]
+    seen: Counter[Hashable] = Counter()
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(candidates)):
+        left = (n for n in range(len(candidates)) if n not in chosen)
+        best = min(left, key=lambda n: sum(seen[one] for one in candidates[n][1]))
+        seen.update(candidates[best][1])
+        chosen.append(best)
+    return [candidates[n][0] for n in sorted(chosen)]
+
+
+def _seen_in(sample: Sample) -> list[Hashable]:
+    """What shall not be shown twice: image, question, truth."""
+    images = (one.tobytes() if isinstance(one, Image.Image) else one for one in sample.images[:1])
+    return [*(("image", hash(one)) for one in images), *zip(("question", "truth"), sample.turns[-1], strict=True)]
 
 
 class Evaluations:
@@ -109,6 +140,7 @@ class Evaluations:
                 if self._log:
                     self._log.write(step, evaluator.metrics(scores))
                     self._say(evaluator.report(scores, self._files.local, final=False))
+        self._draw_losses(step)
 
     def finish(self, state: TrainState) -> None:
         """Scores all held-out samples with every evaluator, and draws the loss curve."""
@@ -122,10 +154,14 @@ class Evaluations:
                 if {"step": step} | values not in before:
                     self._log.write(step, values)
                 self._say(evaluator.report(scores, folder, final=True))
+        self._draw_losses(step)
         if self._log:
-            title = f"{self._files.folder.name}, {step} steps"
-            draw("plot_losses", folder / "loss.png", read_log(folder / "metrics.jsonl"), title)
             self._say(f"evaluated in {time.monotonic() - began:.0f} s")
+
+    def _draw_losses(self, step: int) -> None:
+        if self._log:
+            title = f"{self._files.folder.name}, {step:,} steps"
+            draw("plot_losses", self._files.local / "loss.png", read_log(self._files.local / "metrics.jsonl"), title)
 
     def _is_due(self, entry: EvaluatorConfig, step: int) -> bool:
         every = self._config.eval_every if entry.every is None else entry.every

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from navil_jax.config import Config
+from navil_jax.console import Progress
 from navil_jax.data.images import load_image
 from navil_jax.data.pipeline import check_held_out, evaluation_batches
 from navil_jax.data.prompt import response_text
@@ -25,7 +26,7 @@ from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.toy.baselines import commonest_answer, question_only
 from navil_jax.data.watchdog import Watchdog
 from navil_jax.model.params import Params
-from navil_jax.train.evaluators import Evaluator, draw
+from navil_jax.train.evaluators import Evaluator, draw, varied
 from navil_jax.train.metrics import Answer
 from navil_jax.train.step import EvalScores, global_batch, make_eval_step
 
@@ -93,14 +94,20 @@ class HeldOut(Evaluator):
     def score(self, params: Params, limit: int = 0) -> list[SampleScore]:
         """Scores the first `limit` held-out samples of every source (0: all). Every process gets all scores."""
         place = (jax.process_index(), jax.process_count())
-        found = []
-        with Watchdog() as watchdog:
+        found: list[SampleScore] = []
+        asked = {number: min(limit or len(source), len(source)) for number, source in self._sources.items()}
+        bar = Progress("held out", sum(asked.values()), "samples", shown=place[0] == 0)
+        with Watchdog() as watchdog, bar as progress:
             for number, source in self._sources.items():
+                before = len(found)
                 batches = evaluation_batches(self._config, source, self._tokenizer, number, limit, *place)
                 for batch in watchdog.over(batches):
-                    found += score_samples(jax.device_get(self._step(params, global_batch(batch, self._mesh))))
-                asked, scored = min(limit or len(source), len(source)), sum(one.source == number for one in found)
-                self._left_out[self._names[number]] = asked - scored, asked
+                    scores = score_samples(jax.device_get(self._step(params, global_batch(batch, self._mesh))))
+                    found += scores
+                    progress.update(len(scores))
+                without = asked[number] - (len(found) - before)
+                progress.update(without)
+                self._left_out[self._names[number]] = without, asked[number]
         return found
 
     def metrics(self, scores: Sequence[SampleScore]) -> dict[str, float]:
@@ -143,11 +150,12 @@ class HeldOut(Evaluator):
         return rows
 
     def answers(self, scores: Sequence[SampleScore], count: int) -> list[Answer]:
-        """The first scores, evenly over the sources, as images with the model's answers."""
+        """Some scores of each source, as images with the model's answers."""
         shown = []
         for number, source in self._sources.items():
-            of_source = (score for score in scores if score.source == number)
-            for score in itertools.islice(of_source, -(-count // len(self._sources))):
+            of_source = [score for score in scores if score.source == number]
+            each = -(-count // len(self._sources))
+            for score in varied(of_source, lambda one, source=source: source[one.sample], each):  # type: ignore[misc]
                 sample = source[score.sample]
                 image = load_image(sample.images[0]) if sample.images else None
                 question, truth = sample.turns[-1]

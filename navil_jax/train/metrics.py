@@ -104,8 +104,10 @@ class Throughput:
     memory: int | None = None  # bytes in use at most so far on a device, where that is known
 
 
-def progress_line(step: int, steps: int, loss: float, learning_rate: float, done: Throughput, samples: str = "") -> str:
-    """One line about the steps since the last one.
+def progress_fields(
+    step: int, steps: int, loss: float, learning_rate: float, done: Throughput, samples: str = ""
+) -> list[str]:
+    """The fields of a line about the steps since the last one.
 
     Args:
       steps: at which the run will end.
@@ -118,21 +120,19 @@ def progress_line(step: int, steps: int, loss: float, learning_rate: float, done
     token_padding, patch_padding = 1 - done.tokens / done.token_slots, 1 - done.patches / done.patch_slots
     left = datetime.timedelta(seconds=round((steps - step) * seconds / done.steps))
     speed = f"MFU {done.flops / seconds / done.peak:.1%}" if done.peak else f"{done.flops / seconds / 1e12:.3g} TFLOP/s"
-    return "  ".join(
-        [
-            f"step {step}/{steps}",
-            *([samples] if samples else []),
-            f"loss {loss:.4f}",
-            f"lr {learning_rate:.1e}",
-            f"{done.tokens / seconds:,.0f} tokens/s",
-            f"{done.images / seconds:,.1f} images/s",
-            speed,
-            *([f"peak memory {done.memory / 2**30:.1f} GiB"] if done.memory else []),
-            f"padding {token_padding:.0%} of tokens, {patch_padding:.0%} of patches",
-            f"data wait {done.data_wait / seconds:.1%}",
-            f"ETA {left}",
-        ]
-    )
+    return [
+        f"step {step}/{steps}",
+        *([samples] if samples else []),
+        f"loss {loss:.4f}",
+        f"lr {learning_rate:.1e}",
+        f"{done.tokens / seconds:,.0f} tokens/s",
+        f"{done.images / seconds:,.1f} images/s",
+        speed,
+        *([f"peak memory {done.memory / 2**30:.1f} GiB"] if done.memory else []),
+        f"padding {token_padding:.0%} of tokens, {patch_padding:.0%} of patches",
+        f"data wait {done.data_wait / seconds:.1%}",
+        f"ETA {left}",
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections.abc import Collection, Mapping
 
@@ -11,10 +12,11 @@ import numpy as np
 
 from navil_jax.batch import Batch
 from navil_jax.config import Config
+from navil_jax.console import Progress, is_terminal, say
 from navil_jax.errors import UserError
 from navil_jax.model.flops import Counts, count_batch, peak_flops, total, useful_flops
 from navil_jax.paths import path_of
-from navil_jax.train.metrics import MetricsLog, Throughput, progress_line
+from navil_jax.train.metrics import MetricsLog, Throughput, progress_fields
 from navil_jax.train.profiling import peak_memory
 
 ALARM_FROM = 10  # losses, before their mean says something
@@ -54,11 +56,13 @@ class Recorder:
         self._lowest = math.inf  # mean loss so far
         self.alarm = ""  # what is wrong with the loss now
         self.last = dict(before)  # the newest step's scalars, for the checkpoint
+        self._round: tuple[int, dict[str, float]] | None = None  # newest step to be shown, with its scalars
+        self._bar: Progress | None = None
 
     def add(
         self, step: int, metrics: dict[str, jax.Array], batch: Batch, waited: float, counts: Mapping[str, int]
     ) -> None:
-        """Takes what a step returned, and waits for the step `IN_FLIGHT` before it; prints every `log_every` steps.
+        """Takes what a step returned, and waits for the step `IN_FLIGHT` before it; prints of each `log_every`th step.
 
         Args:
           waited: seconds that the host waited for the batch.
@@ -74,22 +78,44 @@ class Recorder:
             self.restart_clock()
         elif len(self._pending) > IN_FLIGHT:
             jax.block_until_ready(self._pending[-IN_FLIGHT - 1].metrics)
-        if step % self._config.log_every == 0:
+        if (step - IN_FLIGHT) % self._config.log_every == 0:
             self.flush(IN_FLIGHT)
+        self._show(step)
+
+    def _show(self, step: int) -> None:
+        """Moves the bar on, where there is a terminal."""
+        if jax.process_index() or not is_terminal(sys.stderr) or not is_terminal(sys.stdout):
+            return
+        planned = self._config.steps * self._config.batch_samples
+        now = self.samples_seen if planned else step
+        if self._bar is None:
+            unit = "samples" if planned else "steps"
+            self._bar = Progress("train", planned or self._config.steps, unit, done=now)
+        self._bar.set_postfix_str(f"loss {self.last.get('loss', math.nan):.4f}", refresh=False)
+        self._bar.update(now - self._bar.n)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.leave = False
+            self._bar.close()
 
     def restart_clock(self) -> None:
         """Leaves out of the throughput what happened since the last progress line (compilation, evaluation)."""
         self._clock, self._done, self._real, self._waited = time.monotonic(), [], [], 0.0
+        self._round = None
 
     def flush(self, keep: int = 0) -> None:
-        """Fetches, checks and logs all steps but the newest `keep`, and prints a line about them.
+        """Fetches, checks and logs all steps but the newest `keep`; prints a line if one to be shown is among them.
 
         Raises:
           UserError: a step is such that the run must stop; names it and its samples.
         """
         self._collect(keep)
-        if self._clock is not None and self._done:
-            self._print()
+        if self._newest and self._is_over(self._newest):
+            self._round = self._newest, self.last
+        if self._clock is not None and self._done and self._round:
+            self._print(*self._round)
 
     def ended(self, step: int) -> bool:
         """Whether the run has its length after `step`.
@@ -98,11 +124,14 @@ class Recorder:
         many, nothing is waited for.
         """
         planned = self._config.steps * self._config.batch_samples
-        if not planned:
-            return step >= self._config.steps
-        if self.samples_seen + sum(step.most_samples for step in self._pending) >= planned:
+        if planned and self.samples_seen + sum(step.most_samples for step in self._pending) >= planned:
             self._collect()
-        return self.samples_seen >= planned
+        return self._is_over(step)
+
+    def _is_over(self, step: int) -> bool:
+        """As `ended`, of a step that is collected if the run is counted in samples."""
+        planned = self._config.steps * self._config.batch_samples
+        return self.samples_seen >= planned if planned else step >= self._config.steps
 
     @property
     def samples_seen(self) -> int:
@@ -120,6 +149,8 @@ class Recorder:
                 self._log.write(step.number, self.last)
             self._done.append(metrics)
             self._real.append(step.real)
+            if step.number % self._config.log_every == 0:
+                self._round = step.number, self.last
 
     def _scalars(self, metrics: dict[str, np.ndarray]) -> dict[str, float]:
         """Scalars by name; the loss of each source that the batch holds as `loss/<source>`."""
@@ -131,8 +162,9 @@ class Recorder:
                 scalars[f"loss/{source.name}"] = float(loss)
         return scalars
 
-    def _print(self) -> None:
-        now, config, count, last, step = time.monotonic(), self._config, len(self._done), self.last, self._newest
+    def _print(self, step: int, last: Mapping[str, float]) -> None:
+        """Of a step, with its scalars; speed is that of all steps since the last line."""
+        now, config, count = time.monotonic(), self._config, len(self._done)
         assert self._clock is not None  # since the first step
         data = config.data
         sums = {name: int(sum(metrics[name] for metrics in self._done)) for name in ("tokens", "images", "patches")}
@@ -153,12 +185,13 @@ class Recorder:
             self._log.write_timing(step, done)
         steps, samples = config.steps, ""
         if planned := config.steps * config.batch_samples:
-            steps = max(step, math.ceil(step * planned / max(1, self.samples_seen)))
-            samples = f"{self.samples_seen:,} of {planned:,} samples"
+            seen = int(last["samples_seen"])
+            steps = max(step, math.ceil(step * planned / max(1, seen)))
+            samples = f"{seen:,} of {planned:,} samples"
         if jax.process_index() == 0:
             loss, rate = last.get("loss", math.nan), last["learning_rate"]
-            print(progress_line(step, steps, loss, rate, done, samples), flush=True)
-        self._clock, self._done, self._real, self._waited = now, [], [], 0.0
+            say(*progress_fields(step, steps, loss, rate, done, samples))
+        self._clock, self._done, self._real, self._waited, self._round = now, [], [], 0.0, None
 
     def _check(self, step: _Step, metrics: dict[str, np.ndarray]) -> None:
         """Notes, passes over or stops at what a good step does not have, as the config says.
@@ -189,7 +222,7 @@ class Recorder:
                 f"{said}; {again}; {look}{skip}or lower config.optimizer.peak_learning_rate in a new workdir"
             )
         if jax.process_index() == 0:
-            print(f"{said}{'; skipped' if metrics['skipped'] else ''}", flush=True)
+            say(f"{said}{'; skipped' if metrics['skipped'] else ''}")
 
     def _watch_loss(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         """Says it when the mean loss leaves its range: above what guessing gives, or twice as high as it was."""
@@ -204,7 +237,7 @@ class Recorder:
             alarm = f"once it was {self._lowest:.2f}"
         if alarm and not self.alarm and jax.process_index() == 0:
             look = "look at the learning rate, the parameters that the run starts from, and the data"
-            print(f"step {step}: the mean loss is {mean:.2f}, {alarm}; {look}", flush=True)
+            say(f"step {step}: the mean loss is {mean:.2f}, {alarm}; {look}")
         self.alarm = alarm
 
     def _note(self, step: _Step, what: str) -> str:

@@ -23,6 +23,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from navil_jax.config import Config
+from navil_jax.console import say
 from navil_jax.data.pipeline import make_dataset
 from navil_jax.data.quarantine import Quarantine
 from navil_jax.data.run import open_run
@@ -163,9 +164,11 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
                     _say("metrics.jsonl: was emptied or removed while the run goes on; its loss curve begins here")
             if received:
                 run.checkpoints.wait()
+                recorder.close()
                 of = f"{recorder.samples_seen:,} samples" if config.batch_samples else f"step {step} of {config.steps}"
                 _say(f"stopped after {of}, saved; the same command goes on from here")
                 return 128 + received
+    recorder.close()
     _report(run, evaluations, state, log, recorder)
     return 0
 
@@ -256,4 +259,4 @@ def _report(run: Run, evaluations: Evaluations, state: TrainState, log: MetricsL
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
-        print(text, flush=True)
+        say(text)

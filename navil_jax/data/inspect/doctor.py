@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from navil_jax.config import Config, SourceConfig, validate
+from navil_jax.config.plain import to_json
 from navil_jax.config.ranges import Amount, Processes, read_as
+from navil_jax.console import say
 from navil_jax.data import formats
 from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
 from navil_jax.data.inspect.examination import FieldSets, examine
-from navil_jax.data.inspect.report import report
+from navil_jax.data.inspect.report import LISTED, Head, report
 from navil_jax.data.inspect.summary import (
     bad_reasons,
+    bad_samples,
     box,
     findings,
     marks_in_text,
@@ -61,8 +64,11 @@ Exit status: 0 good, 1 more bad samples than data.max_bad_share allows, 2 bad in
 Ctrl-C."""
 
 
-def run(opened: OpenRun, out: Path, options: argparse.Namespace) -> int:
-    """Examines every sample of the opened sources, and writes the report to `out`; the exit status."""
+def run(opened: OpenRun, out: Path, options: argparse.Namespace, command: str) -> int:
+    """Examines every sample of the opened sources, and writes the report to `out`; the exit status.
+
+    Args: command: as it was given, for the report.
+    """
     config, tokenizer = opened.config, opened.tokenizer
     budgets = row_budgets(config)
     checkups = [
@@ -75,7 +81,7 @@ def run(opened: OpenRun, out: Path, options: argparse.Namespace) -> int:
         if has_split(entry, "test")
     ]
     tables = examine(config, checkups, out, options.workers)
-    return _tell(config, checkups, tables, out, options.samples)
+    return _tell(config, checkups, tables, out, options.samples, command)
 
 
 def out_folder(config: Config, options: argparse.Namespace) -> Path:
@@ -136,7 +142,9 @@ def _entry(given: str, root: str, taken: set[str]) -> SourceConfig:
     return SourceConfig(name, kind=kind, path=at_home(path), root=root)
 
 
-def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarray], out: Path, samples: int) -> int:
+def _tell(
+    config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarray], out: Path, samples: int, command: str
+) -> int:
     """Prints the summaries and writes the report; the exit status."""
     quarantine = out / FILE
     quarantine.touch()
@@ -155,20 +163,28 @@ def _tell(config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarr
         print(box(summary, row_budgets(checkup.config)))
     trained, held_out = tables[: len(config.data.sources)], tables[len(config.data.sources) :]
     if repeated := shared(trained):
-        print(f"{repeated:,} samples stand in more than one source")
+        say(f"{repeated:,} samples stand in more than one source")
     if known := seen(held_out, trained):
-        print(f"{known:,} held-out samples are trained on too; what is measured on them is too good")
+        say(f"{known:,} held-out samples are trained on too; what is measured on them is too good")
     advice = slot_advice(config, trained)
-    print(advice)
+    say(advice)
     with (out / "findings.jsonl").open("w") as file:
         for checkup, table in zip(checkups, tables, strict=True):
             file.writelines(json.dumps(finding) + "\n" for finding in findings(checkup.name, table))
-    (out / "report.html").write_text(report(checkups, tables, summaries, advice, samples), encoding="utf-8")
-    print(f"report: {out / 'report.html'}")
     bad, read = sum(summary.bad for summary in summaries), sum(summary.samples for summary in summaries)
+    head = Head(_verdict(config, bad, read), bad > config.data.max_bad_share * read, advice, command, to_json(config))
+    page = report(checkups, tables, summaries, head, samples, bad_samples(quarantine, LISTED))
+    (out / "report.html").write_text(page, encoding="utf-8")
+    say(f"report: {out / 'report.html'}")
     if bad:
-        print(f"train without the {bad:,} bad samples: --config.data.quarantine={quarantine}")
-    if bad > config.data.max_bad_share * read:
-        print(f"{bad:,} of {read:,} samples are bad, more than data.max_bad_share = {config.data.max_bad_share:g}")
-        return 1
-    return 0
+        say(f"train without the {bad:,} bad samples: --config.data.quarantine={quarantine}")
+    if head.is_bad:
+        say(head.verdict)
+    return int(head.is_bad)
+
+
+def _verdict(config: Config, bad: int, read: int) -> str:
+    if not bad:
+        return f"none of {read:,} samples is bad"
+    side = "more" if bad > config.data.max_bad_share * read else "no more"
+    return f"{bad:,} of {read:,} samples are bad, {side} than data.max_bad_share = {config.data.max_bad_share:g}"

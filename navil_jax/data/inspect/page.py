@@ -45,12 +45,14 @@ def data_uri(image: Image.Image) -> str:
 def histogram(title: str, values: np.ndarray, limit: float | None = None, bins: int = 40) -> dict[str, Any]:
     """What the template of a histogram shows; logarithmic where the largest value is over 50 times the smallest.
 
+    Of values that are all alike nothing is drawn, and the caption says which it is.
+
     Args:
       limit: is marked by a line where it lies inside, such as the room of a row.
     """
     low, high = float(values.min()), float(values.max())
     if low == high:
-        low, high = low - 0.5, high + 0.5
+        return {"caption": f"{title}: {low:,.4g}, the same in all {len(values):,}", "bars": []}
     logarithmic = low > 0 and high > 50 * low
     edges = np.geomspace(low, high, bins + 1) if logarithmic else np.linspace(low, high, bins + 1)
     edges[0], edges[-1] = low, high
@@ -62,7 +64,10 @@ def histogram(title: str, values: np.ndarray, limit: float | None = None, bins: 
         mark = round(share * WIDTH, 1)
     labels = ((0, low, "start"), (WIDTH / 2, edges[bins // 2], "middle"), (WIDTH, high, "end"))
     return {
-        "caption": f"{title}{', logarithmic' if logarithmic else ''}; highest bar {most:,}",
+        "caption": f"{title}{', logarithmic' if logarithmic else ''}; upwards: how many",
+        "said": f"histogram: {title}, {len(values):,} values from {low:,.4g} to {high:,.4g}, "
+        f"median {float(np.median(values)):,.4g}",
+        "most": most.item(),
         "bars": [
             (round(i * step, 1), round(count / most * HEIGHT, 1), f"{edges[i]:.4g} to {edges[i + 1]:.4g}: {count:,}")
             for i, count in enumerate(counts.tolist())
@@ -70,5 +75,5 @@ def histogram(title: str, values: np.ndarray, limit: float | None = None, bins: 
         ],
         "bar_width": step - 1,
         "mark": mark,
-        "labels": [(x, anchor, f"{number:.4g}") for x, number, anchor in labels],
+        "labels": [(x, anchor, f"{number:,.4g}") for x, number, anchor in labels],
     }

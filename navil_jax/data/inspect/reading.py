@@ -13,6 +13,8 @@ from navil_jax.config import SPECIAL_TOKENS, VisionConfig
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 
+VISUAL = ("<IMG_CONTEXT>", "<img>")  # tokens on visual slots
+
 
 class Span(NamedTuple):
     """A stretch of a sample whose tokens have the same weight."""
@@ -21,6 +23,7 @@ class Span(NamedTuple):
     tokens: int
     weight: float = 0.0  # loss weight of each of these tokens; 0: not trained
     image: int | None = None  # number of the image that it is, from 0
+    visual: int = 0  # of its tokens, those on visual slots; the others break lines and end scales
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ def read_spans(ids: Sequence[int], weights: Sequence[float], tokenizer: Tokenize
       ids: of one sample in reading order.
       weights: as many; the loss weight of each of these tokens itself (not of the one that follows it).
 
-    Example: ids of <img> c c </img> Yes, weights 0 0 0 0 1 -> Span("", 4, image=0), Span("Yes", 1, 1.0)
+    Example: ids of <img> c c </img> Yes, weights 0 0 0 0 1 -> Span("", 4, image=0, visual=3), Span("Yes", 1, 1.0)
     """
     markers = marker_ids(tokenizer)
     kinds, image, inside = [], -1, False
@@ -76,11 +79,16 @@ def read_spans(ids: Sequence[int], weights: Sequence[float], tokenizer: Tokenize
         end = start + len(list(group))
         plain = number is None and not name
         text = _text(ids, kinds, start, end, tokenizer) if plain else name * (end - start)
-        stretches.append(Span(text, end - start, weight, number))
+        visual = sum(markers.get(token) in VISUAL for token in ids[start:end])
+        stretches.append(Span(text, end - start, weight, number, visual))
         start = end
     joined = (list(group) for _, group in itertools.groupby(stretches, key=lambda span: (span.weight, span.image)))
     return tuple(
-        first._replace(text="".join(span.text for span in spans), tokens=sum(span.tokens for span in spans))
+        first._replace(
+            text="".join(span.text for span in spans),
+            tokens=sum(span.tokens for span in spans),
+            visual=sum(span.visual for span in spans),
+        )
         for spans in joined
         for first in spans[:1]
     )
@@ -144,7 +152,7 @@ def _view(
 ) -> SampleView:
     """Args: weights: of the target of each token, which is the token after it; patches: with coords and blocks."""
     own_weights = np.concatenate([np.zeros(1, np.float32), weights[:-1]])
-    visual = np.isin(ids, [tokenizer.token_id("<IMG_CONTEXT>"), tokenizer.token_id("<img>")]) if len(patches[0]) else 0
+    visual = np.isin(ids, [tokenizer.token_id(token) for token in VISUAL]) if len(patches[0]) else 0
     visual_tokens = int(np.sum(visual))
     images = rebuilt_images(ids, *patches, tokenizer, vision) if vision and len(patches[0]) else []
     spans = read_spans(ids.tolist(), own_weights.tolist(), tokenizer)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from navil_jax.config import Config
-from navil_jax.console import FRAME, FRAME_EDGES, frame
+from navil_jax.console import frame
 from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, RESIZED, SIZES, TOO_LONG, UNREAD, Checkup
 from navil_jax.data.packing import advise_slots, best_fill
 from navil_jax.data.quarantine import kind_of_reason
@@ -21,7 +20,7 @@ from navil_jax.errors import UserError, one_line
 
 KEPT, DRAWN = 0.99, 20_000  # share of samples that advised rows shall hold; samples that advice is made from
 PACKED = 0.95  # of the slots that samples need most, as packing fills them
-_SHOWN_REASONS, _SHOWN_MARKS, _SHOWN_FIELDS, _LABEL, _MARKED = 5, 20, 12, 19, 1000
+_SHOWN_REASONS, _SHOWN_MARKS, _SHOWN_FIELDS, _MARKED = 5, 20, 12, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def summarise(
         resized=status[RESIZED],
         too_long=status[TOO_LONG],
         bad=status[BAD],
-        reasons=_most_common(reasons, _SHOWN_REASONS),
+        reasons=_most_common(reasons, len(reasons)),
         marks=_most_common(marks, _SHOWN_MARKS),
         duplicates=len(duplicates(notes)[0]),
         literal=int(np.count_nonzero(notes["flags"] & LITERAL)),
@@ -121,9 +120,9 @@ def _spread(values: np.ndarray, kind: type) -> tuple[Any, Any, Any]:
 
 
 def aspect_ratios(notes: np.ndarray) -> np.ndarray:
-    """width / height of the narrowest and of the widest image of each sample with images. [2 * m] float32"""
-    with_image = notes[notes["images"] > 0]
-    return np.concatenate([with_image["narrowest"], with_image["widest"]])
+    """width / height of each image; of more than two in a sample, those of the narrowest and the widest. [m] float32"""
+    several = notes[notes["images"] > 1]
+    return np.concatenate([notes["narrowest"][notes["images"] > 0], several["widest"]])
 
 
 def duplicates(notes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -163,6 +162,17 @@ def bad_reasons(quarantine: Path) -> dict[str, Counter[tuple[str, str]]]:
     return found
 
 
+def bad_samples(quarantine: Path, most: int) -> dict[str, list[tuple[str, str]]]:
+    """Source -> (key, reason) of its first bad samples, `most` of them at most."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    with quarantine.open(encoding="utf-8") as file:
+        for entry in map(json.loads, file):
+            of_source = found.setdefault(entry["source"], [])
+            if len(of_source) < most:
+                of_source.append((entry["key"], entry["reason"]))
+    return found
+
+
 def findings(name: str, notes: np.ndarray) -> Iterator[dict[str, str | int]]:
     """Samples that are not bad but worth a look, as JSON lines hold them."""
     texts = {LITERAL: "a marker or <image> stands in the text", EMPTY: "an answer is empty"}
@@ -178,13 +188,15 @@ def findings(name: str, notes: np.ndarray) -> Iterator[dict[str, str | int]]:
 
 def box(summary: Summary, budgets: dict[str, int]) -> str:
     """The summary as text with a frame, for a terminal."""
-    lines = []
+    rows = []
     for label, text in summary_rows(summary, budgets):
         reasons = {"markers in text": summary.marks, "bad": summary.reasons}.get(label, ())
-        texts = [text, *(f"{found.samples:,} x {found.text} (first {found.first})" for found in reasons)]
-        wrapped = [line for text in texts for line in textwrap.wrap(text, FRAME - FRAME_EDGES - _LABEL)]
-        lines += [f"{head:<{_LABEL}}{line}" for head, line in zip((label, *[""] * len(wrapped)), wrapped, strict=False)]
-    return frame(summary.name, lines)
+        shown = [f"{found.samples:,} x {found.text} (first {found.first})" for found in reasons[:_SHOWN_REASONS]]
+        if rest := reasons[_SHOWN_REASONS:]:
+            samples = sum(found.samples for found in rest)
+            shown.append(f"{samples:,} x {len(rest)} more kinds, all of which are in report.html")
+        rows += [(label, text), *(("", line) for line in shown)]
+    return frame(summary.name, rows)
 
 
 def summary_rows(summary: Summary, budgets: dict[str, int]) -> list[tuple[str, str]]:
