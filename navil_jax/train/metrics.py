@@ -63,6 +63,10 @@ class MetricsLog:
             values["mfu"] = done.flops / seconds / done.peak
         if done.memory:
             values["peak_memory_gib"] = done.memory / 2**30
+        self.write_times(step, values)
+
+    def write_times(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a line of whatever else differs from run to run, such as what a checkpoint cost."""
         self._add(self._timings, step, values)
 
     def _add(self, file: TextIO, step: int, values: Mapping[str, float]) -> int:

@@ -4,7 +4,8 @@
 
     checkpoints/<step>/   parameters, optimizer state, place in the data, config, tokenizer
     metrics.jsonl         a line per training step and per evaluation; also as TensorBoard events in tensorboard/
-    timings.jsonl         speed, peak memory, and the share of time spent waiting for data
+    timings.jsonl         speed, peak memory, the share of time spent waiting for data, and that of steps that count
+    goodput.jsonl         a line for each start of the run: what its wall time went to
     profile/              xprof traces, if asked for by config.profile_steps
     quarantine.jsonl      samples that cannot be used, and why; no later run with this workdir reads them
     evaluation.md         accuracies on held-out samples beside baselines
@@ -36,6 +37,7 @@ from navil_jax.paths import RunFiles, path_of
 from navil_jax.sharding import axis_size, make_mesh, mesh_axes, named, row_place, use_rules
 from navil_jax.train.checkpoint import Checkpoints, Record, saved_streams
 from navil_jax.train.evaluators import Evaluations
+from navil_jax.train.goodput import CHECKPOINT, DATA_WAIT, EVALUATION, Goodput, goodput_table
 from navil_jax.train.lock import WorkdirLock, check_same_settings
 from navil_jax.train.metrics import MetricsLog
 from navil_jax.train.optimizer import check_warmup
@@ -61,6 +63,7 @@ class Run:
     lock: WorkdirLock
     checkpoints: Checkpoints
     iterator: grain.DatasetIterator
+    began: float  # time.monotonic()
 
 
 def run(config: Config, start: Start | None = None) -> int:
@@ -87,7 +90,7 @@ def run(config: Config, start: Start | None = None) -> int:
 
 def _open_and_train(config: Config, start: Start | None) -> int:
     """See `run`."""
-    workdir = path_of(config.workdir)
+    began, workdir = time.monotonic(), path_of(config.workdir)
     # 1. Devices.
     mesh = make_mesh(config.mesh)
     # 2. What the run reads: config and tokenizer of the checkpoint or of the recipe, then the sources.
@@ -116,7 +119,7 @@ def _open_and_train(config: Config, start: Start | None) -> int:
             state, metrics = fresh_state(config, mesh, start, _say)
         # 5. The steps.
         origin = start.origin if start is not None else {}
-        this = Run(config, mesh, opened.tokenizer, origin, data, files, lock, checkpoints, iterator)
+        this = Run(config, mesh, opened.tokenizer, origin, data, files, lock, checkpoints, iterator, began)
         status = _train(this, state, metrics, stopped)
         iterator.close()
     return status
@@ -129,6 +132,7 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
     if log and log.dropped:
         _say(f"metrics.jsonl: {log.dropped:,} lines of steps after {step:,}, of an earlier attempt, are dropped")
     recorder = Recorder(config, log, flatten(state.trainable), before)
+    goodput = Goodput(run.files.local if log else None, step, run.began)
     evaluations = Evaluations(config, mesh, run.tokenizer, run.files, log, _say)
     profiler = Profiler(config.profile_steps, run.files.local / "profile" if log else None)
     train_step = make_train_step(config, mesh)
@@ -138,7 +142,7 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
         while not ended:
             step += 1
             began = time.monotonic()
-            with watchdog.waiting():
+            with watchdog.waiting(), goodput.phase(DATA_WAIT):
                 batch = next(run.iterator)
             waited = time.monotonic() - began
             profiler.begin(step)
@@ -146,27 +150,46 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
                 state, metrics = train_step(state, global_batch(batch, mesh))
             profiler.end(step, metrics)
             if len(compiled) > 1:
+                goodput.compiled(compiled[-1])
                 _say(f"step {step}: the training step was compiled again, {compiled.pop():.1f} s ({RECOMPILED})")
             recorder.add(step, metrics, batch, waited, sample_counts(run.iterator))
+            goodput.taken(step)
             ended = recorder.ended(step)
             if evaluations.due(step) and not ended:
                 recorder.flush()
-                evaluations.run(state, step)
+                with goodput.phase(EVALUATION):
+                    evaluations.run(state, step)
                 recorder.restart_clock()
+            if step % config.log_every == 0:
+                goodput.write()
             received = stopped(step)
             if received or ended or step % config.checkpoint_every == 0:
                 recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
-                if not received:  # a spot host has some 15 s from here, which are for the checkpoint
-                    run.files.upload()
-                _save(run, step, state, recorder.last)
+                shares = goodput.write()
+                with goodput.phase(CHECKPOINT):
+                    if not received:  # a spot host has some 15 s from here, which are for the checkpoint
+                        run.files.upload()
+                    _save(run, step, state, recorder.last)
+                if log:
+                    log.write_times(step, {f"goodput/{part}": share for part, share in shares.items()})
                 if log and log.was_cut():
                     _say("metrics.jsonl: was emptied or removed while the run goes on; its loss curve begins here")
             if received:
-                run.checkpoints.wait()
+                with goodput.phase(CHECKPOINT):
+                    run.checkpoints.wait()
+                goodput.write()
                 of = f"{recorder.samples_seen:,} samples" if config.batch_samples else f"step {step} of {config.steps}"
                 _say(f"stopped after {of}, saved; the same command goes on from here")
                 return 128 + received
-    _report(run, evaluations, state, log, recorder)
+    with goodput.phase(EVALUATION):
+        evaluations.finish(state)
+    with goodput.phase(CHECKPOINT):
+        run.checkpoints.wait()
+    goodput.write()
+    if log:
+        log.close()
+        _report(run, state, recorder)
+        _say(goodput_table(goodput.attempts))
     return 0
 
 
@@ -235,12 +258,8 @@ def _announce(config: Config, mesh: jax.sharding.Mesh, state: TrainState) -> Non
     _say(f"compiling the training step of {config.data.rows} rows")
 
 
-def _report(run: Run, evaluations: Evaluations, state: TrainState, log: MetricsLog | None, recorder: Recorder) -> None:
-    """Evaluates on all held-out samples, and says what the run has read."""
-    evaluations.finish(state)
-    if log is None:
-        return
-    log.close()
+def _report(run: Run, state: TrainState, recorder: Recorder) -> None:
+    """Says what the run has read."""
     for name, count in sorted(sample_counts(run.iterator).items()):
         if not name.endswith("/good"):
             _say(f"samples read as {name}: {count:,}")
