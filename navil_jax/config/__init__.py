@@ -299,8 +299,13 @@ class Config:
     eval_samples: Amount = 0  # held-out samples per source for evaluations during the run; 0: all
     eval_baseline_samples: Amount = 10_000  # training samples that the report's question-only baseline learns from
     eval_ema: bool = True  # evaluations use the running average where there is one (optimizer.ema_decay)
-    checkpoint_every: Count = 1000
-    keep_checkpoints: Count = 2
+    checkpoint_every: Count = 1000  # steps
+    checkpoint_minutes: NotNegative = 0.0  # also when so many have passed since the last one; 0: by steps alone
+    keep_checkpoints: Count = 2  # the newest ones
+    keep_checkpoints_every: Amount = 0  # besides, those of steps that are multiples of it stay for good; 0: none
+    keep_best_checkpoints: Amount = 0  # besides, so many that are best by best_metric
+    best_metric: str = ""  # a name of metrics.jsonl, such as loss_mean or eval/web/loss
+    best_mode: Literal["min", "max"] = "min"  # whether the lowest or the highest value is best
 
 
 def validate(config: Config) -> None:
@@ -386,5 +391,11 @@ def _check_run(config: Config) -> None:
     _require(len(traced) in (0, 2) and sorted(traced) == list(traced), "profile_steps", why)
     beyond = not config.batch_samples and bool(traced) and traced[0] > config.steps
     _require(not beyond, "profile_steps", f"begins after the last of steps = {config.steps}")
+    every, kept = config.checkpoint_every, config.keep_checkpoints_every
+    why = f"{kept} is not a multiple of checkpoint_every = {every}, so no such step is saved"
+    _require(kept % every == 0, "keep_checkpoints_every", why)
+    count, metric = config.keep_best_checkpoints, config.best_metric
+    _require(not count or bool(metric), "best_metric", "is empty; by which metric are checkpoints best?")
+    _require(not metric or bool(count), "best_metric", "has no effect without keep_best_checkpoints")
     rests = sum(size == -1 for size in dataclasses.astuple(config.mesh))
     _require(rests <= 1, "mesh", "at most one axis may be -1 (the rest)")

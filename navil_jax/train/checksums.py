@@ -22,6 +22,7 @@ import tensorstore as ts
 from etils import epath
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from navil_jax.errors import UserError
 from navil_jax.paths import absolute
 
 ARRAYS = ("params", "optimizer", "ema")  # items of a checkpoint
@@ -152,6 +153,40 @@ def told(error: BaseException) -> str:
         why = "was changed on disk, its checksum is another" if "Digest mismatch" in text else "cannot be read"
         return f"{found[2]}: {found[1].replace('.', '/')} {why}"
     return text.strip().split("\n")[0].split(" [tensorstore_spec")[0]
+
+
+@contextlib.contextmanager
+def reading(step: epath.Path, *items: str) -> Iterator[None]:
+    """Turns missing items of a checkpoint, and failures to read them, into a `UserError` that says what can be used."""
+    for name in items:
+        if not (step / name / ("_METADATA" if name in ARRAYS else "")).exists():
+            alone = (
+                ""
+                if name in ("params", "record")
+                else "if it holds parameters only, start from it with config.init_from; "
+            )
+            raise UserError(f"{step}: {name} is missing; {alone}if half copied, {_older(step)}")
+    try:
+        with tidy_loops():
+            yield
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        raise UserError(f"{step}: cannot be read ({told(error)}); {_older(step)}") from error
+
+
+def _older(step: epath.Path) -> str:
+    """What to do about a damaged checkpoint: every older one is read until one is whole."""
+    steps = (int(entry.name) for entry in step.parent.iterdir() if entry.name.isdecimal())
+    for older in sorted((number for number in steps if number < int(step.name)), reverse=True):
+        try:
+            check_all(step.parent / str(older))
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            continue
+        return f"delete this folder to use step {older}, which is whole"
+    return "copy it again or start anew, as there is no older one that is whole"
 
 
 def check_all(step: epath.Path) -> None:
