@@ -2,6 +2,8 @@
 
 The same command goes on where a run was interrupted, and ends with the same parameters, optimizer state and losses, bit
 for bit, as a run without interruption. What the workdir then holds is listed in `navil_jax/train/trainer.py`.
+
+`python -m navil_jax.train watch DIR` shows a run in the terminal, `python -m navil_jax.train report DIR` as a page.
 """
 
 import sys
@@ -14,7 +16,16 @@ from navil_jax.errors import report_user_errors
 
 @report_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    config, _ = parse(sys.argv[1:] if argv is None else argv, __doc__)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["watch"]:
+        from navil_jax.train.watch import watch
+
+        return watch(argv[1:])
+    if argv[:1] == ["report"]:
+        from navil_jax.train.report import report
+
+        return report(argv[1:])
+    config, _ = parse(argv, __doc__)
     from navil_jax.sharding import start_hosts  # --help needs no JAX
     from navil_jax.train.host_memory import keep_freed_memory
 

@@ -67,7 +67,8 @@ class MetricsLog:
 
     def write_times(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a line of whatever else differs from run to run, such as what a checkpoint cost."""
-        self._add(self._timings, step, values)
+        if values:
+            self._add(self._timings, step, values)
 
     def _add(self, file: TextIO, step: int, values: Mapping[str, float]) -> int:
         """Adds a line and its scalars; gives its bytes."""

@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax._src.distributed import global_state
 
 from navil_jax.config import Config
 from navil_jax.errors import UserError
 from navil_jax.train.checkpoint import Checkpoints
+from navil_jax.train.coordinator import agreed
 from navil_jax.train.keep import Keep
 
 PATIENCE_SECONDS = 1.0  # that a save waits for an earlier one; if that takes longer, it comes later
-AGREE_SECONDS = 600  # for the first process to come to the same step
 SAVE, LATER, NO = "save", "later", "no"
 
 
@@ -71,7 +70,7 @@ class Saving:
         by_time = self._config.checkpoint_minutes > 0 and step % self._config.log_every == 0
         if not (regular or by_time or self._late):
             return False
-        said = _agreed(f"navil/save/{step}", lambda: self._decide(regular))
+        said = agreed(f"navil/save/{step}", lambda: self._decide(regular))
         if said == LATER and not self._late:
             self._say(f"step {step}: the checkpoint before is still being written, so this one comes later")
         self._late = said == LATER
@@ -93,7 +92,7 @@ class Saving:
         of_evaluators = name.startswith("eval/")
         if not name or (of_evaluators and evaluated is None):
             return None
-        return {name: float(_agreed(f"navil/best/{step}", lambda: _value(name, evaluated if of_evaluators else last)))}
+        return {name: float(agreed(f"navil/best/{step}", lambda: _value(name, evaluated if of_evaluators else last)))}
 
     def _decide(self, regular: bool) -> str:
         minutes = (time.monotonic() - self._saved) / 60
@@ -126,16 +125,3 @@ def _value(name: str, known: Mapping[str, float] | None) -> str:
     if name not in known:
         raise UserError(f"config.best_metric: nothing is called {name!r}; there are {', '.join(sorted(known))}")
     return repr(float(known[name]))
-
-
-def _agreed(key: str, decide: Callable[[], str]) -> str:
-    """What the first process decides, on every process; it passes by the coordinator, and no device waits for it."""
-    if jax.process_count() == 1:
-        return decide()
-    client = global_state.client
-    assert client is not None
-    if jax.process_index() == 0:
-        said = decide()
-        client.key_value_set(key, said)
-        return said
-    return client.blocking_key_value_get(key, AGREE_SECONDS * 1000)

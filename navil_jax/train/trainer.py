@@ -7,6 +7,7 @@
     timings.jsonl         speed, peak memory, the share of time spent waiting for data, and that of steps that count
     goodput.jsonl         a line for each start of the run: what its wall time went to
     profile/              xprof traces, if asked for by config.profile_steps
+    run.json              config, command and hardware of the last start
     quarantine.jsonl      samples that cannot be used, and why; no later run with this workdir reads them
     evaluation.md         accuracies on held-out samples beside baselines
     loss.png answers.png  the loss curve; held-out images with the model's answers at the last evaluation
@@ -41,6 +42,7 @@ from navil_jax.train.goodput import CHECKPOINT, DATA_WAIT, EVALUATION, Goodput, 
 from navil_jax.train.lock import WorkdirLock, check_same_settings
 from navil_jax.train.metrics import MetricsLog
 from navil_jax.train.optimizer import check_warmup
+from navil_jax.train.overview import write_run
 from navil_jax.train.peers import Peers
 from navil_jax.train.profiling import Profiler, compilations
 from navil_jax.train.recorder import Recorder
@@ -107,6 +109,8 @@ def _open_and_train(config: Config, start: Start | None) -> int:
     ):
         if opened.trained and jax.process_index() == 0:
             opened.tokenizer.save(workdir / "tokenizer")
+        if jax.process_index() == 0:
+            write_run(workdir, config, mesh)
         for name in checkpoints.strangers():
             _say(f"{checkpoints.folder / name}: is no checkpoint, as its name is no step; it is left alone")
         # 3. The stream of batches, from its beginning.
