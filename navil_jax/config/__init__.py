@@ -293,6 +293,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     log_every: Count = 10
+    writers: tuple[str, ...] = ("tensorboard",)  # of WRITERS: what gets all scalars besides metrics.jsonl
     profile_steps: tuple[Count, ...] = ()  # first and last step of an xprof trace in <workdir>/profile; none: no trace
     evaluators: tuple[EvaluatorConfig, ...] = (EvaluatorConfig("held_out"),)  # what is measured, see EvaluatorConfig
     eval_every: Amount = 0  # steps between evaluations; 0: at the end only
@@ -377,6 +378,9 @@ def _check_data(config: Config) -> None:
             _require(not getattr(source, name), f"{key}{name}{of}", f"has no effect on {what}; leave it out")
 
 
+WRITERS = ("tensorboard", "wandb")
+
+
 def _check_run(config: Config) -> None:
     optimizer, rows, pieces = config.optimizer, config.data.rows, config.optimizer.microbatches
     why = f"data.rows = {rows} cannot be cut into {pieces} microbatches"
@@ -397,5 +401,7 @@ def _check_run(config: Config) -> None:
     count, metric = config.keep_best_checkpoints, config.best_metric
     _require(not count or bool(metric), "best_metric", "is empty; by which metric are checkpoints best?")
     _require(not metric or bool(count), "best_metric", "has no effect without keep_best_checkpoints")
+    unknown = [name for name in config.writers if name not in WRITERS]
+    _require(not unknown, "writers", f"no {unknown[:1]}; there are {', '.join(WRITERS)}")
     rests = sum(size == -1 for size in dataclasses.astuple(config.mesh))
     _require(rests <= 1, "mesh", "at most one axis may be -1 (the rest)")

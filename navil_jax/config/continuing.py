@@ -15,6 +15,7 @@ FREE_KEYS: tuple[str, ...] = (
     "workdir",
     "steps",
     "log_every",
+    "writers",
     "profile_steps",
     "eval_",
     "evaluators",

@@ -49,6 +49,7 @@ from navil_jax.train.recorder import Recorder
 from navil_jax.train.saving import Saving, keep
 from navil_jax.train.start import Start, fresh_state, newest_state
 from navil_jax.train.step import TrainState, global_batch, make_train_step
+from navil_jax.train.writers import make_writers
 
 STOP_SECONDS = 300.0  # for a checkpoint to be written after a signal
 RECOMPILED = "its input changed in shape, dtype or sharding; JAX_EXPLAIN_CACHE_MISSES=1 says where"
@@ -151,13 +152,14 @@ class _Instruments:
 
 def _instruments(run: Run, state: TrainState, before: dict[str, float]) -> _Instruments:
     config, step = run.config, int(state.step)
-    log = MetricsLog(run.files.local, step) if jax.process_index() == 0 else None
+    folder, first = run.files.local, jax.process_index() == 0
+    log = MetricsLog(folder, step, make_writers(config, folder, step)) if first else None
     if log and log.dropped:
         _say(f"metrics.jsonl: {log.dropped:,} lines of steps after {step:,}, of an earlier attempt, are dropped")
     return _Instruments(
         log,
         Recorder(config, log, flatten(state.trainable), before),
-        Goodput(run.files.local if log else None, step, run.began),
+        Goodput(folder if first else None, step, run.began),
         Saving(config, run.checkpoints, _say),
         Evaluations(config, run.mesh, run.tokenizer, run.files, log, _say),
     )
