@@ -64,6 +64,10 @@ class Slow:
     def __init__(self) -> None:
         self.is_saving = False
 
+    @property
+    def completed(self) -> float:
+        return time.monotonic()
+
     def wait(self) -> None:
         assert not self.is_saving
 

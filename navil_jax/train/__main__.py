@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from navil_jax.config import Config
 from navil_jax.config.flags import parse
 from navil_jax.errors import report_user_errors
+from navil_jax.paths import path_of
 
 
 @report_user_errors
@@ -35,12 +36,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(config: Config) -> int:
-    """Makes a run: goes on with the one in its workdir, or starts it; arguments and errors as `trainer.run`."""
+    """Makes a run: goes on with the one in its workdir, or starts it; arguments and errors as `trainer.run`.
+
+    A damaged checkpoint is set aside for an older one that is whole, unless `config.checkpoint_damage` says otherwise.
+    Several processes end with status 1 then, for not all of them need have seen it: the same command goes on.
+    """
+    import jax
+
     from navil_jax.convert.opened import open_start
+    from navil_jax.train.checksums import DamagedCheckpoint, set_aside
     from navil_jax.train.trainer import run
 
-    with open_start(config) as start:
-        return run(config, start)
+    while True:
+        try:
+            with open_start(config) as start:
+                return run(config, start)
+        except DamagedCheckpoint as damaged:
+            if config.checkpoint_damage == "stop" or not config.workdir:
+                raise
+            print(set_aside(damaged, path_of(config.workdir) / "checkpoints"), flush=True)
+            if jax.process_count() > 1:
+                print("error: a checkpoint was set aside; the same command goes on", file=sys.stderr, flush=True)
+                return 1
 
 
 if __name__ == "__main__":

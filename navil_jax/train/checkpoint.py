@@ -8,7 +8,10 @@ import base64
 import contextlib
 import dataclasses
 import re
+import threading
+import time
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import grain
@@ -38,6 +41,7 @@ from navil_jax.train.checksums import (
 from navil_jax.train.keep import Keep
 
 WRITE_SECONDS = 1800.0  # for one checkpoint
+POLL_SECONDS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Checkpoints:
       folder: local or gs:// path.
       keep: checkpoints that stay when a new one is written, or how many of the newest; None: only read, and the folder
         must exist.
+
+    Attributes:
+      completed: `time.monotonic()` when the last save was complete.
     """
 
     def __init__(self, folder: str | epath.Path, keep: Keep | int | None = None):
@@ -84,15 +91,18 @@ class Checkpoints:
         with _quietly() if keep is None else contextlib.nullcontext():
             self._manager = ocp.CheckpointManager(absolute(self.folder), options=options, item_handlers=self._handlers)
         self._watchdog = Watchdog(WRITE_SECONDS, stacks=False)
-        self._keep = keep
+        self._complete = threading.Event()  # the last save
+        self._complete.set()
+        self._keep, self.completed = keep, 0.0
 
     def __enter__(self) -> "Checkpoints":
         if self._keep:
             self._watchdog.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None or not self.is_saving:  # else it waits for processes that will not come
+            self._manager.close()
         self._watchdog.__exit__()
 
     @property
@@ -102,8 +112,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until everything saved so far is on disk; raises what went wrong in the background."""
+        while self.is_saving:
+            time.sleep(POLL_SECONDS)
         self._manager.wait_until_finished()
-        self._watchdog.end()
 
     def hurry(self, seconds: float) -> None:
         """What is being written must be on disk within so many seconds; else the process ends."""
@@ -111,8 +122,20 @@ class Checkpoints:
 
     @property
     def is_saving(self) -> bool:
-        """Whether a checkpoint is being written in the background."""
-        return self._manager.is_saving_in_progress()
+        """Whether a checkpoint is being written in the background; raises what went wrong there.
+
+        An error of one process is seen here at once, while Orbax waits for the others first.
+        """
+        self._manager.check_for_errors()
+        return not self._complete.is_set()
+
+    def _await(self) -> None:
+        """Notes when a save is complete; in a thread of its own, for Orbax's answer can wait for other processes."""
+        while self._manager.is_saving_in_progress():
+            time.sleep(POLL_SECONDS)
+        self._watchdog.end()
+        self.completed = time.monotonic()
+        self._complete.set()
 
     def check(self) -> None:
         """Raises a `UserError` if the newest checkpoint is no longer there."""
@@ -171,6 +194,8 @@ class Checkpoints:
         if iterator is not None:
             items["iterator"] = SaveIterator(iterator)
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        self._complete.clear()
+        threading.Thread(target=self._await, daemon=True, name="save-watch").start()
 
     def record(self) -> Record:
         """What the newest checkpoint says of itself.

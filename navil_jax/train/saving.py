@@ -23,7 +23,7 @@ class Cost:
 
     step: int
     blocked: float  # seconds that the steps waited, mostly for the copy from the devices
-    background: float  # seconds from then on until it was complete, to within a step
+    background: float  # seconds from then on until it was complete
     gib: float  # of arrays
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ class Saving:
         """The cost of a checkpoint, once, when it is complete. Raises what went wrong in the background."""
         if self._running is None or self._checkpoints.is_saving:
             return None
-        background = time.monotonic() - self._saved
+        background = max(0.0, self._checkpoints.completed - self._saved)
         self._checkpoints.wait()
         done, self._running = dataclasses.replace(self._running, background=background), None
         return done
