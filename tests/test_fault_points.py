@@ -188,15 +188,15 @@ def test_a_damaged_checkpoint_stops_the_run_if_asked_or_if_it_is_the_only_one(
 def test_of_two_processes_a_damaged_checkpoint_is_set_aside_for_the_next_start(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    status, output, _ = start(tmp_path, ["-m", "navil_jax.train"], 2, "--config.keep_checkpoints=9", "--config.steps=8")
+    status, output, _ = start(tmp_path, ["-m", "navil_jax.train"], 2, "--config.keep_checkpoints=9")
     assert status == 0, output
-    spoil(tmp_path / "checkpoints" / "8" / "params")
+    spoil(tmp_path / "checkpoints" / "12" / "params")
     status, output, seconds = start(tmp_path, ["-m", "navil_jax.train"], 2, "--config.keep_checkpoints=9")
     assert status == 1, output  # what keeps the run starts the same command again
-    assert "8.damaged from here on" in output
+    assert "12.damaged from here on" in output
     assert not any(word in output for word in SPOILT)
     assert seconds < 120
     status, output, _ = start(tmp_path, ["-m", "navil_jax.train"], 2, "--config.keep_checkpoints=9")
     assert status == 0, output
-    assert "going on after step 6 of" in output
+    assert "going on after step 10 of" in output
     np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=1e-3)
