@@ -128,7 +128,7 @@ def test_a_finished_run_leaves_everything(finished):
     counted = [(line["step"], line["samples/colors/good"]) for line in lines if "samples/colors/good" in line]
     assert [step for step, _ in counted] == [2, 4, 6, 8]
     assert all(before[1] < after[1] for before, after in itertools.pairwise(counted))
-    assert {"seconds_per_step", "data_wait"} <= set(read_log(finished / "timings.jsonl")[-1])
+    assert any({"seconds_per_step", "data_wait"} <= set(line) for line in read_log(finished / "timings.jsonl"))
     assert {"evaluation.md", "loss.png", "answers.png", "tokenizer"} <= {path.name for path in finished.iterdir()}
     assert re.search(
         r"\| colors \| color \| 12 \| \d+\.\d% \| 25\.0% \| 25\.0% \|", (finished / "evaluation.md").read_text()
@@ -318,4 +318,4 @@ def test_after_a_notice_the_checkpoint_comes_before_all_else(tmp_path, monkeypat
     assert order[:2] == ["upload", "save"]  # of step 2, without a notice
     stopped = order[2:]
     assert "upload" not in stopped[: stopped.index("save")]
-    assert stopped[stopped.index("save") :] == ["save", "wait", "upload"]
+    assert [name for name, _ in itertools.groupby(stopped[stopped.index("save") :])] == ["save", "wait", "upload"]

@@ -8,6 +8,8 @@ static argument of a compiled function.
 import dataclasses
 from typing import Literal
 
+from navil_jax.config.checks import WITHOUT_EFFECT as WITHOUT_EFFECT
+from navil_jax.config.checks import check_data, check_run, require
 from navil_jax.config.ranges import (
     Amount,
     Axis,
@@ -24,7 +26,6 @@ from navil_jax.config.ranges import (
     Threads,
     check_ranges,
 )
-from navil_jax.errors import UserError
 
 # The special tokens in the order of the rows of the released `special_token_embedding`.
 SPECIAL_TOKENS = (
@@ -293,14 +294,22 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     log_every: Count = 10
+    writers: tuple[str, ...] = ("tensorboard",)  # of WRITERS: what gets all scalars besides metrics.jsonl
     profile_steps: tuple[Count, ...] = ()  # first and last step of an xprof trace in <workdir>/profile; none: no trace
     evaluators: tuple[EvaluatorConfig, ...] = (EvaluatorConfig("held_out"),)  # what is measured, see EvaluatorConfig
     eval_every: Amount = 0  # steps between evaluations; 0: at the end only
     eval_samples: Amount = 0  # held-out samples per source for evaluations during the run; 0: all
     eval_baseline_samples: Amount = 10_000  # training samples that the report's question-only baseline learns from
     eval_ema: bool = True  # evaluations use the running average where there is one (optimizer.ema_decay)
-    checkpoint_every: Count = 1000
-    keep_checkpoints: Count = 2
+    checkpoint_every: Count = 1000  # steps
+    checkpoint_minutes: NotNegative = 0.0  # also when so many have passed since the last one; 0: by steps alone
+    # What a run does whose newest checkpoint is damaged: it goes on from an older one that is whole, or stops.
+    checkpoint_damage: Literal["older", "stop"] = "older"
+    keep_checkpoints: Count = 2  # the newest ones
+    keep_checkpoints_every: Amount = 0  # besides, those of steps that are multiples of it stay for good; 0: none
+    keep_best_checkpoints: Amount = 0  # besides, so many that are best by best_metric
+    best_metric: str = ""  # a name of metrics.jsonl, such as loss_mean or eval/web/loss
+    best_mode: Literal["min", "max"] = "min"  # whether the lowest or the highest value is best
 
 
 def validate(config: Config) -> None:
@@ -308,83 +317,41 @@ def validate(config: Config) -> None:
     check_ranges(config)
     _check_decoder(config.model)
     _check_vision(config)
-    _check_data(config)
-    _check_run(config)
-
-
-def _require(good: bool, key: str, why: str) -> None:
-    if not good:
-        raise UserError(f"config.{key}: {why}")
+    check_data(config)
+    check_run(config)
 
 
 def _check_decoder(model: ModelConfig) -> None:
     decoder, key = model.decoder, "model.decoder."
     heads, kv_heads, vocab = decoder.num_heads, decoder.num_kv_heads, decoder.vocab_size
-    _require(heads % kv_heads == 0, key + "num_heads", f"{heads} is not a multiple of num_kv_heads = {kv_heads}")
-    _require(decoder.head_dim % 2 == 0, key + "head_dim", f"{decoder.head_dim} is odd, RoPE needs it even")
+    require(heads % kv_heads == 0, key + "num_heads", f"{heads} is not a multiple of num_kv_heads = {kv_heads}")
+    require(decoder.head_dim % 2 == 0, key + "head_dim", f"{decoder.head_dim} is odd, RoPE needs it even")
     scaling, factor = decoder.rope_scaling, decoder.rope_factor
-    _require(factor == 1 or scaling != "none", key + "rope_factor", "has no effect without rope_scaling")
-    _require(decoder.head_dim > 2 or scaling != "dynamic", key + "head_dim", "must be above 2 for dynamic rope_scaling")
+    require(factor == 1 or scaling != "none", key + "rope_factor", "has no effect without rope_scaling")
+    require(decoder.head_dim > 2 or scaling != "dynamic", key + "head_dim", "must be above 2 for dynamic rope_scaling")
     pad = decoder.pad_token_id
-    _require(pad is None or pad < vocab, key + "pad_token_id", f"{pad} lies outside the vocabulary of {vocab}")
+    require(pad is None or pad < vocab, key + "pad_token_id", f"{pad} lies outside the vocabulary of {vocab}")
     ids, key = model.special_token_ids, "model.special_token_ids"
     needed = len(SPECIAL_TOKENS)
-    _require(len(ids) in (0, needed), key, f"{len(ids)} ids given, {needed} needed (order of SPECIAL_TOKENS)")
-    _require(all(i < vocab for i in ids), key, f"an id lies outside the vocabulary of {vocab}")
-    _require(len(set(ids)) == len(ids), key, "two special tokens have the same id")
+    require(len(ids) in (0, needed), key, f"{len(ids)} ids given, {needed} needed (order of SPECIAL_TOKENS)")
+    require(all(i < vocab for i in ids), key, f"an id lies outside the vocabulary of {vocab}")
+    require(len(set(ids)) == len(ids), key, "two special tokens have the same id")
 
 
 def _check_vision(config: Config) -> None:
     vision, images, key = config.model.vision, config.images, "model.vision."
     smallest, largest = images.min_patches, images.max_patches
-    _require(smallest <= largest, "images.min_patches", f"{smallest} is above images.max_patches = {largest}")
+    require(smallest <= largest, "images.min_patches", f"{smallest} is above images.max_patches = {largest}")
     if vision is None:
         return
     width, heads = vision.width, vision.num_heads
-    _require(width % heads == 0, key + "num_heads", f"width {width} is not a multiple of {heads}")
-    _require(vision.head_dim % 4 == 0, key + "num_heads", f"head_dim {vision.head_dim} must divide by 4")
+    require(width % heads == 0, key + "num_heads", f"width {width} is not a multiple of {heads}")
+    require(vision.head_dim % 4 == 0, key + "num_heads", f"head_dim {vision.head_dim} must divide by 4")
     window, merge = vision.window_size, vision.merge_size
-    _require(window % merge == 0, key + "window_size", f"{window} is not a multiple of merge_size = {merge}")
+    require(window % merge == 0, key + "window_size", f"{window} is not a multiple of merge_size = {merge}")
     full = vision.full_attention_layers or ()
     beyond = [layer for layer in full if layer >= vision.depth]
     last = vision.depth - 1
-    _require(not beyond, key + "full_attention_layers", f"there is no layer {beyond[:1]}, the last one is {last}")
+    require(not beyond, key + "full_attention_layers", f"there is no layer {beyond[:1]}, the last one is {last}")
     slots, unit = config.data.patch_slots, vision.unit_patches
-    _require(slots % unit == 0, "data.patch_slots", f"{slots} is not a multiple of {unit} (patches of a merged unit)")
-
-
-# Settings of a source that its kind does not use: samples of the package, and converted ones, are complete.
-WITHOUT_EFFECT = {"": ("held_out", "root", "prompt"), "array_record": ("root", "prompt")}
-
-
-def _check_data(config: Config) -> None:
-    rows, streams = config.data.rows, config.data.streams
-    _require(rows % (streams or 1) == 0, "data.streams", f"data.rows = {rows} do not divide by {streams} streams")
-    for number, source in enumerate(config.data.sources):
-        key, of, kind = f"data.sources.{number}.", f" of {source.name!r}", source.kind
-        _require(not kind or bool(source.path), f"{key}path{of}", f"no path to the data of kind {kind}")
-        _require(not source.path or bool(kind), f"{key}kind{of}", f"which format has {source.path}?")
-        most, least = source.max_patches, config.images.min_patches
-        why = f"{most} is below images.min_patches = {least}"
-        _require(most is None or most >= least, f"{key}max_patches{of}", why)
-        what = f"data of kind {kind}" if kind else "a built-in source"
-        for name in WITHOUT_EFFECT.get(kind, ()):
-            _require(not getattr(source, name), f"{key}{name}{of}", f"has no effect on {what}; leave it out")
-
-
-def _check_run(config: Config) -> None:
-    optimizer, rows, pieces = config.optimizer, config.data.rows, config.optimizer.microbatches
-    why = f"data.rows = {rows} cannot be cut into {pieces} microbatches"
-    _require(rows % pieces == 0, "optimizer.microbatches", why)
-    _require(bool(optimizer.trainable), "optimizer.trainable", "no pattern, so nothing would be trained")
-    ends_higher = optimizer.final_learning_rate and optimizer.schedule == "constant"
-    _require(not ends_higher, "optimizer.final_learning_rate", "has no effect on the constant schedule; use cosine")
-    empty = config.init_model and not config.init_from
-    _require(not empty, "init_model", "says to take the model of init_from, which is empty")
-    traced = config.profile_steps
-    why = "must be the first and the last step to trace, such as 20,23"
-    _require(len(traced) in (0, 2) and sorted(traced) == list(traced), "profile_steps", why)
-    beyond = not config.batch_samples and bool(traced) and traced[0] > config.steps
-    _require(not beyond, "profile_steps", f"begins after the last of steps = {config.steps}")
-    rests = sum(size == -1 for size in dataclasses.astuple(config.mesh))
-    _require(rests <= 1, "mesh", "at most one axis may be -1 (the rest)")
+    require(slots % unit == 0, "data.patch_slots", f"{slots} is not a multiple of {unit} (patches of a merged unit)")

@@ -15,11 +15,13 @@ FREE_KEYS: tuple[str, ...] = (
     "workdir",
     "steps",
     "log_every",
+    "writers",
     "profile_steps",
     "eval_",
     "evaluators",
-    "checkpoint_every",
-    "keep_checkpoints",
+    "checkpoint_",
+    "keep_",
+    "best_",
     "mesh.",
 )
 FREE_KEYS += ("model.remat", "model.attention", "data.threads", "data.workers", "data.max_bad_share", "resume_with")

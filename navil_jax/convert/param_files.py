@@ -19,8 +19,8 @@ from navil_jax.convert.stored import TensorInfo, cast
 from navil_jax.errors import UserError
 from navil_jax.model import lora
 from navil_jax.model.params import flatten, shapes, unflatten
-from navil_jax.train.checkpoint import Checkpoints, Record, reading
-from navil_jax.train.checksums import CODECS, array_handler
+from navil_jax.train.checkpoint import Checkpoints, Record
+from navil_jax.train.checksums import CODECS, array_handler, reading
 
 CHUNK_BYTES = 32 << 20  # what a reader of one shard has to read at least
 SMALL_BYTES = 4 << 20  # a parameter up to this size is written as one

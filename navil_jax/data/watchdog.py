@@ -1,4 +1,4 @@
-"""Watchdog: dumps every thread's stack and ends the process if data do not come within a time."""
+"""Watchdog: ends the process if a wait for data, or for storage, takes longer than its limit."""
 
 import contextlib
 import faulthandler
@@ -16,15 +16,19 @@ _END = object()
 
 
 class Watchdog:
-    """Ends the process with status 1 and every thread's stack if one wait takes longer than `seconds`.
+    """Ends the process with status 1 if one wait takes longer than `seconds`, with a line that says what.
 
-    A thread that hangs in a read can be neither interrupted nor joined, so nothing gentler ends the process for sure.
-    What was saved stays, and the run can be started again. Use it with `with`; waits cost nothing.
+    A thread that hangs in a read or write can be neither interrupted nor joined, so nothing gentler ends the process
+    for sure. What was saved stays, and the run can be started again. Use it with `with`; waits cost nothing.
+
+    Args:
+      stacks: print where every thread stands, too: what hangs may be code of the user's.
     """
 
-    def __init__(self, seconds: float = LIMIT_SECONDS) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float = LIMIT_SECONDS, stacks: bool = True) -> None:
+        self._seconds, self._stacks = seconds, stacks
         self._deadline: float | None = None
+        self._why = ""
         self._over = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -34,14 +38,26 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._over.set()
 
+    def begin(self, why: str) -> None:
+        """From here until `end` it must not take longer than `seconds`; `why` says what does, in the last line."""
+        self._why, self._deadline = why, time.monotonic() + self._seconds
+
+    def end(self) -> None:
+        self._deadline = None
+
+    def hurry(self, seconds: float) -> None:
+        """What has begun has so many seconds from here, if it had more."""
+        if self._deadline is not None:
+            self._deadline = min(self._deadline, time.monotonic() + seconds)
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """What is inside must not take longer than `seconds`."""
-        self._deadline = time.monotonic() + self._seconds
+        """A batch is waited for in here."""
+        self.begin(f"no data for {self._seconds:g} s, reading hangs")
         try:
             yield
         finally:
-            self._deadline = None
+            self.end()
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
         """The items, for each of which is waited as in `waiting`."""
@@ -57,7 +73,8 @@ class Watchdog:
         while not self._over.wait(min(1.0, self._seconds / 2)):
             deadline = self._deadline
             if deadline is not None and time.monotonic() > deadline:
-                why = f"error: no data for {self._seconds:g} s, reading hangs; where every thread stands:"
-                print(why, file=sys.stderr, flush=True)
-                faulthandler.dump_traceback()
+                where = "; where every thread stands:" if self._stacks else ""
+                print(f"error: {self._why}{where}", file=sys.stderr, flush=True)
+                if self._stacks:
+                    faulthandler.dump_traceback()
                 os._exit(1)

@@ -8,7 +8,10 @@ import base64
 import contextlib
 import dataclasses
 import re
+import threading
+import time
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import grain
@@ -17,10 +20,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
 from navil_jax.config import Config
 from navil_jax.config.plain import from_json, to_json
+from navil_jax.data.watchdog import Watchdog
 from navil_jax.errors import UserError
 from navil_jax.model.params import Params, flatten, unflatten
 from navil_jax.paths import absolute, path_of
@@ -30,14 +33,15 @@ from navil_jax.train.checksums import (
     RestoreIterator,
     SaveIterator,
     array_handler,
-    check_all,
     count_streams,
-    is_damage,
+    reading,
     sealed,
-    tidy_loops,
-    told,
     unsealed,
 )
+from navil_jax.train.keep import Keep
+
+WRITE_SECONDS = 1800.0  # for one checkpoint
+POLL_SECONDS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +58,26 @@ class Record:
 class Checkpoints:
     """The checkpoints of one folder. Close it (or use `with`), so that the last write is finished.
 
+    A write that takes longer than `WRITE_SECONDS` ends the process: storage that hangs cannot be waited for.
+
     Args:
       folder: local or gs:// path.
-      keep: newest checkpoints that stay when a new one is written; None: only read, and the folder must exist.
+      keep: checkpoints that stay when a new one is written, or how many of the newest; None: only read, and the folder
+        must exist.
+
+    Attributes:
+      completed: `time.monotonic()` when the last save was complete.
     """
 
-    def __init__(self, folder: str | epath.Path, keep: int | None = None):
+    def __init__(self, folder: str | epath.Path, keep: Keep | int | None = None):
         self.folder = path_of(folder)
+        keep = Keep(keep) if isinstance(keep, int) else keep
         if keep is None and not self.folder.exists():
             raise UserError(f"{self.folder}: no such checkpoint folder")
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(keep),
+            preservation_policy=keep.policy() if keep else None,
+            best_fn=keep.value if keep and keep.best else None,  # Orbax writes metrics if this is given
+            async_options=ocp.AsyncOptions(timeout_secs=round(WRITE_SECONDS)),
             read_only=keep is None,
             save_interval_steps=0 if keep is None else 1,
             create=keep is not None,
@@ -77,12 +90,20 @@ class Checkpoints:
         }
         with _quietly() if keep is None else contextlib.nullcontext():
             self._manager = ocp.CheckpointManager(absolute(self.folder), options=options, item_handlers=self._handlers)
+        self._watchdog = Watchdog(WRITE_SECONDS, stacks=False)
+        self._complete = threading.Event()  # the last save
+        self._complete.set()
+        self._keep, self.completed = keep, 0.0
 
     def __enter__(self) -> "Checkpoints":
+        if self._keep:
+            self._watchdog.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None or not self.is_saving:  # else it waits for processes that will not come
+            self._manager.close()
+        self._watchdog.__exit__()
 
     @property
     def latest_step(self) -> int | None:
@@ -91,7 +112,30 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until everything saved so far is on disk; raises what went wrong in the background."""
+        while self.is_saving:
+            time.sleep(POLL_SECONDS)
         self._manager.wait_until_finished()
+
+    def hurry(self, seconds: float) -> None:
+        """What is being written must be on disk within so many seconds; else the process ends."""
+        self._watchdog.hurry(seconds)
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is being written in the background; raises what went wrong there.
+
+        An error of one process is seen here at once, while Orbax waits for the others first.
+        """
+        self._manager.check_for_errors()
+        return not self._complete.is_set()
+
+    def _await(self) -> None:
+        """Notes when a save is complete; in a thread of its own, for Orbax's answer can wait for other processes."""
+        while self._manager.is_saving_in_progress():
+            time.sleep(POLL_SECONDS)
+        self._watchdog.end()
+        self.completed = time.monotonic()
+        self._complete.set()
 
     def check(self) -> None:
         """Raises a `UserError` if the newest checkpoint is no longer there."""
@@ -118,6 +162,7 @@ class Checkpoints:
         optimizer_state: Any = None,
         iterator: grain.DatasetIterator | None = None,
         ema: Params | None = None,
+        metrics: dict[str, float] | None = None,
     ) -> None:
         """Starts to write a checkpoint; the arrays may be donated as soon as this returns. A step is written once.
 
@@ -128,9 +173,14 @@ class Checkpoints:
           optimizer_state: any pytree of arrays; without it the checkpoint can be read and started from, not continued.
           iterator: of the data, before the batch of the next step is drawn.
           ema: running averages of the trainable parameters minus these, where there are some.
+          metrics: hold the one that the best checkpoints are chosen by; None: this is not one of them.
         """
         if step == self.latest_step:
             return
+        self._watchdog.begin(
+            f"{self.folder / str(step)}: is not written after {WRITE_SECONDS:g} s, the storage hangs; check it and run "
+            "the same command again"
+        )
         tokenizer = {name: base64.b64encode(content).decode() for name, content in record.tokenizer.items()}
         said = {"config": to_json(record.config), "tokenizer": tokenizer}
         said |= {"metrics": record.metrics, "origin": record.origin, "fingerprints": record.fingerprints}
@@ -143,7 +193,9 @@ class Checkpoints:
             items["ema"] = ocp.args.PyTreeSave(ema)
         if iterator is not None:
             items["iterator"] = SaveIterator(iterator)
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        self._complete.clear()
+        threading.Thread(target=self._await, daemon=True, name="save-watch").start()
 
     def record(self) -> Record:
         """What the newest checkpoint says of itself.
@@ -284,40 +336,6 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         absl_logging.set_verbosity(before)
-
-
-@contextlib.contextmanager
-def reading(step: epath.Path, *items: str) -> Iterator[None]:
-    """Turns missing items of a checkpoint, and failures to read them, into a `UserError` that says what can be used."""
-    for name in items:
-        if not (step / name / ("_METADATA" if name in ARRAYS else "")).exists():
-            alone = (
-                ""
-                if name in ("params", "record")
-                else "if it holds parameters only, start from it with config.init_from; "
-            )
-            raise UserError(f"{step}: {name} is missing; {alone}if half copied, {_older(step)}")
-    try:
-        with tidy_loops():
-            yield
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        raise UserError(f"{step}: cannot be read ({told(error)}); {_older(step)}") from error
-
-
-def _older(step: epath.Path) -> str:
-    """What to do about a damaged checkpoint: every older one is read until one is whole."""
-    steps = (int(entry.name) for entry in step.parent.iterdir() if entry.name.isdecimal())
-    for older in sorted((number for number in steps if number < int(step.name)), reverse=True):
-        try:
-            check_all(step.parent / str(older))
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            continue
-        return f"delete this folder to use step {older}, which is whole"
-    return "copy it again or start anew, as there is no older one that is whole"
 
 
 def _restore_args(wanted: Any, **more: Any) -> ocp.args.PyTreeRestore:

@@ -22,6 +22,7 @@ import tensorstore as ts
 from etils import epath
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from navil_jax.errors import UserError
 from navil_jax.paths import absolute
 
 ARRAYS = ("params", "optimizer", "ema")  # items of a checkpoint
@@ -152,6 +153,75 @@ def told(error: BaseException) -> str:
         why = "was changed on disk, its checksum is another" if "Digest mismatch" in text else "cannot be read"
         return f"{found[2]}: {found[1].replace('.', '/')} {why}"
     return text.strip().split("\n")[0].split(" [tensorstore_spec")[0]
+
+
+@contextlib.contextmanager
+def reading(step: epath.Path, *items: str) -> Iterator[None]:
+    """Turns missing items of a checkpoint, and failures to read them, into a `UserError` that says what can be used."""
+    for name in items:
+        if not (step / name / ("_METADATA" if name in ARRAYS else "")).exists():
+            alone = (
+                ""
+                if name in ("params", "record")
+                else "if it holds parameters only, start from it with config.init_from; "
+            )
+            raise DamagedCheckpoint(step, f"{name} is missing", f"{alone}if half copied, ")
+    try:
+        with tidy_loops():
+            yield
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        raise DamagedCheckpoint(step, f"cannot be read ({told(error)})") from error
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that cannot be used. Every older one is read, until one is whole.
+
+    Attributes:
+      step: its folder.
+      why: what is wrong with it.
+      older: steps of the newest older one that is whole; None if there is none.
+    """
+
+    def __init__(self, step: epath.Path, why: str, before: str = "") -> None:
+        self.step, self.why, self.older = step, why, _whole(step)
+        way = "copy it again or start anew, as there is no older one that is whole"
+        if self.older is not None:
+            way = f"delete this folder to use step {self.older}, which is whole"
+        super().__init__(f"{step}: {why}; {before}{way}")
+
+
+def _whole(step: epath.Path) -> int | None:
+    """The newest checkpoint before `step` that is whole."""
+    steps = (int(entry.name) for entry in step.parent.iterdir() if entry.name.isdecimal())
+    for older in sorted((number for number in steps if number < int(step.name)), reverse=True):
+        try:
+            check_all(step.parent / str(older))
+        except Exception as error:
+            if not is_damage(error):
+                raise
+        else:
+            return older
+    return None
+
+
+def set_aside(damaged: DamagedCheckpoint, folder: epath.Path) -> str:
+    """Renames a damaged checkpoint of a folder, so that the newest one that is whole is its newest; gives what to say.
+
+    Raises:
+      DamagedCheckpoint: none is whole, or it is one of another folder, which is not touched.
+    """
+    if damaged.older is None or absolute(damaged.step.parent) != absolute(folder):
+        raise damaged
+    for entry in list(folder.iterdir()):
+        if entry.name.isdecimal() and int(entry.name) > damaged.older:
+            with contextlib.suppress(FileNotFoundError):  # another process was sooner
+                entry.rename(folder / f"{entry.name}.damaged")
+    return (
+        f"warning: {damaged.step}: {damaged.why}; it is called {damaged.step.name}.damaged from here on, and the run "
+        f"goes on from step {damaged.older}, which is whole"
+    )
 
 
 def check_all(step: epath.Path) -> None:

@@ -130,17 +130,21 @@ class Evaluations:
         """Whether an evaluator runs after this step."""
         return any(self._is_due(entry, step) for entry, _ in self._evaluators)
 
-    def run(self, state: TrainState, step: int) -> None:
-        """Scores some held-out samples with the evaluators that are due."""
+    def run(self, state: TrainState, step: int) -> dict[str, float]:
+        """Scores some held-out samples with the evaluators that are due; gives what is logged, on the first process."""
         self._say(f"step {step}: evaluating")
+        measured: dict[str, float] = {}
         for entry, evaluator in self._evaluators:
             if self._is_due(entry, step):
                 samples = self._config.eval_samples if entry.samples is None else entry.samples
                 scores = evaluator.score(self._params(state), samples)
                 if self._log:
-                    self._log.write(step, evaluator.metrics(scores))
+                    values = evaluator.metrics(scores)
+                    measured |= values
+                    self._log.write(step, values)
                     self._say(evaluator.report(scores, self._files.local, final=False))
         self._draw_losses(step)
+        return measured
 
     def finish(self, state: TrainState) -> None:
         """Scores all held-out samples with every evaluator, and draws the loss curve."""

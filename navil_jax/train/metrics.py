@@ -1,17 +1,17 @@
-"""What a run shows: JSONL files, TensorBoard events and progress lines."""
+"""What a run shows: JSONL files, scalars for writers, and progress lines."""
 
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensorboardX import SummaryWriter
+from navil_jax.train.writers import TensorBoard, Writer
 
 
 class MetricsLog:
-    """Writes `<folder>/metrics.jsonl`, one object per line, `timings.jsonl`, and TensorBoard events beside them.
+    """Writes `<folder>/metrics.jsonl`, one object per line, `timings.jsonl`, and what writers make of both.
 
     Lines written so far are on disk as soon as `write` returns, so nothing is lost when the process is killed. Times
     are kept apart: they differ from run to run, and nothing in metrics.jsonl does.
@@ -23,9 +23,10 @@ class MetricsLog:
       folder: is made if it does not exist.
       step: finished steps of the checkpoint that the run goes on from (0: none). What was logged for later steps by
         an earlier attempt is dropped, so that no step stands there twice.
+      writers: get all scalars too; None: TensorBoard.
     """
 
-    def __init__(self, folder: str | Path, step: int = 0):
+    def __init__(self, folder: str | Path, step: int = 0, writers: Sequence[Writer] | None = None):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
@@ -38,7 +39,7 @@ class MetricsLog:
         self._path, self._file = path, path.open("a", buffering=1)
         self._size = path.stat().st_size  # that it has if nobody else writes to it
         self._timings = (folder / "timings.jsonl").open("a", buffering=1)
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._writers = [TensorBoard(folder, step)] if writers is None else writers
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line `{"step": step, **values}` and its scalars."""
@@ -63,20 +64,26 @@ class MetricsLog:
             values["mfu"] = done.flops / seconds / done.peak
         if done.memory:
             values["peak_memory_gib"] = done.memory / 2**30
-        self._add(self._timings, step, values)
+        self.write_times(step, values)
+
+    def write_times(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a line of whatever else differs from run to run, such as what a checkpoint cost."""
+        if values:
+            self._add(self._timings, step, values)
 
     def _add(self, file: TextIO, step: int, values: Mapping[str, float]) -> int:
         """Adds a line and its scalars; gives its bytes."""
         line = json.dumps({"step": step} | {k: float(v) for k, v in values.items()}) + "\n"
         file.write(line)
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        for writer in self._writers:
+            writer.write(step, values)
         return len(line)  # which is ASCII
 
     def close(self) -> None:
         self._file.close()
         self._timings.close()
-        self._events.close()
+        for writer in self._writers:
+            writer.close()
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from navil_jax.errors import BAD_INPUT, explain
+from navil_jax.train.checksums import DamagedCheckpoint
 
 CONNECT_SECONDS = 10.0  # for all processes to find the first one
 GRACE_SECONDS = 10.0  # for the others to fail alike, after one has failed
@@ -60,9 +61,15 @@ class Peers:
         with self._changed:
             self._over = True
         self._tell(f"{'failed' if error else 'over'} {self._number}")
-        if error and self._connections and not self._all_leave():
-            # The others are gone: JAX would wait for them, and abort.
-            atexit.register(os._exit, BAD_INPUT if explain(error) else 1)
+        if error and self._connections:
+            alone = not self._all_leave()
+            status = 1 if isinstance(error, DamagedCheckpoint) or not explain(error) else BAD_INPUT
+            # A write that hangs, or waits for the others, would keep this process.
+            leaving = threading.Timer(LEAVE_SECONDS, os._exit, (status,))
+            leaving.daemon = True
+            leaving.start()
+            if alone:  # JAX would wait for the others, and abort.
+                atexit.register(os._exit, status)
 
     def _accept(self, listener: socket.socket, token: bytes) -> None:
         with listener:

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from navil_jax.console import Progress, is_terminal, say
 from navil_jax.errors import UserError
 from navil_jax.model.flops import Counts, count_batch, peak_flops, total, useful_flops
 from navil_jax.paths import path_of
+from navil_jax.train.coordinator import data_waits
 from navil_jax.train.metrics import MetricsLog, Throughput, progress_fields
 from navil_jax.train.profiling import peak_memory
 
@@ -181,8 +182,10 @@ class Recorder:
             memory=peak_memory(),
             **sums,
         )
+        waits = data_waits(self._waited / max(done.seconds, 1e-9))
         if self._log:
             self._log.write_timing(step, done)
+            self._log.write_times(step, slowest_host(waits))
         steps, samples = config.steps, ""
         if planned := config.steps * config.batch_samples:
             seen = int(last["samples_seen"])
@@ -247,6 +250,19 @@ class Recorder:
         path.write_text(json.dumps({"step": step.number, "samples": samples}))
         shown = ", ".join(samples[:8]) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
         return f"{shown} (all in {path})"
+
+
+def slowest_host(waits: Sequence[float]) -> dict[str, float]:
+    """Which process waits most for data, its share and the median of the others; {} if there is one process.
+
+    Example: [0.02, 0.4, 0.0] -> {"slowest_host": 1, "slowest_host_data_wait": 0.4, ..."others_data_wait": 0.01}
+    """
+    if len(waits) < 2:
+        return {}
+    slowest = int(np.argmax(waits))
+    others = float(np.median(np.delete(waits, slowest)))
+    values = {"slowest_host": slowest, "slowest_host_data_wait": waits[slowest]}
+    return values | {"slowest_host_others_data_wait": others}
 
 
 def most_samples(segment_ids: np.ndarray, config: Config) -> int:

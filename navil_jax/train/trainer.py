@@ -4,8 +4,10 @@
 
     checkpoints/<step>/   parameters, optimizer state, place in the data, config, tokenizer
     metrics.jsonl         a line per training step and per evaluation; also as TensorBoard events in tensorboard/
-    timings.jsonl         speed, peak memory, and the share of time spent waiting for data
+    timings.jsonl         speed, peak memory, the share of time spent waiting for data, and that of steps that count
+    goodput.jsonl         a line for each start of the run: what its wall time went to
     profile/              xprof traces, if asked for by config.profile_steps
+    run.json              config, command and hardware of the last start
     quarantine.jsonl      samples that cannot be used, and why; no later run with this workdir reads them
     evaluation.md         accuracies on held-out samples beside baselines
     loss.png answers.png  the loss curve; held-out images with the model's answers at the last evaluation
@@ -37,15 +39,20 @@ from navil_jax.paths import RunFiles, path_of
 from navil_jax.sharding import axis_size, make_mesh, mesh_axes, named, row_place, use_rules
 from navil_jax.train.checkpoint import Checkpoints, Record, saved_streams
 from navil_jax.train.evaluators import Evaluations
+from navil_jax.train.goodput import CHECKPOINT, DATA_WAIT, EVALUATION, Goodput, goodput_table
 from navil_jax.train.lock import WorkdirLock, check_same_settings
 from navil_jax.train.metrics import MetricsLog
 from navil_jax.train.optimizer import check_warmup
+from navil_jax.train.overview import write_run
 from navil_jax.train.peers import Peers
 from navil_jax.train.profiling import Profiler, compilations
 from navil_jax.train.recorder import Recorder
+from navil_jax.train.saving import Saving, keep
 from navil_jax.train.start import Start, fresh_state, newest_state
 from navil_jax.train.step import TrainState, global_batch, make_train_step
+from navil_jax.train.writers import make_writers
 
+STOP_SECONDS = 300.0  # for a checkpoint to be written after a signal
 RECOMPILED = "its input changed in shape, dtype or sharding; JAX_EXPLAIN_CACHE_MISSES=1 says where"
 
 
@@ -62,6 +69,7 @@ class Run:
     lock: WorkdirLock
     checkpoints: Checkpoints
     iterator: grain.DatasetIterator
+    began: float  # time.monotonic()
 
 
 def run(config: Config, start: Start | None = None) -> int:
@@ -88,7 +96,7 @@ def run(config: Config, start: Start | None = None) -> int:
 
 def _open_and_train(config: Config, start: Start | None) -> int:
     """See `run`."""
-    workdir = path_of(config.workdir)
+    began, workdir = time.monotonic(), path_of(config.workdir)
     # 1. Devices.
     mesh = make_mesh(config.mesh)
     # 2. What the run reads: config and tokenizer of the checkpoint or of the recipe, then the sources.
@@ -97,12 +105,14 @@ def _open_and_train(config: Config, start: Start | None) -> int:
     _check_rows(config, mesh)
     with (
         WorkdirLock(workdir) as lock,
-        Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
+        Checkpoints(workdir / "checkpoints", keep(config)) as checkpoints,
         RunFiles(workdir) as files,
         _signals() as stopped,
     ):
         if opened.trained and jax.process_index() == 0:
             opened.tokenizer.save(workdir / "tokenizer")
+        if jax.process_index() == 0:
+            write_run(workdir, config, mesh)
         for name in checkpoints.strangers():
             _say(f"{checkpoints.folder / name}: is no checkpoint, as its name is no step; it is left alone")
         # 3. The stream of batches, from its beginning.
@@ -117,29 +127,60 @@ def _open_and_train(config: Config, start: Start | None) -> int:
             state, metrics = fresh_state(config, mesh, start, _say)
         # 5. The steps.
         origin = start.origin if start is not None else {}
-        this = Run(config, mesh, opened.tokenizer, origin, data, files, lock, checkpoints, iterator)
+        this = Run(config, mesh, opened.tokenizer, origin, data, files, lock, checkpoints, iterator, began)
         status = _train(this, state, metrics, stopped)
         iterator.close()
     return status
 
 
+@dataclasses.dataclass(frozen=True)
+class _Instruments:
+    """What measures a run from its first step to its last."""
+
+    log: MetricsLog | None  # of the first process
+    recorder: Recorder
+    goodput: Goodput
+    saving: Saving
+    evaluations: Evaluations
+
+    def note_cost(self) -> None:
+        """Logs what a checkpoint cost, once it is complete."""
+        cost = self.saving.finished()
+        if cost and self.log:
+            self.log.write_times(cost.step, cost.values())
+            _say(str(cost))
+
+
+def _instruments(run: Run, state: TrainState, before: dict[str, float]) -> _Instruments:
+    config, step = run.config, int(state.step)
+    folder, first = run.files.local, jax.process_index() == 0
+    log = MetricsLog(folder, step, make_writers(config, folder, step)) if first else None
+    if log and log.dropped:
+        _say(f"metrics.jsonl: {log.dropped:,} lines of steps after {step:,}, of an earlier attempt, are dropped")
+    return _Instruments(
+        log,
+        Recorder(config, log, flatten(state.trainable), before),
+        Goodput(folder if first else None, step, run.began),
+        Saving(config, run.checkpoints, _say),
+        Evaluations(config, run.mesh, run.tokenizer, run.files, log, _say),
+    )
+
+
 def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Callable[[int], int]) -> int:
     """The steps; `before` are the metrics of the step that the run goes on from."""
     config, mesh, step = run.config, run.mesh, int(state.step)
-    log = MetricsLog(run.files.local, step) if jax.process_index() == 0 else None
-    if log and log.dropped:
-        _say(f"metrics.jsonl: {log.dropped:,} lines of steps after {step:,}, of an earlier attempt, are dropped")
-    recorder = Recorder(config, log, flatten(state.trainable), before)
-    evaluations = Evaluations(config, mesh, run.tokenizer, run.files, log, _say)
-    profiler = Profiler(config.profile_steps, run.files.local / "profile" if log else None)
+    by = _instruments(run, state, before)
+    recorder, goodput = by.recorder, by.goodput
+    profiler = Profiler(config.profile_steps, run.files.local / "profile" if by.log else None)
     train_step = make_train_step(config, mesh)
     _announce(config, mesh, state)
     with Watchdog() as watchdog, compilations("train_step") as compiled:
         ended = recorder.ended(step)
         while not ended:
             step += 1
+            by.note_cost()
             began = time.monotonic()
-            with watchdog.waiting():
+            with watchdog.waiting(), goodput.phase(DATA_WAIT):
                 batch = next(run.iterator)
             waited = time.monotonic() - began
             profiler.begin(step)
@@ -147,37 +188,76 @@ def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Calla
                 state, metrics = train_step(state, global_batch(batch, mesh))
             profiler.end(step, metrics)
             if len(compiled) > 1:
+                goodput.compiled(compiled[-1])
                 _say(f"step {step}: the training step was compiled again, {compiled.pop():.1f} s ({RECOMPILED})")
             recorder.add(step, metrics, batch, waited, sample_counts(run.iterator))
-            ended = recorder.ended(step)
-            if evaluations.due(step) and not ended:
+            goodput.taken(step)
+            ended, evaluated = recorder.ended(step), None
+            if by.evaluations.due(step) and not ended:
                 recorder.flush()
-                evaluations.run(state, step)
+                with goodput.phase(EVALUATION):
+                    evaluated = by.evaluations.run(state, step)
                 recorder.restart_clock()
+            if step % config.log_every == 0:
+                goodput.write()
             received = stopped(step)
-            if received or ended or step % config.checkpoint_every == 0:
-                recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
-                if not received:  # a spot host has some 15 s from here, which are for the checkpoint
-                    run.files.upload()
-                _save(run, step, state, recorder.last)
-                if log and log.was_cut():
-                    _say("metrics.jsonl: was emptied or removed while the run goes on; its loss curve begins here")
+            if received or ended or by.saving.due(step):
+                _save(run, by, state, step, evaluated, hurried=bool(received))
             if received:
-                run.checkpoints.wait()
-                recorder.close()
-                of = f"{recorder.samples_seen:,} samples" if config.batch_samples else f"step {step} of {config.steps}"
-                _say(f"stopped after {of}, saved; the same command goes on from here")
-                return 128 + received
-    recorder.close()
-    _report(run, evaluations, state, log, recorder)
+                return _stop(run, by, step, received)
+    _finish(run, by, state)
     return 0
 
 
-def _save(run: Run, step: int, state: TrainState, metrics: dict[str, float]) -> None:
-    run.lock.check()
-    run.checkpoints.check()
-    record = Record(run.config, run.tokenizer.files(), metrics, run.origin, run.fingerprints)
-    run.checkpoints.save(step, state.params, record, state.optimizer, run.iterator, state.ema)
+def _save(
+    run: Run, by: _Instruments, state: TrainState, step: int, evaluated: dict[str, float] | None, hurried: bool
+) -> None:
+    """Starts to write a checkpoint; `evaluated`: what was measured after this step, if something was."""
+    by.recorder.flush()  # a step that is not finite must not be saved, and saved steps must be in the log
+    shares, began = by.goodput.write(), time.monotonic()
+    with by.goodput.phase(CHECKPOINT):
+        if not hurried:  # a spot host has some 15 s from here, which are for the checkpoint
+            run.files.upload()
+        run.lock.check()
+        run.checkpoints.check()
+        by.note_cost()  # of the one before
+        record = Record(run.config, run.tokenizer.files(), by.recorder.last, run.origin, run.fingerprints)
+        metric = by.saving.metric(step, evaluated, by.recorder.last)
+        run.checkpoints.save(step, state.params, record, state.optimizer, run.iterator, state.ema, metric)
+    by.saving.began(step, time.monotonic() - began, (state.params, state.optimizer, state.ema))
+    if by.log:
+        by.log.write_times(step, {f"goodput/{part}": share for part, share in shares.items()})
+    if by.log and by.log.was_cut():
+        _say("metrics.jsonl: was emptied or removed while the run goes on; its loss curve begins here")
+
+
+def _stop(run: Run, by: _Instruments, step: int, received: int) -> int:
+    """Waits for the checkpoint of the last step after a signal; gives the exit status."""
+    by.recorder.close()
+    with by.goodput.phase(CHECKPOINT):
+        run.checkpoints.hurry(STOP_SECONDS)
+        run.checkpoints.wait()
+    by.note_cost()
+    by.goodput.write()
+    config, samples = run.config, by.recorder.samples_seen
+    of = f"{samples:,} samples" if config.batch_samples else f"step {step} of {config.steps}"
+    _say(f"stopped after {of}, saved; the same command goes on from here")
+    return 128 + received
+
+
+def _finish(run: Run, by: _Instruments, state: TrainState) -> None:
+    """Evaluates on all held-out samples, and says what the run has read and what its time went to."""
+    by.recorder.close()
+    with by.goodput.phase(EVALUATION):
+        by.evaluations.finish(state)
+    with by.goodput.phase(CHECKPOINT):
+        run.checkpoints.wait()
+    by.note_cost()
+    by.goodput.write()
+    if by.log:
+        by.log.close()
+        _report(run, state, by.recorder)
+        _say(goodput_table(by.goodput.attempts))
 
 
 def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
@@ -238,12 +318,8 @@ def _announce(config: Config, mesh: jax.sharding.Mesh, state: TrainState) -> Non
     _say(f"compiling the training step of {config.data.rows} rows")
 
 
-def _report(run: Run, evaluations: Evaluations, state: TrainState, log: MetricsLog | None, recorder: Recorder) -> None:
-    """Evaluates on all held-out samples, and says what the run has read."""
-    evaluations.finish(state)
-    if log is None:
-        return
-    log.close()
+def _report(run: Run, state: TrainState, recorder: Recorder) -> None:
+    """Says what the run has read."""
     for name, count in sorted(sample_counts(run.iterator).items()):
         if not name.endswith("/good"):
             _say(f"samples read as {name}: {count:,}")
