@@ -45,7 +45,7 @@ def test_things_stand_apart_inside_the_canvas_in_their_colour(style: Style):
             assert thing.y - 0.8 * thing.high > 0 and thing.y + 0.8 * thing.high < drawing.size[1]
             assert tuple(pixels[round(thing.y), round(thing.x)]) == thing.rgb
             for other in drawing.things[:number]:
-                assert drawing_module._apart(thing, other, 0)
+                assert drawing_module.apart(thing, other, 0)
         if drawing.writing:
             ink = np.argwhere((pixels != drawing.background).any(-1))
             assert len(ink) > 20 and ink.min() > 0 and (ink.max(0) < np.array(pixels.shape[:2]) - 1).all()
@@ -57,7 +57,7 @@ def test_counts_presence_and_colours_are_true():
         things = drawing.things
         for kind, question, answer in turns:
             words = re.findall(r"[a-z]+", question.lower())
-            names = [s for s in SHAPES if s in words or everyday._many(s) in words]
+            names = [s for s in SHAPES if s in words or everyday.many(s) in words]
             colors = [c for c in SHADES if c in words]
             hits = [t for t in things if t.name in (names or SHAPES) and t.color in (colors or SHADES)]
             if kind == "count":

@@ -148,7 +148,7 @@ def plan(rng: random.Random, style: Style) -> Drawing:
             break
         most = (0.46 if count == 1 else 0.3 if count == 2 else 0.2) * short * (1 - tried / (100 * count))
         thing = _placed(rng, style, looks[len(things)], size, rng.uniform(max(0.09 * short, 7), max(most, 8)))
-        if all(_apart(thing, other, MARGIN * short) for other in things):
+        if all(apart(thing, other, MARGIN * short) for other in things):
             things.append(thing)
     return Drawing(size, background, tuple(things))
 
@@ -191,7 +191,8 @@ def _placed(rng: random.Random, style: Style, look: tuple[str, str], size: tuple
     return Thing(name, color, style.shade(rng, color), x, y, wide, high, angle)
 
 
-def _apart(one: Thing, other: Thing, margin: float) -> bool:
+def apart(one: Thing, other: Thing, margin: float) -> bool:
+    """Whether there are so many pixels between the boxes of two things."""
     return (
         abs(one.x - other.x) > one.wide + other.wide + margin or abs(one.y - other.y) > one.high + other.high + margin
     )

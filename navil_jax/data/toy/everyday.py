@@ -39,7 +39,7 @@ def caption(drawing: Drawing) -> str:
             direction = {"right of": "left of", "below": "above"}[direction]
         return _sentence(f"{_a(_look(first))} {direction} {_a(_look(second))}")
     groups = sorted((-n, *look) for look, n in Counter((t.color, t.name) for t in things).items())
-    parts = [_a(f"{c} {s}") if n == -1 else f"{NUMBERS[-n]} {c} {_many(s)}" for n, c, s in groups]
+    parts = [_a(f"{c} {s}") if n == -1 else f"{NUMBERS[-n]} {c} {many(s)}" for n, c, s in groups]
     return _sentence(" and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))))
 
 
@@ -69,7 +69,7 @@ def _of_color(rng: random.Random, things: tuple[Thing, ...]) -> Iterator[Asked]:
     if len(things) == 1:
         named = rng.choice((f"the {thing.name}", "it", "this", "the shape", "this shape", f"this {thing.name}"))
     else:
-        named = f"the {thing.name}" if len(same) == 1 else f"the {_many(thing.name)}"
+        named = f"the {thing.name}" if len(same) == 1 else f"the {many(thing.name)}"
     forms = _color_forms(named) if len(same) == 1 else _color_forms(named, "are")
     yield "color", rng.choice(forms), thing.color
     if rng.random() < 0.5 and len(same) == 1:
@@ -116,8 +116,8 @@ def _of_count(rng: random.Random, things: tuple[Thing, ...]) -> Iterator[Asked]:
     yield "count", rng.choice((*forms, f"Count the {what}.")), str(len(things))
     name = rng.choice(things).name if rng.random() < 0.85 else rng.choice(SHAPES)
     number = sum(thing.name == name for thing in things)
-    forms = (f"How many {_many(name)} are there?", f"How many {_many(name)} do you see?", f"Count the {_many(name)}.")
-    yield "count", rng.choice((*forms, f"How many {_many(name)} are in the picture?")), str(number)
+    forms = (f"How many {many(name)} are there?", f"How many {many(name)} do you see?", f"Count the {many(name)}.")
+    yield "count", rng.choice((*forms, f"How many {many(name)} are in the picture?")), str(number)
     if len(things) > 2:
         color = rng.choice(things).color
         yield "count", f"How many {color} shapes are there?", str(sum(thing.color == color for thing in things))
@@ -138,7 +138,7 @@ def _of_presence(rng: random.Random, things: tuple[Thing, ...]) -> Iterator[Aske
     else:
         what = f"{color} {name}" if form == "both" else name
         forms = (f"Is there {_a(what)}?", f"Do you see {_a(what)}?", f"Is there {_a(what)} in the picture?")
-        asked = rng.choice((*forms, f"Can you see {_a(what)}?", f"Are there any {_many(what)}?"))
+        asked = rng.choice((*forms, f"Can you see {_a(what)}?", f"Are there any {many(what)}?"))
     yield "presence", asked, "yes" if there else "no"
 
 
@@ -229,7 +229,8 @@ def _a(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _many(words: str) -> str:
+def many(words: str) -> str:
+    """The plural of a name."""
     return f"{words}es" if words.endswith("s") else f"{words}s"
 
 
