@@ -65,12 +65,12 @@ class TestCommand:
         answer = capsys.readouterr().out
         images = [assistant().read_image(image)]
         assert answer == "".join(assistant().answer((), "What is it?", images, Sampler(), 8)) + "\n"
-        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
+        monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
         assert run(*arguments, "--temperature", "3", "--top-k", "50", "--top-p", "0.9", "--seed", "5") == 0
         assert capsys.readouterr().out != answer
 
     def test_conversation(self, image: Path, capsys: pytest.CaptureFixture, monkeypatch):
-        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
+        monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
         lines = [f"/image {image}", "What is it?", "And now?", "/image", "/nothing", "look at <image>", "/help"]
         lines += ["", "/reset", "What is it?", "/quit", "never read"]
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
@@ -89,7 +89,7 @@ class TestCommand:
         assert chat.HELP in out
 
     def test_end_of_input_and_ctrl_c(self, capsys: pytest.CaptureFixture, monkeypatch):
-        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
+        monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
         monkeypatch.setattr("sys.stdin", io.StringIO(""))
         assert run("--checkpoint", "any") == 0
 
@@ -103,7 +103,7 @@ class TestCommand:
         assert capsys.readouterr().err == "stopped\nstopped\n"
 
     def test_ctrl_c_ends_an_answer_and_not_the_talk(self, capsys: pytest.CaptureFixture, monkeypatch):
-        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
+        monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
         histories = []
 
         def answer(_: Assistant, history: list, question: str, *__: object) -> Iterator[str]:
@@ -127,7 +127,7 @@ class TestCommand:
         (tmp_path / "red image.png").write_bytes(image.read_bytes())
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
+        monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
         escaped = str(tmp_path / "red image.png").replace(" ", r"\ ")
         lines = f"/image {typed.format(tmp_path / 'red image.png')}\n/image {escaped}\n"
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
@@ -146,7 +146,7 @@ class TestCommand:
         ]
         content = b"\n".join(line.replace(b"%s", str(tmp_path).encode()) for line in asked)
         stdin = io.TextIOWrapper(io.BytesIO(content + b"\nWhat is it?\n"), encoding="utf-8")
-        monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
+        monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
         monkeypatch.setattr("sys.stdin", stdin)
         assert run("--checkpoint", "any", "--max-new-tokens", "1") == 0
         out = capsys.readouterr().out

@@ -77,7 +77,7 @@ def test_a_writer_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_the_package_itself_takes_a_run_offline(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb.sdk")
     command = [sys.executable, "-m", "navil_jax.train", "--config", str(Path(toy_recipe.__file__))]
     command += [f"--config.workdir={tmp_path}", "--config.writers=wandb", "--config.eval_every=0"]
     settings = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "XLA_FLAGS": QUICK}

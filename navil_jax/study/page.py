@@ -40,7 +40,7 @@ def report(analysis: Analysis, figures: Mapping[str, tuple[Path, Path]], missing
         findings=findings(analysis),
         marks=MARKS,
         figures=[
-            (name, _data_uri(light), _data_uri(dark), Image.open(light).text["Description"])  # type: ignore[attr-defined]
+            (name, _data_uri(light), _data_uri(dark), Image.open(light, formats=("PNG",)).text["Description"])  # type: ignore[attr-defined]
             for name, (light, dark) in figures.items()
         ],
         missing=missing,

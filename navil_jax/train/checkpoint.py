@@ -101,7 +101,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or not self.is_saving:  # else it waits for processes that will not come
+        alone = jax.process_count() == 1  # else it would wait for processes that will not come
+        if error is None or alone or not self.is_saving:
             self._manager.close()
         self._watchdog.__exit__()
 
