@@ -14,7 +14,7 @@ from navil_jax.evaluate.asking import Asking, Said, faults_of
 from navil_jax.evaluate.benchmarks.cider import cider
 from navil_jax.model.params import Params
 
-PROMPT = "Provide a one-sentence caption for the provided image."  # of InternVL's scripts
+PROMPT = "Provide a one-sentence caption for the provided image."
 MOST_TOKENS = 30  # as there
 
 

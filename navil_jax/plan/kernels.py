@@ -7,6 +7,7 @@ Static cycles over public measurements (marin's splash attention on v5p, tokamax
 see docs/tpu.md) give a factor for each generation, `topology.Generation.kernel_factor`.
 """
 
+import argparse
 import dataclasses
 import functools
 import hashlib
@@ -234,9 +235,11 @@ RECIPES = (  # the kernels of the recipes: the encoder's forward and backward, a
 
 def main(argv: Sequence[str]) -> int:
     """Writes the table: every recipe's kernel on every generation."""
+    parser = argparse.ArgumentParser(prog="python -m navil_jax.plan.kernels", description=main.__doc__)
+    parser.add_argument("--compile", nargs=2, help=argparse.SUPPRESS)  # a case, by a process of its own
     by_name = {one.name: one for one in GENERATIONS}
-    if argv[:1] == ["--compile"]:
-        compile_on_one_device(by_name[argv[2]], lambda: _program(Case(**json.loads(argv[1]))))
+    if given := parser.parse_args(argv).compile:
+        compile_on_one_device(by_name[given[1]], lambda: _program(Case(**json.loads(given[0]))))
         return 0
     records = []
     for generation in by_name:
