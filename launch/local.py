@@ -104,7 +104,11 @@ def _print_lines(number: int, process: subprocess.Popen[str]) -> None:
 
 
 def _wait(processes: list[subprocess.Popen[str]]) -> int:
-    """The status of the first process that fails (128 + signal if killed by one), or 0 when all have ended well."""
+    """The status of the first process that fails (128 + signal if killed by one), or 0 when all have ended well.
+
+    The others notice a death within milliseconds and end with a status of their own, so of processes found together
+    the one that a signal killed counts as first.
+    """
     while not (failed := [process for process in processes if process.poll()]):
         if all(process.returncode == 0 for process in processes):
             return 0
@@ -112,7 +116,7 @@ def _wait(processes: list[subprocess.Popen[str]]) -> int:
     until = time.monotonic() + GRACE_SECONDS
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
         time.sleep(0.05)
-    status = failed[0].returncode
+    status = min(process.returncode for process in failed)
     return status if status > 0 else 128 - status
 
 
