@@ -7,6 +7,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from types import TracebackType
 
 import jax
@@ -19,6 +20,7 @@ from navil_jax.train.checksums import DamagedCheckpoint
 
 CONNECT_SECONDS = 10.0  # for all processes to find the first one
 GRACE_SECONDS = 10.0  # for the others to fail alike, after one has failed
+HEAR_SECONDS = 2.0  # for the end of a connection to be heard, after what a process computed with another has failed
 LEAVE_SECONDS = 5.0  # for the others to leave before the first one
 SILENT_SECONDS = 25  # after which a host that answers nothing counts as dead
 
@@ -58,6 +60,8 @@ class Peers:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error and self._connections and not explain(error):
+            time.sleep(HEAR_SECONDS)  # where the cause is another's death, the thread that listens says so and ends
         with self._changed:
             self._over = True
         self._tell(f"{'failed' if error else 'over'} {self._number}")
