@@ -15,7 +15,7 @@ from navil_jax.evaluate.benchmarks.cider import cider
 from navil_jax.model.params import Params
 
 PROMPT = "Provide a one-sentence caption for the provided image."
-MOST_TOKENS = 30  # as there
+MOST_TOKENS = 30
 
 
 class Captioned(NamedTuple):
