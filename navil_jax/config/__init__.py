@@ -171,6 +171,7 @@ class SourceConfig:
     root: str = ""  # folder of the images that records name; empty: that of the file
     repeat: Passes = 1.0  # passes over its samples that are shuffled as one; below 1: only the first part of them
     prompt: str = ""  # question of samples that are a caption only; empty: data.sources.CAPTION_PROMPT
+    boxes: Literal["", "0..1", "0..1000", "pixels"] = ""  # coordinates of <box> in its texts; empty: the records say
     system_message: str | None = None  # none: data.system_message; a message that a sample brings counts first
     max_patches: Count | None = None  # of an image's largest scale; none: images.max_patches
     loss_weight: Literal["token", "sample", "square"] | None = None  # none: data.loss_weight

@@ -15,7 +15,7 @@ def require(good: bool, key: str, why: str) -> None:
 
 
 # Settings of a source that its kind does not use: samples of the package, and converted ones, are complete.
-WITHOUT_EFFECT = {"": ("held_out", "root", "prompt"), "array_record": ("root", "prompt")}
+WITHOUT_EFFECT = {"": ("held_out", "root", "prompt", "boxes"), "array_record": ("root", "prompt")}
 
 
 def check_data(config: "Config") -> None:

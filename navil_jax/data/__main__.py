@@ -139,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--root", type=given_path, metavar="FOLDER", help="of the images that records name (default: that of the file)")
     add("--prompt", metavar="TEXT", help='question of samples that are a caption (default: "Describe ...")')
+    add(
+        "--boxes",
+        choices=("0..1", "0..1000", "pixels"),
+        help="coordinates of <box> in texts (default: the records say)",
+    )
     add("--split", choices=("train", "test"), help="of a built-in source (default: train)")
     return parser
 
@@ -150,7 +155,7 @@ def _convert_options(options: argparse.Namespace) -> int:
 
     formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
     if options.kind in SOURCES:
-        _refuse(options, "path", "root", "prompt")
+        _refuse(options, "path", "root", "prompt", "boxes")
         _report(SourceConfig(options.kind), options.out, options, options.split or "train")
         return 0
     _refuse(options, "split", *WITHOUT_EFFECT.get(options.kind, ()))
@@ -158,7 +163,9 @@ def _convert_options(options: argparse.Namespace) -> int:
         raise UserError(f"--path: data of kind {options.kind} need a path")
     name = files.name_of(options.out) or options.kind
     root, prompt = options.root or "", options.prompt or ""
-    entry = SourceConfig(name, kind=options.kind, path=options.path, root=root, prompt=prompt)
+    entry = SourceConfig(
+        name, kind=options.kind, path=options.path, root=root, prompt=prompt, boxes=options.boxes or ""
+    )
     parts = expand_meta(entry)
     for part in parts:
         _report(part, options.out if parts == (entry,) else files.join(options.out, part.name), options, "train")
@@ -181,7 +188,7 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: "S
     from navil_jax.data.inspect.summary import unused_fields
     from navil_jax.data.sources import open_source
 
-    origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt}".strip()
+    origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt} {part.boxes}".strip()
     done = convert(open_source(part, split), out, options.shards, origin)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
     print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")

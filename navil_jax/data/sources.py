@@ -100,9 +100,9 @@ def _open_files(entry: SourceConfig, split: Split) -> Source:
     if entry.kind == formats.META:
         parts = expand_meta(entry)
         return formats.Concatenated.of(
-            formats.open_format(part.kind, part.path, part.root, part.prompt) for part in parts
+            formats.open_format(part.kind, part.path, part.root, part.prompt, part.boxes) for part in parts
         )
-    return formats.open_format(entry.kind, path, entry.root, entry.prompt)
+    return formats.open_format(entry.kind, path, entry.root, entry.prompt, entry.boxes)
 
 
 def has_split(entry: SourceConfig, split: Split) -> bool:

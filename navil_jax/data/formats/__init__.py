@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.records import TEXTS_SAMPLES, RecordSource
+from navil_jax.data.grounding import Coordinates
 from navil_jax.data.sample import Sample, check_index
 from navil_jax.errors import UserError
 
@@ -85,13 +86,16 @@ def check_kind(kind: str, known: Sequence[str] = (*FORMATS, META)) -> None:
         raise UserError(f"no kind of data named {kind!r}; nearest is {nearest!r}, all are {', '.join(known)}")
 
 
-def open_format(kind: str, path: str, root: str = "", prompt: str = "") -> RecordSource | Concatenated:
+def open_format(
+    kind: str, path: str, root: str = "", prompt: str = "", boxes: Coordinates = ""
+) -> RecordSource | Concatenated:
     """The samples of a file, a folder or a pattern such as `shards/{0000..0999}.tar`, local or at an address.
 
     Args:
       kind: a key of `FORMATS`.
       root: folder of the images that records name; empty: that of the file.
       prompt: the question of samples that are a caption only; empty: `sources.CAPTION_PROMPT`.
+      boxes: coordinates of boxes in their texts; empty: the records say.
 
     Raises:
       UserError: unknown kind, no such file, a file that cannot be used at all, or a package is not installed.
@@ -106,15 +110,17 @@ def open_format(kind: str, path: str, root: str = "", prompt: str = "") -> Recor
     module, name = FORMATS[kind]
     try:
         format_class = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-        if kind in _WHOLE_FOLDER:
-            return format_class(path, root, prompt)
-        found = files.expand(path, format_class.suffixes)
-        for file in found:
-            files.check_is_content(file)
-        _tell_of_others(path, format_class.suffixes)
+        found = [path]
+        if kind not in _WHOLE_FOLDER:
+            found = files.expand(path, format_class.suffixes)
+            for file in found:
+                files.check_is_content(file)
+            _tell_of_others(path, format_class.suffixes)
         sources = [format_class(file, root, prompt) for file in found]
     except ModuleNotFoundError as error:
         missing = error.name or str(error)
         package = _PACKAGES.get(missing, missing)
         raise UserError(f"{path}: data of kind {kind} need another package: pip install {package}") from error
+    for source in sources:
+        source.boxes = boxes
     return sources[0] if len(sources) == 1 else Concatenated.of(sources)

@@ -325,6 +325,14 @@ def _from_base64(text: str, what: str) -> bytes:
         raise ValueError(f"the image ({what}...) is broken base64: {error}") from error
 
 
+def image_size(image: Image.Image | bytes) -> tuple[int, int]:
+    """(width, height) of an image, of a file from its header. ValueError: it is no image."""
+    try:
+        return (Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image).size
+    except Exception as error:  # Pillow raises many types on broken files
+        raise ValueError(f"the size of an image cannot be read: {error}") from error
+
+
 def encoded(image: Image.Image | bytes | Any) -> bytes:
     """A sample's image as bytes of a file: as they are, or as PNG if it is decoded."""
     if isinstance(image, bytes):
