@@ -2,6 +2,7 @@
 
   convert   data of any kind to sharded ArrayRecord, the format to train from
   doctor    opens every sample before a run does, and reports what is wrong
+  mix       says what a run draws from each source
   preview   shows packed rows as training sees them
   tokens    says what images cost in tokens
 
@@ -89,6 +90,13 @@ def _preview(argv: Sequence[str]) -> int:
     opened = _opened(config)
     held_out_fingerprints(opened.config)  # refuses held-out files that are not there
     return preview.run(opened, options)
+
+
+def _mix(argv: Sequence[str]) -> int:
+    from navil_jax.data.inspect import mix
+
+    config, options = parse(argv, mix.ABOUT, mix.add_options, command="data mix")
+    return mix.run(_opened(config), options)
 
 
 def _tokens(argv: Sequence[str]) -> int:
@@ -203,6 +211,7 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: "S
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "convert": (_convert, "; the same command goes on with the first missing shard"),
     "doctor": (_doctor, "; the same command goes on from here"),
+    "mix": (_mix, ""),
     "preview": (_preview, ""),
     "tokens": (_tokens, ""),
 }
