@@ -14,10 +14,12 @@ from made_data import talk, write_lines
 from made_sources import TOKENIZER, TOKENIZER_FOLDER, assert_equal, config, made
 
 from navil_jax.config import Config, SourceConfig, WeightPoint, validate
+from navil_jax.data.inspect.checkup import BAD, GOOD, NOTE, RESIZED
 from navil_jax.data.inspect.mix import shares
 from navil_jax.data.inspect.summary import drawn_by
 from navil_jax.data.mixture import Epoch, Scheduled, proportions
 from navil_jax.data.pipeline import make_dataset
+from navil_jax.data.sources import expand_sources
 from navil_jax.errors import UserError
 
 NO_END = sys.maxsize
@@ -159,3 +161,53 @@ def test_the_command_tells_epochs_tokens_and_what_is_never_seen(
         "80 samples",
     ):
         assert text in said
+
+
+def meta_shares(folder: Path, **changes: object) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of parts a (30 samples) and b (10) of a meta file and of a source of 40, before step 5 and later."""
+    for name, count in (("a", 30), ("b", 10)):
+        write_lines(folder / f"{name}.jsonl", [{"conversations": talk("Q?", "A.")}] * count)
+    (folder / "m.json").write_text(json.dumps({name: {"annotation": f"{name}.jsonl"} for name in "ab"}))
+    meta = SourceConfig("m", kind="meta", path=str(folder / "m.json"), weight_points=(WeightPoint(5, 3.0),))
+    base = dataclasses.replace(config(sources=(meta, SourceConfig("c")), **changes), batch_samples=80)
+    expanded = expand_sources(base)
+    chosen = proportions(expanded.data, 80, [30, 10, 40], [NO_END] * 3)
+    before, whole = np.array(chosen.counts(400)), np.array(chosen.counts(800))
+    return before / 400, (whole - before) / 400
+
+
+def test_parts_of_a_meta_file_share_its_weight_at_every_step(tmp_path: Path) -> None:
+    before, later = meta_shares(tmp_path)
+    np.testing.assert_allclose(before, [3 / 8, 1 / 8, 1 / 2], atol=0.01)
+    np.testing.assert_allclose(later, [9 / 16, 3 / 16, 1 / 4], atol=0.01)
+
+
+def test_sizes_of_parts_of_a_meta_file_count_once(tmp_path: Path) -> None:
+    before, later = meta_shares(tmp_path, temperature=1.0)
+    np.testing.assert_allclose(before, [3 / 8, 1 / 8, 1 / 2], atol=0.01)
+    np.testing.assert_allclose(later, [9 / 16, 3 / 16, 1 / 4], atol=0.01)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5, 1e6])
+def test_every_source_is_drawn_at_every_temperature(temperature: float) -> None:
+    settings = config(sources=(SourceConfig("a"), SourceConfig("b")), temperature=temperature)
+    assert drawn_by(settings, [1, 10**9], 0).all()
+    with pytest.raises(UserError, match=r"data\.temperature: must be at least 1, or 0, not 0\.01"):
+        validate(dataclasses.replace(settings, data=dataclasses.replace(settings.data, temperature=0.01)))
+
+
+def test_tokens_are_those_of_samples_that_can_be_used() -> None:
+    table = np.zeros(4, NOTE)
+    table["status"], table["text_tokens"], table["visual_tokens"] = [GOOD, RESIZED, BAD, BAD], 10, [8, 10**6, 0, 0]
+    (share,) = shares(config(), [100], [table], 40)
+    assert (share.drawn, share.tokens["text_tokens"], share.tokens["visual_tokens"]) == (40, 200, 20 * (8 + 48) // 2)
+
+
+def test_what_a_program_reads_is_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from navil_jax.data.__main__ import main
+
+    recipe = str(Path(__file__).parent / "toy_recipe.py")
+    assert main(["mix", "--config", recipe, "--samples", "2", "--json", f"--config.workdir={tmp_path}"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["sources"][0]["read"] == 2
+    assert "a tokenizer was trained" in said.err

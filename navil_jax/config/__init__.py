@@ -23,6 +23,7 @@ from navil_jax.config.ranges import (
     Processes,
     Seed,
     Share,
+    Temperature,
     Threads,
     check_ranges,
 )
@@ -173,7 +174,6 @@ class SourceConfig:
 
     name: str  # a key of data.sources.SOURCES; where `kind` is given, any name for logs
     weight: Positive = 1.0  # share of samples drawn from it, against the other weights
-    weight_points: tuple[WeightPoint, ...] = ()  # other weights from later steps on, in their order
     kind: str = ""  # format of the files: array_record, llava, meta, webdataset, parquet, huggingface, tfds
     path: str = ""  # file, folder, pattern or address (gs://...) of the training samples
     held_out: str = ""  # the same for held-out samples; empty: the source is not evaluated; not of kind meta
@@ -185,6 +185,12 @@ class SourceConfig:
     max_patches: Count | None = None  # of an image's largest scale; none: images.max_patches
     loss_weight: Literal["token", "sample", "square"] | None = None  # none: data.loss_weight
     transforms: tuple[str, ...] = ()  # what changes training samples, in order: jpeg, resolution, or module:function
+    weight_points: tuple[WeightPoint, ...] = ()  # other weights from later steps on, in their order
+
+    def weighted(self, factor: float) -> "SourceConfig":
+        """The source with all of its weights times a number."""
+        points = tuple(WeightPoint(point.step, point.weight * factor) for point in self.weight_points)
+        return dataclasses.replace(self, weight=self.weight * factor, weight_points=points)
 
     def weight_at(self, step: int) -> float:
         """The weight that holds at a step: of the last point until then, or `weight` before the first one."""
@@ -196,7 +202,7 @@ class DataConfig:
     """Sources, the packed batch's shape, and how samples become tokens."""
 
     sources: tuple[SourceConfig, ...] = ()
-    temperature: NotNegative = 0.0  # T: weights are multiplied by size^(1/T), in samples times repeat; 0: not
+    temperature: Temperature = 0.0  # T: weights are multiplied by size^(1/T), in samples times repeat; 0: not
     rows: Count = 8  # packed rows of one global batch
     streams: Amount = 0  # shares of the data, fixed for the run; as many hosts serve them as divide it; 0: one a host
     visual_slots: Count = 8192

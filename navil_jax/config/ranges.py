@@ -54,6 +54,7 @@ PositiveShare = Annotated[float, Range(0, 1, low_open=True)]
 Decay = Annotated[float, Range(0, 1, high_open=True)]
 Between = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
 Factor = Annotated[float, Range(1)]
+Temperature = Annotated[float, Range(1, also=(0,))]  # 0: none
 Passes = Annotated[float, Range(0, 1e6, low_open=True)]
 
 

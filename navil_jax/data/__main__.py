@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
 from navil_jax.config.ranges import Count, read_as
-from navil_jax.console import say
 from navil_jax.errors import Parser, UserError, report_user_errors
 from navil_jax.paths import given_path
 
@@ -112,7 +111,8 @@ def _opened(config: Config) -> "OpenRun":
     with open_start(config, planned=True) as start:
         opened = open_run(config, start)
     if opened.trained:
-        say("a tokenizer was trained on the text of the sources; --config.data.tokenizer=FOLDER takes another one")
+        said = "a tokenizer was trained on the text of the sources; --config.data.tokenizer=FOLDER takes another one"
+        print(said, file=sys.stderr)
     return opened
 
 

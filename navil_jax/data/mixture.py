@@ -152,7 +152,9 @@ def proportions(
       lengths: of what the stream has of each source.
     """
     steps = sorted({0, *(point.step for entry in data.sources for point in entry.weight_points)})
-    powers = [size ** (1 / data.temperature) if data.temperature else 1 for size in sizes]
+    powers = [1.0] * len(sizes)
+    if data.temperature:  # rounded, so that all machines draw alike
+        powers = [float(f"{(size / max(sizes)) ** (1 / data.temperature):.9g}") for size in sizes]
     weights = [
         [entry.weight_at(step) * power for entry, power in zip(data.sources, powers, strict=True)] for step in steps
     ]

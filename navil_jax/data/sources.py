@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from navil_jax.config import Config, ImageConfig, SourceConfig, VisionConfig, validate
+from navil_jax.config import Config, SourceConfig, VisionConfig, validate
 from navil_jax.data import formats
 from navil_jax.data.formats.meta import meta_sources
 from navil_jax.data.sample import SPLITS, Source, Split
@@ -110,13 +110,23 @@ def has_split(entry: SourceConfig, split: Split) -> bool:
     return split == "train" or not entry.kind or bool(entry.held_out)
 
 
-def expand_meta(
-    entry: SourceConfig, max_patches: int = ImageConfig.max_patches, patch_size: int = VisionConfig.patch_size
-) -> tuple[SourceConfig, ...]:
-    """The parts of a source of kind "meta", any other as it is. Raises `UserError` for a bad meta file."""
+def expand_meta(entry: SourceConfig, config: Config | None = None) -> tuple[SourceConfig, ...]:
+    """The parts of a source of kind "meta" in a config, any other source as it is.
+
+    With `data.temperature` each part has the weights of `entry`: their sizes count when they are mixed.
+
+    Raises:
+      UserError: a bad meta file.
+    """
     if entry.kind != "meta":
         return (entry,)
-    return meta_sources(entry, max_patches, patch_size)
+    config = config or Config()
+    patch_size = (config.model.vision or VisionConfig()).patch_size
+    parts = meta_sources(entry, config.images.max_patches, patch_size)
+    if not config.data.temperature:
+        return parts
+    weight, points = entry.weight, entry.weight_points
+    return tuple(dataclasses.replace(part, weight=weight, weight_points=points) for part in parts)
 
 
 def expand_sources(config: Config) -> Config:
@@ -125,8 +135,7 @@ def expand_sources(config: Config) -> Config:
     Raises:
       UserError: a bad meta file, a part whose settings do not fit the config, or two sources of one name.
     """
-    limits = config.images.max_patches, (config.model.vision or VisionConfig()).patch_size
-    parts = tuple(part for entry in config.data.sources for part in expand_meta(entry, *limits))
+    parts = tuple(part for entry in config.data.sources for part in expand_meta(entry, config))
     _check_names(parts)
     if parts == config.data.sources:
         return config

@@ -162,7 +162,7 @@ def _share_of(base: Config, source: SourceConfig, share: float) -> tuple[SourceC
     """
     if share == 1:
         return (source,)
-    parts = expand_meta(source, base.images.max_patches, base.model.encoder.patch_size)
+    parts = expand_meta(source, base)
     return tuple(dataclasses.replace(part, repeat=min(part.repeat, 1) * share) for part in parts)
 
 

@@ -111,7 +111,7 @@ def meta_sources(entry: SourceConfig, max_patches: int, patch_size: int) -> tupl
         parts.append(part)
         sizes.append(length * repeat)
     shares = (size / sum(sizes) for size in sizes)
-    return tuple(dataclasses.replace(p, weight=entry.weight * share) for p, share in zip(parts, shares, strict=True))
+    return tuple(part.weighted(share) for part, share in zip(parts, shares, strict=True))
 
 
 def _length(where: str, path: str, given: int | None) -> int:

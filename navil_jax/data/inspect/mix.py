@@ -54,7 +54,7 @@ class Share:
       epochs: drawn / samples.
       never_seen: samples that the run does not reach, on average where the last epoch is cut off.
       read, usable: samples that were looked at to count tokens, and those of them that a run can use.
-      tokens: of all samples drawn, by `KINDS`, as the usable ones have them on average.
+      tokens: of the samples drawn that can be used, by `KINDS`, as those that were looked at have them on average.
     """
 
     name: str
@@ -99,7 +99,9 @@ def shares(config: Config, sizes: Sequence[int], tables: Sequence[np.ndarray], s
     found, drawn = [], drawn_by(config, sizes, samples).tolist()
     for entry, size, times, notes in zip(config.data.sources, sizes, drawn, tables, strict=True):
         good = notes[usable(notes)]
-        tokens = {kind: round(times * float(good[kind].mean())) if len(good) else 0 for kind in KINDS}
+        used, budgets = times * len(good) / max(1, len(notes)), row_budgets(config)  # larger images get smaller
+        means = {k: np.minimum(good[k], budgets.get(k, math.inf)).mean() if len(good) else 0.0 for k in KINDS}
+        tokens = {kind: round(used * float(mean)) for kind, mean in means.items()}
         unseen = _never_seen(size, entry.repeat, times)
         found.append(Share(entry.name, size, times, times / size, unseen, len(notes), len(good), tokens))
     return found
