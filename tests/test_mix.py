@@ -14,6 +14,8 @@ from made_data import talk, write_lines
 from made_sources import TOKENIZER, TOKENIZER_FOLDER, assert_equal, config, made
 
 from navil_jax.config import Config, SourceConfig, WeightPoint, validate
+from navil_jax.config.flags import apply_overrides
+from navil_jax.config.plain import from_json, to_json
 from navil_jax.data.inspect.checkup import BAD, GOOD, NOTE, RESIZED
 from navil_jax.data.inspect.mix import shares
 from navil_jax.data.inspect.summary import drawn_by
@@ -211,3 +213,18 @@ def test_what_a_program_reads_is_json_alone(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr()
     assert json.loads(said.out)["sources"][0]["read"] == 2
     assert "a tokenizer was trained" in said.err
+
+
+def test_points_are_set_by_a_flag_and_saved() -> None:
+    key, base = "data.sources.1.weight_points", dataclasses.replace(scheduled(), batch_samples=5)
+    changed = apply_overrides(base, {key: "10_000:0.2,20_000:0"})
+    assert changed.data.sources[1].weight_points == (WeightPoint(10_000, 0.2), WeightPoint(20_000, 0.0))
+    assert from_json(to_json(changed)) == changed
+    assert apply_overrides(changed, {key: ""}).data.sources[1].weight_points == ()
+    for text in ("5", "5:1:2", "x:1", "5:x", "1.5:1"):
+        with pytest.raises(UserError, match=rf"^config\.{key}: '{text}' is not step:weight,\.\.\.$"):
+            apply_overrides(base, {key: text})
+    with pytest.raises(UserError, match=r"evaluators: is a group of fields"):
+        apply_overrides(base, {"evaluators": "held_out"})
+    with pytest.raises(UserError, match=r"model: is a group of fields"):
+        apply_overrides(base, {"model": "3"})

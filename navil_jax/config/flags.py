@@ -184,7 +184,7 @@ def apply_overrides(config: Config, overrides: Mapping[str, str]) -> Config:
     Args:
       config: what is changed; untouched fields are kept.
       overrides: dotted key -> text, read by the field's type: `1_000`, `1e-3` (float fields), `true`, `none`
-        (optional fields), `1,2,3` and `vision/**,connector/**` (tuples).
+        (optional fields), `1,2,3` and `vision/**,connector/**` (tuples), `10_000:0.2,20_000:0` (steps and weights).
 
     Raises:
       UserError: unknown key (with the nearest known one), text that is not of the field's type, impossible config.
@@ -254,12 +254,16 @@ def _read(text: str, hint: Any, key: str) -> Any:
     bare = required(hint)
     if bare is not hint and text.lower() == "none":
         return None
-    if dataclasses.is_dataclass(bare) or (typing.get_origin(bare) is tuple and entry_class(bare)):
+    entry_fields = typing.get_type_hints(entry_class(bare)) if entry_class(bare) else {}
+    numbers = typing.get_origin(bare) is tuple and set(entry_fields.values()) <= {int, float}
+    if entry_fields and not numbers:
         raise UserError(f"config.{key}: is a group of fields, set them one by one (see --help)")
     value: Any
     try:
         if bare is bool:
             value = {"true": True, "false": False}[text.lower()]
+        elif entry_fields:
+            value = [_numbers(part, entry_fields) for part in text.split(",") if part.strip()]
         elif typing.get_origin(bare) is tuple:
             entry = typing.get_args(bare)[0]
             parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
@@ -267,8 +271,14 @@ def _read(text: str, hint: Any, key: str) -> Any:
         else:
             value = _number(text, bare) if bare in (int, float) else text
     except (ValueError, KeyError) as error:
-        raise UserError(f"config.{key}: {text!r} is not {type_name(hint)}") from error
+        wanted = ":".join(entry_fields) if entry_fields else type_name(hint)
+        raise UserError(f"config.{key}: {text!r} is not {wanted}{',...' if entry_fields else ''}") from error
     return typed(value, hint, key)
+
+
+def _numbers(text: str, fields: Mapping[str, type]) -> dict[str, Any]:
+    """Example: "10_000:0.2" for step and weight -> {"step": 10000, "weight": 0.2}. Raises ValueError."""
+    return {name: _number(word, kind) for (name, kind), word in zip(fields.items(), text.split(":"), strict=True)}
 
 
 def _number(text: str, kind: type) -> Any:
