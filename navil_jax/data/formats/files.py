@@ -1,5 +1,6 @@
 """Files by path or address (gs://, s3://, memory://, ...) through one interface."""
 
+import contextlib
 import errno
 import functools
 import glob
@@ -7,7 +8,8 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -36,6 +38,7 @@ _MAY_BE_DATA = re.compile(r"\.(?:jsonl?|ndjson|parquet|tar|arrow|csv|tsv|array_r
 _OWN = re.compile(r"\.index$|\.bad\.jsonl$|^conversion\.json$")  # what this program writes beside data
 LOOKED_AT, _DEPTH = 10_000, 4  # files, and folders within folders, that are looked through for more data
 _BLOCK, _BLOCKS = 1 << 13, 16  # bytes, and how many blocks of a large file tell its version
+PART = ".part"  # ending of a file that is being written, or was when its process was killed
 CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
 
 
@@ -286,12 +289,33 @@ def local_copy(path: str) -> str:
     return str(copy)
 
 
+@contextlib.contextmanager
+def written_whole(path: str) -> Iterator[Path]:
+    """A local path to write a large file to; then it gets its name or goes to its address, unless writing failed."""
+    suffix = f".{uuid.uuid4().hex}{PART}"
+    partial = cached_name(path, suffix) if is_remote(path) else Path(at_home(path) + suffix)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        if is_remote(path):
+            system, bare = filesystem(path)
+            system.put_file(str(partial), bare)
+        else:
+            partial.replace(at_home(path))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def exists(path: str) -> bool:
+    system, bare = filesystem(path)
+    return system.exists(bare)
+
+
 def write_file(path: str, content: bytes) -> None:
     """Writes a small file; it has its name only when it is whole."""
     system, bare = filesystem(path)
     if is_remote(path):
         system.pipe_file(bare, content)
         return
-    partial = Path(f"{path}.{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_bytes(content)
