@@ -127,7 +127,7 @@ def test_beam_writes_the_same_bytes(folder: Path, beam: Beam, shuffle: int | Non
 @pytest.mark.slow
 def test_what_goes_wrong_in_beam_is_said_in_a_line(folder: Path, beam: Beam) -> None:
     assert beam.run(Refusing(), 3, "job") == [0, 1, 2]
-    with pytest.raises(UserError, match="^task 3 is refused$"):
+    with pytest.raises(UserError, match=r"^task 3 is refused$"):
         beam.run(Refusing(), 5, "job")
     with pytest.raises(
         UserError, match=r"^DirectRunner: the pipeline failed: .*ValueError: task 5 is broken.*; its log"

@@ -72,15 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(argv: Sequence[str]) -> int:
+    from navil_jax.data.engine import split_options
     from navil_jax.data.inspect import doctor
 
-    config, options = parse(argv, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
+    own, pipeline = split_options(argv)
+    config, options = parse(own, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
     out = doctor.out_folder(config, options)
     config = doctor.with_sources(config, options)
     opened = _opened(config)
     if opened.trained:
         opened.tokenizer.save(out / "tokenizer")
-    return doctor.run(opened, out, options, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
+    return doctor.run(opened, out, options, pipeline, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
 
 
 def _preview(argv: Sequence[str]) -> int:
