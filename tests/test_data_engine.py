@@ -9,18 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_data import jpeg, write_lines
+from made_data import jpeg, tar_bytes, write_lines
 
 from navil_jax.data.__main__ import main
 from navil_jax.data.convert import WORK, WriteShards, convert
 from navil_jax.data.engine import ATTEMPTS, Beam, Engine, Local
-from navil_jax.data.formats import open_format
+from navil_jax.data.formats import files, open_format, webdataset
+from navil_jax.data.formats.webdataset import WebDataset
 from navil_jax.data.sample import Sample
 from navil_jax.data.shuffle import Shuffle, Spool, lowest_key, read_run, sort_key, write_run
 from navil_jax.errors import UserError
@@ -126,6 +129,7 @@ def test_beam_writes_the_same_bytes(folder: Path, beam: Beam, shuffle: int | Non
 
 @pytest.mark.slow
 def test_what_goes_wrong_in_beam_is_said_in_a_line(folder: Path, beam: Beam) -> None:
+    beam = dataclasses.replace(beam, options=())  # in this process
     assert beam.run(Refusing(), 3, "job") == [0, 1, 2]
     with pytest.raises(UserError, match=r"^task 3 is refused$"):
         beam.run(Refusing(), 5, "job")
@@ -271,6 +275,100 @@ def test_a_shuffle_and_a_conversion_in_order_do_not_mix(folder: Path) -> None:
         convert(Texts(5), out, 2, "", first)
         with pytest.raises(UserError, match=f"{out}: holds a conversion of shuffle {first}, not {second}; empty it"):
             convert(Texts(5), out, 2, "", second)
+
+
+def tars(folder: Path, count: int) -> None:
+    for number in range(count):
+        members = {f"{number}{n}.{end}": jpeg(n) if end == "jpg" else b"c" for n in range(4) for end in ("jpg", "txt")}
+        (folder / f"t{number}.tar").write_bytes(tar_bytes(members))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_many_files_are_indexed_in_processes_and_opened_when_they_are_read(
+    folder: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tars(folder, 5)
+    together = open_format("webdataset", "t*.tar", engine=Local(workers))
+    assert len(list(folder.glob("t*.tar.index"))) == 5
+    one_by_one = open_format("webdataset", "t*.tar")
+    opened: list[str] = []
+    monkeypatch.setattr(WebDataset, "__init__", noted(WebDataset.__init__, opened))
+    assert (len(together), together.fingerprint()) == (len(one_by_one), one_by_one.fingerprint())
+    assert not opened
+    assert list(together) == list(one_by_one)
+    assert opened == [f"t{number}.tar" for number in range(5)]
+    assert list(together.texts()) == list(one_by_one.texts())
+
+
+def test_a_file_that_changed_after_it_was_indexed_ends_the_reading(folder: Path) -> None:
+    tars(folder, 4)
+    together = open_format("webdataset", "t*.tar", engine=Local())
+    (folder / "t2.tar").write_bytes((folder / "t3.tar").read_bytes())
+    with pytest.raises(OSError, match=r"t2\.tar has changed since it was indexed; start again"):
+        together[8]
+
+
+def noted(function: Callable[..., None], paths: list[str]) -> Callable[..., None]:
+    def call(self: WebDataset, path: str, *rest: str) -> None:
+        paths.append(files.name_of(path))
+        function(self, path, *rest)
+
+    return call
+
+
+def test_a_broken_file_among_many_is_named(folder: Path) -> None:
+    tars(folder, 3)
+    (folder / "t1.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(UserError, match=r"t1\.tar: is no tar file"):
+        open_format("webdataset", "t*.tar", engine=Local(2))
+
+
+def test_machines_share_the_indices_of_files_at_an_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tars(folder, 1)
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/shared/t.tar", (folder / "t0.tar").read_bytes())
+    monkeypatch.setenv("NAVIL_INDICES", "memory://indices")
+    first = list(open_format("webdataset", "memory://shared/t.tar"))
+    monkeypatch.setenv("NAVIL_CACHE", str(folder / "of another machine"))
+    with monkeypatch.context() as patched:
+        patched.setattr(webdataset, "scan_tar", lambda *_: pytest.fail("a second scan"))
+        assert list(open_format("webdataset", "memory://shared/t.tar")) == first
+    (folder / "t0.tar").write_bytes(tar_bytes({"1.jpg": jpeg(9), "1.txt": b"another"}))
+    system.pipe_file("/shared/t.tar", (folder / "t0.tar").read_bytes())
+    assert [sample.key for sample in open_format("webdataset", "memory://shared/t.tar")] == ["t.tar/1"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 100), min_size=1).map(sorted),
+    jumps=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99))),
+    ahead=st.integers(1, 40),
+)
+def test_ranges_of_a_remote_file_are_read_in_blocks(cuts: list[int], jumps: list[tuple[int, int]], ahead: int) -> None:
+    system = fsspec.filesystem("memory")
+    content = bytes(range(100))
+    system.pipe_file("/ranges/a", content)
+    ranges = [*itertools.pairwise([*cuts, 100]), *((min(jump), max(jump)) for jump in jumps)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "AHEAD", ahead)
+        for begin, end in ranges:
+            assert files.read_range("memory://ranges/a", begin, end) == content[begin:end]
+    with pytest.raises(ValueError, match="has changed: 11 bytes expected at 90, 10 found"):
+        files.read_range("memory://ranges/a", 90, 101)
+
+
+def test_reading_on_costs_few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/ranges/b", bytes(1000))
+    requests: list[tuple[int, int]] = []
+    real = system.cat_file
+    monkeypatch.setattr(
+        type(system), "cat_file", lambda _, path, start, end: requests.append((start, end)) or real(path, start, end)
+    )
+    monkeypatch.setattr(files, "AHEAD", 300)
+    for begin in range(0, 1000, 10):
+        files.read_range("memory://ranges/b", begin, begin + 10)
+    assert requests == [(0, 10), (10, 310), (310, 610), (610, 910), (910, 1210)]
 
 
 @given(seed=st.integers(0, 2**32 - 1), index=st.integers(0, 2**40))

@@ -28,6 +28,7 @@ from navil_jax.errors import Parser, UserError, report_user_errors
 from navil_jax.paths import given_path
 
 if TYPE_CHECKING:
+    from navil_jax.data.engine import Engine
     from navil_jax.data.run import OpenRun
     from navil_jax.data.sample import Split
 
@@ -72,17 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(argv: Sequence[str]) -> int:
-    from navil_jax.data.engine import split_options
+    from navil_jax.data.engine import engine_of, split_options
     from navil_jax.data.inspect import doctor
 
     own, pipeline = split_options(argv)
     config, options = parse(own, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
     out = doctor.out_folder(config, options)
     config = doctor.with_sources(config, options)
-    opened = _opened(config)
+    engine = engine_of(options, pipeline, doctor.notes_folder(out, options))
+    opened = _opened(config, engine)
     if opened.trained:
         opened.tokenizer.save(out / "tokenizer")
-    return doctor.run(opened, out, options, pipeline, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
+    return doctor.run(opened, out, options, engine, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
 
 
 def _preview(argv: Sequence[str]) -> int:
@@ -101,12 +103,12 @@ def _tokens(argv: Sequence[str]) -> int:
     return tokens.run(*parse(argv, tokens.ABOUT, tokens.add_options, default=Config(), command="data tokens"))
 
 
-def _opened(config: Config) -> "OpenRun":
+def _opened(config: Config, engine: "Engine | None" = None) -> "OpenRun":
     from navil_jax.convert.opened import open_start
     from navil_jax.data.run import open_run
 
     with open_start(config, planned=True) as start:
-        opened = open_run(config, start)
+        opened = open_run(config, start, engine)
     if opened.trained:
         say("a tokenizer was trained on the text of the sources; --config.data.tokenizer=FOLDER takes another one")
     return opened
@@ -197,7 +199,7 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     split: Split = options.split or "train"
     origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt}".strip()
     engine = engine_of(options, pipeline, files.join(out, WORK))
-    done = convert(open_source(part, split), out, options.shards, origin, options.shuffle, engine)
+    done = convert(open_source(part, split, engine), out, options.shards, origin, options.shuffle, engine)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
     print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
     if done.unused:

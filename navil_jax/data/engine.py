@@ -176,7 +176,8 @@ class _Refused:
 
 
 def _run_handed_over(path: str, number: int) -> tuple[int, object]:
-    """In a worker of Beam."""
+    """In a worker of Beam. Workers share the indices of files, unless another folder is named for them."""
+    os.environ.setdefault("NAVIL_INDICES", path.rpartition("/")[0])
     try:
         return number, _job(path)(number)
     except UserError as error:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import stat
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -37,8 +38,10 @@ _KINDS = (
 _MAY_BE_DATA = re.compile(r"\.(?:jsonl?|ndjson|parquet|tar|arrow|csv|tsv|array_record|tfrecord)\b")
 _OWN = re.compile(r"\.index$|\.bad\.jsonl$|^conversion\.json$")  # what this program writes beside data
 LOOKED_AT, _DEPTH = 10_000, 4  # files, and folders within folders, that are looked through for more data
+AHEAD = 1 << 24  # bytes
 _BLOCK, _BLOCKS = 1 << 13, 16  # bytes, and how many blocks of a large file tell its version
 PART = ".part"  # ending of a file that is being written, or was when its process was killed
+SHARED_VARIABLE = "NAVIL_INDICES"  # environment variable: folder, at an address, of indices that all machines share
 CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
 
 
@@ -240,11 +243,32 @@ def open_binary(path: str) -> BinaryIO:
     return system.open(bare, "rb")
 
 
+class _ReadAhead(threading.local):
+    """What a thread has read of a file at an address; once it reads on where it ended, a block is read at a time."""
+
+    path, begin, content, end = "", 0, b"", -1  # of the content, and where the last range ended
+
+    def read(self, path: str, begin: int, end: int) -> bytes:
+        if path != self.path or not self.begin <= begin <= end <= self.begin + len(self.content):
+            reads_on = (path, begin) == (self.path, self.end)
+            system, bare = filesystem(path)
+            self.content = system.cat_file(bare, start=begin, end=max(end, begin + AHEAD) if reads_on else end)
+            self.path, self.begin = path, begin
+        self.end = end
+        return self.content[begin - self.begin : end - self.begin]
+
+
+_read_ahead = _ReadAhead()
+
+
 def read_range(path: str, begin: int, end: int) -> bytes:
-    """Bytes begin..end-1. ValueError if the file ends before."""
+    """Bytes begin..end-1; ranges of a remote file that follow each other cost a request per `AHEAD` bytes.
+
+    Raises:
+      ValueError: the file ends before.
+    """
     if is_remote(path):
-        system, bare = filesystem(path)
-        content = system.cat_file(bare, start=begin, end=end)
+        content = _read_ahead.read(path, begin, end)
     else:
         with open(path, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), end - begin, begin)
@@ -273,6 +297,12 @@ def cached_name(path: str, suffix: str = "") -> Path:
     """A place in the cache folder for what belongs to a file."""
     whole = path if is_remote(path) else os.path.abspath(path)
     return cache_folder() / f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}-{name_of(path)}{suffix}"
+
+
+def shared_index(path: str, suffix: str) -> str:
+    """Where the index of a file at an address is kept for all machines; empty: nowhere, or the file is local."""
+    folder = os.environ.get(SHARED_VARIABLE, "")
+    return join(folder, cached_name(path, suffix).name) if folder and is_remote(path) else ""
 
 
 def local_copy(path: str) -> str:

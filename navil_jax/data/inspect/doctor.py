@@ -12,7 +12,9 @@ from navil_jax.config import Config, SourceConfig, validate
 from navil_jax.config.plain import to_json
 from navil_jax.config.ranges import Amount, read_as
 from navil_jax.console import say
-from navil_jax.data import engine, formats
+from navil_jax.data import formats
+from navil_jax.data.engine import Engine
+from navil_jax.data.engine import add_options as add_engine_options
 from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
 from navil_jax.data.inspect.examination import TABLES, Examined, examine
@@ -61,15 +63,11 @@ Exit status: 0 good, 1 more bad samples than data.max_bad_share allows, 2 bad in
 Ctrl-C."""
 
 
-def run(opened: OpenRun, out: Path, options: argparse.Namespace, pipeline: Sequence[str], command: str) -> int:
+def run(opened: OpenRun, out: Path, options: argparse.Namespace, engine: Engine, command: str) -> int:
     """Examines every sample of the opened sources, and writes the report to `out`; the exit status.
 
-    Args:
-      pipeline: options of Apache Beam.
-      command: as it was given, for the report.
+    Args: command: as it was given, for the report.
     """
-    notes = options.notes or str(out / TABLES)
-    chosen = engine.engine_of(options, pipeline, notes)
     config, tokenizer = opened.config, opened.tokenizer
     budgets = row_budgets(config)
     checkups = [
@@ -77,11 +75,17 @@ def run(opened: OpenRun, out: Path, options: argparse.Namespace, pipeline: Seque
         for number, (source, entry) in enumerate(zip(opened.sources, config.data.sources, strict=True))
     ]
     checkups += [
-        Checkup(open_source(entry, "test"), f"{entry.name} (held out)", for_source(config, number), tokenizer, budgets)
+        Checkup(
+            open_source(entry, "test", engine),
+            f"{entry.name} (held out)",
+            for_source(config, number),
+            tokenizer,
+            budgets,
+        )
         for number, entry in enumerate(config.data.sources)
         if has_split(entry, "test")
     ]
-    examined = examine(config, checkups, out, chosen, notes)
+    examined = examine(config, checkups, out, engine, notes_folder(out, options))
     return _tell(config, checkups, examined, out, options.samples, command)
 
 
@@ -89,6 +93,11 @@ def out_folder(config: Config, options: argparse.Namespace) -> Path:
     """Where the report goes. Raises `UserError` for an address."""
     own = bool(config.workdir) and not is_remote(config.workdir)
     return local_path(options.out or (f"{config.workdir}/doctor" if own else "runs/doctor"))
+
+
+def notes_folder(out: Path, options: argparse.Namespace) -> str:
+    """Where parts of the tables go."""
+    return options.notes or str(out / TABLES)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +111,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--root", type=given_path, metavar="DIR", help="folder of the images that records of --source name")
     add("--out", type=new_folder, metavar="DIR", help="folder of the report (default: WORKDIR/doctor, or runs/doctor)")
-    engine.add_options(parser)
+    add_engine_options(parser)
     text = "folder of the notes, at an address where workers of --runner are on other machines (default: OUT/notes)"
     add("--notes", type=given_path, metavar="DIR", help=text)
     add(
