@@ -129,7 +129,7 @@ def test_every_format_converts_alike(folder: Path, capsys: pytest.CaptureFixture
     }
     for kind, path in jobs.items():
         out = f"memory://out/{kind}"
-        assert main(["convert", "--from", kind, "--path", path, "--out", out, "--prompt", "P"]) == 0
+        assert main(["convert", "--from", kind, "--path", path, "--out", out, "--prompt", "P", "--workers", "0"]) == 0
         assert f'SourceConfig("{kind}", kind="array_record", path="{out}")' in capsys.readouterr().out
         (sample,) = open_format("array_record", out)
         assert (sample.images, sample.turns) == ((jpeg(),), (("P", "c"),))

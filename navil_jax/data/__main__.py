@@ -22,16 +22,19 @@ from typing import TYPE_CHECKING
 
 from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
-from navil_jax.config.ranges import Count, read_as
+from navil_jax.config.ranges import Count, Seed, read_as
 from navil_jax.console import say
 from navil_jax.errors import Parser, UserError, report_user_errors
 from navil_jax.paths import given_path
 
 if TYPE_CHECKING:
+    from navil_jax.data.engine import Engine
     from navil_jax.data.run import OpenRun
     from navil_jax.data.sample import Split
 
 # The commands import what they need when they run: --help needs no JAX, and every process of the doctor imports this.
+SHUFFLE = """write the samples in a random order over all shards. Training draws samples at random and
+needs none; use it where shards are read one after another, or where a few of them shall be like the whole"""
 EXAMPLES = """kinds:
   llava        FILE.jsonl or FILE.json with "image" and "conversations", or a folder of them
   meta         InternVL's JSON file of several such sources; each goes to a folder of its own in --out
@@ -70,15 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(argv: Sequence[str]) -> int:
+    from navil_jax.data.engine import engine_of, split_options
     from navil_jax.data.inspect import doctor
 
-    config, options = parse(argv, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
+    own, pipeline = split_options(argv)
+    config, options = parse(own, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
     out = doctor.out_folder(config, options)
     config = doctor.with_sources(config, options)
-    opened = _opened(config)
+    engine = engine_of(options, pipeline, doctor.notes_folder(out, options))
+    opened = _opened(config, engine)
     if opened.trained:
         opened.tokenizer.save(out / "tokenizer")
-    return doctor.run(opened, out, options, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
+    return doctor.run(opened, out, options, engine, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
 
 
 def _preview(argv: Sequence[str]) -> int:
@@ -97,23 +103,27 @@ def _tokens(argv: Sequence[str]) -> int:
     return tokens.run(*parse(argv, tokens.ABOUT, tokens.add_options, default=Config(), command="data tokens"))
 
 
-def _opened(config: Config) -> "OpenRun":
+def _opened(config: Config, engine: "Engine | None" = None) -> "OpenRun":
     from navil_jax.convert.opened import open_start
     from navil_jax.data.run import open_run
 
     with open_start(config, planned=True) as start:
-        opened = open_run(config, start)
+        opened = open_run(config, start, engine)
     if opened.trained:
         say("a tokenizer was trained on the text of the sources; --config.data.tokenizer=FOLDER takes another one")
     return opened
 
 
 def _convert(argv: Sequence[str]) -> int:
-    return _convert_options(_parser().parse_args(argv))
+    from navil_jax.data.engine import split_options
+
+    own, pipeline = split_options(argv)
+    return _convert_options(_parser().parse_args(own), pipeline)
 
 
 def _parser() -> argparse.ArgumentParser:
     from navil_jax.data.convert import SHARD_SAMPLES
+    from navil_jax.data.engine import add_options
     from navil_jax.data.sources import SOURCES
 
     about = "Converts data of any kind to sharded ArrayRecord, the format to train from."
@@ -140,10 +150,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--root", type=given_path, metavar="FOLDER", help="of the images that records name (default: that of the file)")
     add("--prompt", metavar="TEXT", help='question of samples that are a caption (default: "Describe ...")')
     add("--split", choices=("train", "test"), help="of a built-in source (default: train)")
+    add("--shuffle", type=read_as(Seed), metavar="SEED", help=SHUFFLE)
+    add_options(parser)
     return parser
 
 
-def _convert_options(options: argparse.Namespace) -> int:
+def _convert_options(options: argparse.Namespace, pipeline: Sequence[str]) -> int:
     from navil_jax.data import formats
     from navil_jax.data.formats import files
     from navil_jax.data.sources import SOURCES, expand_meta
@@ -151,7 +163,7 @@ def _convert_options(options: argparse.Namespace) -> int:
     formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
     if options.kind in SOURCES:
         _refuse(options, "path", "root", "prompt")
-        _report(SourceConfig(options.kind), options.out, options, options.split or "train")
+        _report(SourceConfig(options.kind), options.out, options, pipeline)
         return 0
     _refuse(options, "split", *WITHOUT_EFFECT.get(options.kind, ()))
     if not options.path:
@@ -161,7 +173,8 @@ def _convert_options(options: argparse.Namespace) -> int:
     entry = SourceConfig(name, kind=options.kind, path=options.path, root=root, prompt=prompt)
     parts = expand_meta(entry)
     for part in parts:
-        _report(part, options.out if parts == (entry,) else files.join(options.out, part.name), options, "train")
+        out = options.out if parts == (entry,) else files.join(options.out, part.name)
+        _report(part, out, options, pipeline)
     if any(part.max_patches for part in parts):
         side = VisionConfig.patch_size
         print(f"max_patches counts patches of {side} x {side} pixels; of P x P: times ({side} / P)^2")
@@ -175,14 +188,18 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
             raise UserError(f"--{name}: has no effect on data of kind {options.kind}; leave it out")
 
 
-def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: "Split") -> None:
+def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline: Sequence[str]) -> None:
     """Converts one source, and prints what to write into a recipe."""
-    from navil_jax.data.convert import convert
+    from navil_jax.data.convert import WORK, convert
+    from navil_jax.data.engine import engine_of
+    from navil_jax.data.formats import files
     from navil_jax.data.inspect.summary import unused_fields
     from navil_jax.data.sources import open_source
 
+    split: Split = options.split or "train"
     origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt}".strip()
-    done = convert(open_source(part, split), out, options.shards, origin)
+    engine = engine_of(options, pipeline, files.join(out, WORK))
+    done = convert(open_source(part, split, engine), out, options.shards, origin, options.shuffle, engine)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
     print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
     if done.unused:

@@ -12,6 +12,7 @@ from typing import Any
 
 from navil_jax.config import Config, ImageConfig, SourceConfig, VisionConfig, validate
 from navil_jax.data import formats
+from navil_jax.data.engine import Engine
 from navil_jax.data.formats.meta import meta_sources
 from navil_jax.data.sample import SPLITS, Source, Split
 from navil_jax.data.transforms import find_transform
@@ -64,8 +65,11 @@ SOURCES: dict[str, Callable[[Split], Source]] = {
 }
 
 
-def open_source(entry: SourceConfig | str, split: Split) -> Source:
+def open_source(entry: SourceConfig | str, split: Split, engine: Engine | None = None) -> Source:
     """The source of an entry of config.data.sources, or of a name of `SOURCES`; split "test" for held-out samples.
+
+    Args:
+      engine: as of `formats.open_format`.
 
     Raises:
       UserError: the name, the kind, a transform or the split is unknown, there are no such files, or the package that
@@ -77,7 +81,7 @@ def open_source(entry: SourceConfig | str, split: Split) -> Source:
     for name in entry.transforms:
         find_transform(name)
     if entry.kind:
-        return _open_files(entry, split)
+        return _open_files(entry, split, engine)
     if entry.name not in SOURCES:
         nearest = difflib.get_close_matches(entry.name, SOURCES, n=1, cutoff=0)[0]
         raise UserError(
@@ -92,7 +96,7 @@ def open_source(entry: SourceConfig | str, split: Split) -> Source:
         ) from error
 
 
-def _open_files(entry: SourceConfig, split: Split) -> Source:
+def _open_files(entry: SourceConfig, split: Split, engine: Engine | None) -> Source:
     formats.check_kind(entry.kind)
     if not has_split(entry, split):
         raise UserError(f"source {entry.name}: no held-out samples; give their path as held_out")
@@ -100,9 +104,9 @@ def _open_files(entry: SourceConfig, split: Split) -> Source:
     if entry.kind == formats.META:
         parts = expand_meta(entry)
         return formats.Concatenated.of(
-            formats.open_format(part.kind, part.path, part.root, part.prompt) for part in parts
+            formats.open_format(part.kind, part.path, part.root, part.prompt, engine) for part in parts
         )
-    return formats.open_format(entry.kind, path, entry.root, entry.prompt)
+    return formats.open_format(entry.kind, path, entry.root, entry.prompt, engine)
 
 
 def has_split(entry: SourceConfig, split: Split) -> bool:

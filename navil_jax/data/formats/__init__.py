@@ -10,7 +10,9 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
+from navil_jax.data.engine import Engine
 from navil_jax.data.formats import files
+from navil_jax.data.formats.many_files import IndexedFile, indexed_files
 from navil_jax.data.formats.records import TEXTS_SAMPLES, RecordSource
 from navil_jax.data.sample import Sample, check_index
 from navil_jax.errors import UserError
@@ -34,11 +36,11 @@ _WHOLE_FOLDER = ("array_record", "huggingface", "tfds")  # open a folder themsel
 class Concatenated:
     """Sources one after another, as one."""
 
-    sources: "tuple[RecordSource | Concatenated, ...]"
+    sources: "tuple[RecordSource | IndexedFile | Concatenated, ...]"
     ends: tuple[int, ...]  # samples up to and with each source
 
     @classmethod
-    def of(cls, sources: "Iterable[RecordSource | Concatenated]") -> "Concatenated":
+    def of(cls, sources: "Iterable[RecordSource | IndexedFile | Concatenated]") -> "Concatenated":
         sources = tuple(sources)
         return cls(sources, tuple(itertools.accumulate(len(source) for source in sources)))
 
@@ -85,13 +87,16 @@ def check_kind(kind: str, known: Sequence[str] = (*FORMATS, META)) -> None:
         raise UserError(f"no kind of data named {kind!r}; nearest is {nearest!r}, all are {', '.join(known)}")
 
 
-def open_format(kind: str, path: str, root: str = "", prompt: str = "") -> RecordSource | Concatenated:
+def open_format(
+    kind: str, path: str, root: str = "", prompt: str = "", engine: Engine | None = None
+) -> RecordSource | Concatenated:
     """The samples of a file, a folder or a pattern such as `shards/{0000..0999}.tar`, local or at an address.
 
     Args:
       kind: a key of `FORMATS`.
       root: folder of the images that records name; empty: that of the file.
       prompt: the question of samples that are a caption only; empty: `sources.CAPTION_PROMPT`.
+      engine: indexes several files, which are opened only when they are read; None: all are opened now.
 
     Raises:
       UserError: unknown kind, no such file, a file that cannot be used at all, or a package is not installed.
@@ -112,6 +117,8 @@ def open_format(kind: str, path: str, root: str = "", prompt: str = "") -> Recor
         for file in found:
             files.check_is_content(file)
         _tell_of_others(path, format_class.suffixes)
+        if engine is not None and len(found) > 1:
+            return Concatenated.of(indexed_files(format_class, found, root, prompt, engine))
         sources = [format_class(file, root, prompt) for file in found]
     except ModuleNotFoundError as error:
         missing = error.name or str(error)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,6 @@ NOTE = np.dtype(
         ("narrowest", "f4"),  # width / height of the image where that is smallest
         ("widest", "f4"),
         ("hash", "u8"),  # of images and text; 0 of bad samples
-        ("unused", "u4"),  # number of the set of fields that are not used, see `examination.FieldSets`
     ]
 )
 SIZES = ("visual_tokens", "text_tokens", "patches")
@@ -45,9 +45,9 @@ _EMPTY_ANSWER = re.compile(r"answer( \d+)? is empty")
 class Notes(NamedTuple):
     """What was noted of some samples."""
 
-    table: np.ndarray  # [n] NOTE, without its numbers of sets of unused fields
+    table: np.ndarray  # [n] NOTE
     bad: list[Skipped]
-    unused: list[tuple[str, ...]]  # fields of each sample's record that it is not made of
+    unused: Counter[str]  # fields of the records -> samples that are not made of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +68,14 @@ class Checkup:
           RuntimeError: the source failed in a way that says nothing about the sample.
         """
         notes, bad = np.zeros(len(indices), NOTE), list[Skipped]()
-        unused: list[tuple[str, ...]] = [()] * len(indices)
+        unused = Counter[str]()
         for place, index in enumerate(indices):
             key = f"{self.name}/{index}"
             try:
                 sample = self.source[index]
                 key = sample.key
-                notes[place], unused[place] = self.note(sample), sample.unused
+                notes[place] = self.note(sample)
+                unused.update(sample.unused)
                 continue
             except BadSample as error:
                 key, reason = error.key, error.reason

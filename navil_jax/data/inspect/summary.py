@@ -70,7 +70,7 @@ def summarise(
 
     Args:
       notes: [n] `checkup.NOTE`.
-      reasons, marks, unused: what `bad_reasons`, `marks_in_text` and `examination.FieldSets.counts` give for it.
+      reasons, marks, unused: what `bad_reasons`, `marks_in_text` and `examination.Examined` give for it.
     """
     status = Counter(dict(enumerate(np.bincount(notes["status"], minlength=5).tolist())))
     good = notes[usable(notes)]
