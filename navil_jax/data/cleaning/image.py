@@ -1,4 +1,4 @@
-"""What is measured of an image: sides, grey levels, a perceptual hash, colours, and how much of it looks like text."""
+"""What is measured of an image: grey levels, a perceptual hash, colours, and how much of it looks like text."""
 
 from typing import Any
 
@@ -7,46 +7,69 @@ from PIL import Image
 
 HASH_SIDE, LOW_SIDE = 16, 8  # of the perceptual hash in bits, and of its part of low frequencies
 HASH_BYTES = HASH_SIDE**2 // 8
-SHOWN = 256  # pixels of the longer side of the copy that colours and grey levels are measured on
-BLOCK, TEXT_SIDE = 16, 768  # pixels: side of what is taken for text or not, and most of an image's longer side
+GREY_SIDE, COLOUR_SIDE = 768, 192  # pixels: no longer side is smaller than these when an image is reduced
+HUES, COLOUR_SUM = 13, 255  # sectors of the colour circle; sum of a colour histogram
+_PALE = 8.0  # chroma, 0 to 255, that counts as much as none
+BLOCK = 16  # pixels: side of what is taken for text or not
+_CONTRAST, _ACROSS, _ALONG, _BIMODAL = 80, 2.0, 1.5, 0.5  # of blocks with text
 
 
 def image_measures(image: Image.Image) -> dict[str, Any]:
     """Of an RGB image: `hash` [32] uint8, `low` (63 bits of low frequencies), `colours` [14] uint8, deviation, text."""
     import imagehash
 
-    small = image.copy()
-    small.thumbnail((SHOWN, SHOWN), Image.Resampling.BOX)
-    bits = imagehash.phash(image, hash_size=HASH_SIDE).hash
+    grey = _reduced(image.convert("L"), GREY_SIDE)
+    bits = imagehash.phash(grey, hash_size=HASH_SIDE).hash
     low = np.packbits(np.concatenate([[False], bits[:LOW_SIDE, :LOW_SIDE].ravel()[1:]]))
     return {
         "hash": np.packbits(bits),
         "low": int.from_bytes(low.tobytes(), "big"),
-        "colours": imagehash.colorhash(small, binbits=3).hash.reshape(-1, 3) @ np.array([4, 2, 1], np.uint8),
-        "deviation": float(np.asarray(small.convert("L")).std()),
-        "text_area": text_area(image),
+        "colours": colours(_reduced(image, COLOUR_SIDE)),
+        "deviation": float(np.asarray(grey, np.float32).std()),
+        "text_area": text_area(grey),
     }
 
 
-def text_area(image: Image.Image) -> float:
-    """Share of an image that looks like lines of text: blocks of two levels, many strokes across, few along.
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    """The image with sides divided by a whole number, or as it is if its longer side is below twice the given one."""
+    factor = max(image.size) // side
+    return image.reduce(factor) if factor > 1 else image
 
-    A guess without a model; `benchmarks/near_duplicates.py` says how good it is.
+
+def colours(image: Image.Image) -> np.ndarray:
+    """Histogram of an RGB image's hues, weighted by chroma, in 255ths; the last number is of what is pale.
+
+    A small red object on white counts as red, wherever it stands: that tells drawings of one shape apart, and a hash of
+    grey levels does not. [14] uint8
     """
-    grey = image.convert("L")
-    if max(grey.size) > TEXT_SIDE:
-        grey.thumbnail((TEXT_SIDE, TEXT_SIDE), Image.Resampling.BOX)
-    rows, cols = grey.height // BLOCK, grey.width // BLOCK
-    if not rows or not cols:
-        return 0.0
-    pixels = np.asarray(grey, np.int16)[: rows * BLOCK, : cols * BLOCK]
-    blocks = pixels.reshape(rows, BLOCK, cols, BLOCK).transpose(0, 2, 1, 3)
-    low, high = np.percentile(blocks, (2, 98), axis=(2, 3))
-    contrast = high - low
-    middle = ((low + high) / 2)[..., None, None]
-    dark = blocks < middle
-    across = np.count_nonzero(dark[..., 1:] != dark[..., :-1], axis=(2, 3)) / BLOCK  # changes in a row of pixels
-    along = np.count_nonzero(dark[..., 1:, :] != dark[..., :-1, :], axis=(2, 3)) / BLOCK
-    grey_share = np.mean(np.abs(blocks - middle) < contrast[..., None, None] / 6, axis=(2, 3))
-    is_text = (contrast > 64) & (across > 1.6) & (along > 0.8) & (grey_share < 0.25)
-    return float(is_text.mean())
+    red, green, blue = np.asarray(image, np.float32).reshape(-1, 3).T
+    x, y = red - (green + blue) / 2, (green - blue) * np.float32(0.75**0.5)
+    chroma, angle = np.hypot(x, y), np.arctan2(y, x) / (2 * np.pi) % 1 * HUES
+    sector, share = np.floor(angle).astype(np.int64) % HUES, angle % 1
+    found = np.bincount(sector, chroma * (1 - share), HUES) + np.bincount((sector + 1) % HUES, chroma * share, HUES)
+    found = np.append(found, _PALE * len(red))
+    return np.round(found * (COLOUR_SUM / found.sum())).astype(np.uint8)
+
+
+def text_area(grey: Image.Image) -> float:
+    """Share of a grey image that looks like text: blocks of two levels with several strokes, at the scale with most.
+
+    A guess without a model. `benchmarks/near_duplicates.py` says how well it tells pages from other made images; nets,
+    hatching and checks look like text, too.
+    """
+    areas = [0.0]
+    for scale in (1, 2, 4):
+        reduced = grey.reduce(scale) if scale > 1 else grey
+        rows, cols = reduced.height // BLOCK, reduced.width // BLOCK
+        if not rows or not cols:
+            break
+        pixels = np.asarray(reduced, np.float32)[: rows * BLOCK, : cols * BLOCK]
+        blocks = pixels.reshape(rows, BLOCK, cols, BLOCK).transpose(0, 2, 1, 3)
+        low, high = blocks.min((2, 3)), blocks.max((2, 3))
+        dark = blocks < ((low + high) / 2)[..., None, None]
+        across = (dark[..., 1:] != dark[..., :-1]).sum((2, 3)) / BLOCK  # changes in a line of pixels
+        along = (dark[..., 1:, :] != dark[..., :-1, :]).sum((2, 3)) / BLOCK
+        bimodal = 2 * blocks.std((2, 3)) / np.maximum(high - low, 1)  # 1: two levels, equally often
+        is_text = (high - low > _CONTRAST) & (across > _ACROSS) & (along > _ALONG) & (bimodal > _BIMODAL)
+        areas.append(float(is_text.mean()))
+    return max(areas)

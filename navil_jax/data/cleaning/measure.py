@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from navil_jax.data.cleaning.image import HASH_BYTES, image_measures
+from navil_jax.data.cleaning.image import HASH_BYTES, HUES, image_measures
 from navil_jax.data.cleaning.text import PERMUTATIONS, SCRIPTS, ngrams, text_measures, text_of, words_of
 from navil_jax.data.images import load_image
 from navil_jax.data.sample import CAPTION_PROMPT, BadSample, Sample, Source, content_hash
 from navil_jax.errors import UserError
 
-COLOURS = 14  # numbers of a colour hash
 NOTE = np.dtype(
     [
         ("bad", "?"),
@@ -20,7 +19,7 @@ NOTE = np.dtype(
         ("content", "u8"),  # hash of images and text
         ("low", "u8"),  # of the first image: bits of its hash that are of low frequencies
         ("hashes", "u1", (2, HASH_BYTES)),  # of the first and the last image
-        ("colours", "u1", (2, COLOURS)),
+        ("colours", "u1", (2, HUES + 1)),
         ("caption", "u1", (PERMUTATIONS,)),  # MinHash of the words
         ("characters", "u4"),
         ("words", "u4"),

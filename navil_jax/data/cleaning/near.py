@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from navil_jax.data.cleaning.measure import COLOURS
+from navil_jax.data.cleaning.image import COLOUR_SUM
 from navil_jax.data.cleaning.settings import Settings
 from navil_jax.data.cleaning.text import PERMUTATIONS
 
@@ -120,8 +120,9 @@ def _is_near(columns: Columns, settings: Settings, kind: str, a: np.ndarray, b: 
     similar, has_images = similarity(columns, a, b), columns["images"][a] > 0
     if kind == "caption":
         return similar >= settings.min_text_similarity
+    most_bits = settings.max_lone_image_bits if kind == "image" else settings.max_image_bits
     near = columns["images"][a] == columns["images"][b]
-    near &= image_bits(columns, a, b) <= settings.max_image_bits
+    near &= image_bits(columns, a, b) <= most_bits
     near &= colour_distance(columns, a, b) <= settings.max_colour_distance
     if kind == "image":
         return near & has_images
@@ -140,9 +141,9 @@ def image_bits(columns: Columns, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def colour_distance(columns: Columns, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The same of colours, from 0 to 7 * COLOURS. [m] int"""
-    mine, others = (columns["colours"][rows].astype(np.int64).reshape(-1, 2, COLOURS) for rows in (a, b))
-    return np.abs(mine - others).sum(axis=2).max(axis=1)
+    """The share of the colours that differs, likewise. [m] float, 0 to 1"""
+    mine, others = (columns["colours"][rows].astype(np.int64) for rows in (a, b))
+    return np.abs(mine - others).sum(axis=2).max(axis=1) / (2 * COLOUR_SUM)
 
 
 def _in_runs(keys: np.ndarray, rows: np.ndarray, near: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Near:
