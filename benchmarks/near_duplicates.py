@@ -182,7 +182,10 @@ def left_out(columns: Columns, settings: Settings) -> np.ndarray:
         near.find_near(columns, rows, settings, kind, number).pairs
         for kind, number, _, _ in near.tasks(len(rows), (settings.pair,))
     ]
-    return near.resolve(np.concatenate(found), functools.partial(near.is_near, columns, settings, settings.pair))
+    return near.resolve(
+        np.unique(near.packed_pairs(np.concatenate(found))),
+        functools.partial(near.is_near, columns, settings, settings.pair),
+    )
 
 
 def quality(count: int) -> None:

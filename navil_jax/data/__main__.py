@@ -96,23 +96,27 @@ def _clean(argv: Sequence[str]) -> int:
     name = files.name_of(options.path or "")
     entries = expand_meta(_entry(options, name)) if options.kind else expand_sources(config).data.sources
     sources = [open_source(dataclasses.replace(entry, leave_out=""), "train") for entry in entries]
-    given = Given(entries, sources, {text: _reference(text, config) for text in options.against})
+    given = Given(entries, sources, {f"--against {text}": _reference(text) for text in options.against})
     command = shlex.join(["python", "-m", "navil_jax.data", "clean", *argv])
     return clean.run(given, given_settings(options), options, command)
 
 
-def _reference(text: str, config: Config) -> "Source":
-    """What samples are compared with: a benchmark's questions, other data, or held-out samples of the recipe."""
+def _reference(text: str) -> "Source":
+    """What samples are compared with: a benchmark's questions, or other data."""
     from navil_jax.data.sources import SOURCES, open_source
     from navil_jax.evaluate.questions.layouts import SPLITS, read_questions
     from navil_jax.evaluate.questions.source import QuestionSource
 
-    name, _, path = text.partition(":")
+    what, _, path = text.partition(":")
+    name, _, split = what.partition("/")
     if name in SPLITS:
-        return QuestionSource(read_questions(name, Path(given_path(path))))
+        try:
+            return QuestionSource(read_questions(name, Path(given_path(path)), split))
+        except UserError as error:
+            raise UserError(f"--against {text}: {error}") from error
     if not path and name in SOURCES:
         return open_source(name, "test")
-    return open_source(SourceConfig(text, kind=name, path=given_path(path)), "train")
+    return open_source(SourceConfig(text, kind=what, path=given_path(path)), "train")
 
 
 def _preview(argv: Sequence[str]) -> int:

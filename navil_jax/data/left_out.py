@@ -46,9 +46,10 @@ def without(source: Source, path: str, name: str) -> "Without":
     if system.isdir(bare):
         path = files.join(path, list_file(name))
     try:
-        head, *lines = [json.loads(line) for line in files.read_file(path).splitlines()]
-        samples, known, count = int(head["samples"]), str(head["files"]), int(head["left_out"])
-        indices = np.array([entry["index"] for entry in lines], np.int64)
+        with files.open_binary(path) as file:
+            head = json.loads(file.readline())
+            samples, known, count = int(head["samples"]), str(head["files"]), int(head["left_out"])
+            indices = np.fromiter((json.loads(line)["index"] for line in file), np.int64)
     except OSError as error:
         raise UserError(f"source {name}: leave_out: no list can be read at {path}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -1,9 +1,11 @@
 """Clean: measures every sample, decides which ones to leave out, and writes lists and a report."""
 
 import argparse
+import importlib.util
 import json
 import os
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from navil_jax.data.cleaning.compare import Compare
 from navil_jax.data.cleaning.decide import RULES, Verdicts, decide
 from navil_jax.data.cleaning.given import Given
 from navil_jax.data.cleaning.lists import write_lists
-from navil_jax.data.cleaning.measure import Measure
+from navil_jax.data.cleaning.measure import NOTE, Measure
 from navil_jax.data.cleaning.references import question_runs
 from navil_jax.data.cleaning.report import Findings, report
 from navil_jax.data.cleaning.rules import named_scripts
@@ -26,6 +28,7 @@ from navil_jax.data.sample import stamp
 from navil_jax.errors import UserError
 from navil_jax.paths import given_path, new_folder
 
+PACKAGES = ("datasketch", "imagehash")
 PLAN_FILE, MEASURES, COLUMNS = "cleaning.json", "measures", "columns"
 ABOUT = f"""Finds the samples that training is better without, and lists them; nothing is copied.
 
@@ -81,7 +84,8 @@ def run(given: Given, settings: Settings, options: argparse.Namespace, command: 
         for source, name, entry in zip(given.sources, given.names, given.entries, strict=False)
     ]
     measures += [Measure(source, name) for name, source in given.references.items()]
-    parts.measure_all(measures, out / MEASURES, options.workers)
+    job = parts.MeasureJob(tuple(measures), out / MEASURES)
+    parts.run_tasks(job, len(job.parts), options.workers, "measured")
     columns = parts.join(out / MEASURES, [len(source) for source in given.all_sources], out / COLUMNS)
     bounds, samples = given.bounds, sum(map(len, given.sources))
     compare = Compare(out, out / COLUMNS, settings, options.workers)
@@ -94,11 +98,8 @@ def run(given: Given, settings: Settings, options: argparse.Namespace, command: 
 
 
 def _need_packages() -> None:
-    try:
-        import datasketch  # noqa: F401
-        import imagehash  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(f"data clean needs another package: pip install {error.name}, or navil-jax[clean]") from error
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"data clean needs other packages: pip install {' '.join(missing)}")
 
 
 def _off(given: Iterable[str]) -> frozenset[str]:
@@ -131,6 +132,7 @@ def _check_plan(out: Path, given: Given, settings: Settings) -> None:
     """Notes in the folder what is measured; raises `UserError` if that was something else."""
     path = out / PLAN_FILE
     plan = {
+        "record": [str(NOTE), *(f"{name} {version(name)}" for name in PACKAGES)],
         "question_words": settings.question_words if given.references else 0,
         "sources": [
             [entry.name, entry.prompt, len(source), stamp(source)]

@@ -1,15 +1,15 @@
 """Tasks of `near` in several processes, each with a file of its own that is not made again."""
 
-import functools
+import dataclasses
+import hashlib
 import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from navil_jax.console import Progress
 from navil_jax.data.cleaning import near, parts
 from navil_jax.data.cleaning.settings import Settings
 from navil_jax.data.formats import files
@@ -17,13 +17,44 @@ from navil_jax.data.formats import files
 FEW = 50_000  # samples that are compared in this process: others would take longer to start
 
 
-class Job(NamedTuple):
-    """What all tasks share."""
+@dataclasses.dataclass(frozen=True)
+class CompareJob:
+    """Writes the near pairs of one table of buckets, and of one partition of them."""
 
-    columns: str  # folder
-    rows: str  # file of the samples to compare
+    folder: Path  # of the files that it writes
+    columns: Path
+    rows: Path  # file of the samples to compare
     settings: Settings
-    references: tuple[int, int] | None = None  # first and end of the samples to compare them with; None: themselves
+    tasks: tuple[tuple[str, int, int, int], ...]  # of `near.tasks`
+    references: tuple[int, int] | None  # first and end of the samples to compare them with; None: themselves
+
+    def file(self, number: int) -> Path:
+        kind, table, partition, _ = self.tasks[number]
+        return self.folder / f"{kind}-{table:03}-{partition:04}.npz"
+
+    def name(self, number: int) -> str:
+        """Example: partition 1 of 4 of table 3 of both"""
+        kind, table, partition, partitions = self.tasks[number]
+        return f"partition {partition} of {partitions} of table {table} of {kind}"
+
+    def __call__(self, number: int) -> None:
+        """Writes the file of a task, unless it is there."""
+        if self.file(number).exists():
+            return
+        kind, table, partition, partitions = self.tasks[number]
+        columns, rows = parts.open_columns(str(self.columns)), np.load(self.rows, mmap_mode="r")
+        if self.references:
+            found = near.find_matches(columns, rows, np.arange(*self.references), self.settings, table)
+        else:
+            found = near.find_near(columns, rows, self.settings, kind, table, partition, partitions)
+        parts.write_arrays(self.file(number), packed=near.packed_pairs(found.pairs), uncompared=found.uncompared)
+
+
+class Found(NamedTuple):
+    """What all tasks found."""
+
+    packed: np.ndarray  # [m] uint64, ascending, see `near.packed_pairs`
+    uncompared: int  # samples of crowded buckets, at most in one table, that were not compared with all others in them
 
 
 class Compare(NamedTuple):
@@ -34,15 +65,15 @@ class Compare(NamedTuple):
     settings: Settings
     workers: int
 
-    def __call__(self, rows: np.ndarray, kinds: Sequence[str], references: tuple[int, int] | None = None) -> near.Near:
-        """All pairs of some samples, or of references and some samples.
+    def __call__(self, rows: np.ndarray, kinds: Sequence[str], references: tuple[int, int] | None = None) -> Found:
+        """All pairs of some samples, or of references and some samples, packed and ascending.
 
         Args:
           rows: [n] int64, ascending.
           kinds: what buckets are made from, see `near.find_near`.
         """
         name = "matches" if references else "pairs"
-        own = self.folder / name / parts.state((rows.tobytes(), kinds, references, self.settings))
+        own = self.folder / name / _state(rows, kinds, references, self.settings)
         if not own.exists():
             shutil.rmtree(own.parent, ignore_errors=True)  # of other settings
             own.mkdir(parents=True)
@@ -51,36 +82,19 @@ class Compare(NamedTuple):
             buffer = io.BytesIO()
             np.save(buffer, rows)
             files.write_file(str(stored), buffer.getvalue())
-        wanted = list(near.tasks(1 if references else len(rows), kinds))
-        paths = [own / f"{kind}-{table:03}-{partition:04}.npz" for kind, table, partition, _ in wanted]
-        missing = [(str(path), *task) for path, task in zip(paths, wanted, strict=True) if not path.exists()]
-        job = Job(str(self.columns), str(stored), self.settings, references)
-        workers = self.workers if len(rows) > FEW else 0
-        with Progress("compared", len(wanted), "tables", len(wanted) - len(missing)) as progress:
-            for _ in parts.in_processes(run_task, iter(missing), job, workers):
-                progress.update()
-        found = [_load(path) for path in paths]
-        pairs = np.concatenate([np.zeros((0, 2), np.int64), *(one.pairs for one in found)])
-        return near.Near(np.unique(pairs, axis=0), max((one.uncompared for one in found), default=0))
+        tasks = tuple(near.tasks(1 if references else len(rows), kinds))
+        job = CompareJob(own, self.columns, stored, self.settings, tasks, references)
+        parts.run_tasks(job, len(tasks), self.workers if len(rows) > FEW else 0, "compared")
+        packed, uncompared = np.zeros(0, np.uint64), 0
+        for number in range(len(tasks)):
+            with np.load(job.file(number)) as found:
+                packed = np.union1d(packed, found["packed"])
+                uncompared = max(uncompared, int(found["uncompared"]))
+        return Found(packed, uncompared)
 
 
-def run_task(job: Job, path: str, kind: str, table: int, partition: int, partitions: int) -> None:
-    """Writes the pairs of one task."""
-    columns, rows = _columns(job.columns), np.load(job.rows, mmap_mode="r")
-    if job.references:
-        found = near.find_matches(columns, rows, np.arange(*job.references), job.settings, table)
-    else:
-        found = near.find_near(columns, rows, job.settings, kind, table, partition, partitions)
-    buffer = io.BytesIO()
-    np.savez(buffer, pairs=found.pairs, uncompared=found.uncompared)
-    files.write_file(path, buffer.getvalue())
-
-
-@functools.lru_cache(1)
-def _columns(folder: str) -> near.Columns:
-    return parts.open_columns(folder)
-
-
-def _load(path: Path) -> near.Near:
-    with np.load(path) as stored:
-        return near.Near(stored["pairs"], int(stored["uncompared"]))
+def _state(rows: np.ndarray, *others: Any) -> str:
+    """A short text that tells tasks apart."""
+    digest = hashlib.blake2b(repr(others).encode(), digest_size=8)
+    digest.update(np.ascontiguousarray(rows).data)
+    return digest.hexdigest()

@@ -88,7 +88,7 @@ def decide(
         rows = verdicts.staying()
         kinds = ("image", "caption") if settings.pair == "either" else (settings.pair,)
         found = compare(rows[~bad[rows]], kinds)
-        pairs = resolve(found.pairs, functools.partial(_near_in_any, columns, settings, kinds))
+        pairs = resolve(found.packed, functools.partial(_near_in_any, columns, settings, kinds))
         verdicts.leave_out("near", pairs[:, 0], pairs[:, 1])
         verdicts.uncompared += found.uncompared
     if "sampling" not in off:
@@ -106,10 +106,10 @@ def _benchmarks(columns: Columns, verdicts: Verdicts, references: int, off: froz
         verdicts.leave_out("benchmark_question", rows, begin + columns["question"][rows].astype(np.int64) - 1)
     if "benchmark_image" not in off:
         found = compare(verdicts.staying(), ("image",), (begin, begin + references))
-        pairs = found.pairs[:, ::-1]
-        order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-        rows, first = np.unique(pairs[order, 0], return_index=True)
-        verdicts.leave_out("benchmark_image", rows, pairs[order, 1][first])
+        # The first sample of a pair is the lower one everywhere but here, where it is the reference.
+        rows, first = np.unique(found.packed >> np.uint64(32), return_index=True)
+        others = found.packed[first] & np.uint64(2**32 - 1)
+        verdicts.leave_out("benchmark_image", rows.astype(np.int64), others.astype(np.int64))
         verdicts.uncompared += found.uncompared
 
 

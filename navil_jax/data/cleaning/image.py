@@ -7,7 +7,7 @@ from PIL import Image
 
 HASH_SIDE, LOW_SIDE = 16, 8  # of the perceptual hash in bits, and of its part of low frequencies
 HASH_BYTES = HASH_SIDE**2 // 8
-GREY_SIDE, COLOUR_SIDE = 768, 192  # pixels: no longer side is smaller than these when an image is reduced
+GREY_SIDE, COLOUR_SIDE = 640, 96  # pixels: no longer side is smaller than these when an image is reduced
 HUES, COLOUR_SUM = 13, 255  # sectors of the colour circle; sum of a colour histogram
 _PALE = 8.0  # chroma, 0 to 255, that counts as much as none
 BLOCK = 16  # pixels: side of what is taken for text or not
@@ -63,13 +63,15 @@ def text_area(grey: Image.Image) -> float:
         rows, cols = reduced.height // BLOCK, reduced.width // BLOCK
         if not rows or not cols:
             break
-        pixels = np.asarray(reduced, np.float32)[: rows * BLOCK, : cols * BLOCK]
-        blocks = pixels.reshape(rows, BLOCK, cols, BLOCK).transpose(0, 2, 1, 3)
-        low, high = blocks.min((2, 3)), blocks.max((2, 3))
-        dark = blocks < ((low + high) / 2)[..., None, None]
-        across = (dark[..., 1:] != dark[..., :-1]).sum((2, 3)) / BLOCK  # changes in a line of pixels
-        along = (dark[..., 1:, :] != dark[..., :-1, :]).sum((2, 3)) / BLOCK
-        bimodal = 2 * blocks.std((2, 3)) / np.maximum(high - low, 1)  # 1: two levels, equally often
-        is_text = (high - low > _CONTRAST) & (across > _ACROSS) & (along > _ALONG) & (bimodal > _BIMODAL)
-        areas.append(float(is_text.mean()))
+        pixels = np.asarray(reduced)[: rows * BLOCK, : cols * BLOCK].reshape(rows, BLOCK, cols, BLOCK)
+        blocks = pixels.transpose(0, 2, 1, 3).reshape(-1, BLOCK, BLOCK)
+        low, high = (take(blocks.reshape(-1, BLOCK**2), 1).astype(np.float32) for take in (np.min, np.max))
+        some = np.flatnonzero(high - low > _CONTRAST)
+        blocks, low, high = blocks[some], low[some], high[some]
+        dark = blocks < ((low + high) / 2)[:, None, None]
+        across = (dark[:, :, 1:] != dark[:, :, :-1]).sum((1, 2)) / BLOCK  # changes in a line of pixels
+        along = (dark[:, 1:] != dark[:, :-1]).sum((1, 2)) / BLOCK
+        bimodal = 2 * blocks.reshape(-1, BLOCK**2).std(1, np.float32) / (high - low)  # 1: two levels, equally often
+        is_text = (across > _ACROSS) & (along > _ALONG) & (bimodal > _BIMODAL)
+        areas.append(np.count_nonzero(is_text) / (rows * cols))
     return max(areas)

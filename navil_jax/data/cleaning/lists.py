@@ -1,6 +1,6 @@
 """Writes the list of each source: which samples are left out, by which rule and why."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,25 @@ def write_lists(
     keys = _kept_keys(out, given, verdicts)
     shown: dict[str, list[dict[str, Any]]] = {}
     for number, (entry, source) in enumerate(zip(given.entries, given.sources, strict=True)):
-        lines = list(_entries(out, given, number, columns, verdicts, settings, keys))
+        count = int(np.count_nonzero(verdicts.codes[given.bounds[number] : given.bounds[number + 1]]))
+        entries = _entries(out, given, number, columns, verdicts, settings, keys)
         path = out / list_file(entry.name)
         partial = path.with_suffix(".tmp")
         with partial.open("w", encoding="utf-8") as file:
-            file.writelines(list_lines(entry.name, source, lines, len(lines)))
+            file.writelines(list_lines(entry.name, source, _noting(entries, entry.name, shown), count))
         partial.replace(path)
-        for line in lines:
-            some = shown.setdefault(line["rule"], [])
-            if len(some) < SHOWN:
-                some.append({"source": entry.name, **line})
     return shown
+
+
+def _noting(
+    entries: Iterable[dict[str, Any]], source: str, shown: dict[str, list[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """The entries as they are; the first ones of each rule are added to `shown`."""
+    for entry in entries:
+        some = shown.setdefault(entry["rule"], [])
+        if len(some) < SHOWN:
+            some.append({"source": source, **entry})
+        yield entry
 
 
 def _kept_keys(out: Path, given: Given, verdicts: Verdicts) -> dict[int, str]:

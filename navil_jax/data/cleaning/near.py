@@ -152,14 +152,15 @@ def _in_runs(keys: np.ndarray, rows: np.ndarray, near: Callable[[np.ndarray, np.
     Args:
       keys, rows: [n] buckets, ascending, and their samples, ascending in each bucket.
     """
-    pairs = [np.zeros((0, 2), np.int64)]
+    again = np.concatenate([[False], keys[1:] == keys[:-1], [False]])
+    shared = again[1:] | again[:-1] if len(keys) else np.zeros(0, bool)
+    keys, rows, pairs = keys[shared], rows[shared], [np.zeros((0, 2), np.int64)]
     for _ in range(LEADERS):
-        start = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])
-        sizes = np.diff(np.append(start, len(keys)))
-        leaders = np.repeat(rows[start], sizes)
+        if not len(keys):
+            break
+        start = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        leaders = np.repeat(rows[start], np.diff(np.append(start, len(keys))))
         others = np.flatnonzero(rows != leaders)
-        if not len(others):
-            return Near(np.concatenate(pairs), 0)
         matched = near(leaders[others], rows[others])
         pairs.append(np.stack([leaders[others], rows[others]], axis=1)[matched])
         left = others[~matched]
@@ -167,25 +168,34 @@ def _in_runs(keys: np.ndarray, rows: np.ndarray, near: Callable[[np.ndarray, np.
     return Near(np.concatenate(pairs), len(rows))
 
 
-def resolve(pairs: np.ndarray, near: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+def packed_pairs(pairs: np.ndarray) -> np.ndarray:
+    """[m, 2] -> [m] uint64, which sort by the second sample and then by the first; samples are below 2**32."""
+    first, second = pairs.astype(np.uint64).T
+    return second << np.uint64(32) | first
+
+
+def resolve(packed: np.ndarray, near: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """Which samples to leave out, and the kept one that each is near to: the lowest sample is kept. [m, 2] int64
 
     A sample is only left out for one that is kept, so that no chain of near samples ends in one that is far.
 
     Args:
-      pairs: [n, 2], the lower sample first.
+      packed: [n] uint64, `packed_pairs`, ascending.
 
-    Example: pairs 0-1, 1-2 -> 1 is near 0; 2 is kept, unless it is near 0, too
+    Example: pairs 0-1, 1-2 -> 1 is left out for 0; 2 is kept, unless it is near 0, too
     """
-    pairs = np.unique(pairs, axis=0)
-    kept_for: dict[int, int] = {}
-    for first, second in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
-        if second in kept_for:
-            continue
-        kept = kept_for.get(first, first)
-        if kept == first or near(np.array([kept]), np.array([second]))[0]:
-            kept_for[second] = kept
-    return np.array(sorted(kept_for.items()), np.int64).reshape(-1, 2)
+    low = np.uint64(2**32 - 1)
+    kept_for = np.full(int(packed[-1] >> np.uint64(32)) + 1 if len(packed) else 0, -1, np.int64)
+    for start in range(0, len(packed), ROWS):
+        some = packed[start : start + ROWS]
+        for first, second in zip((some & low).tolist(), (some >> np.uint64(32)).tolist(), strict=True):
+            if kept_for[second] >= 0:
+                continue
+            kept = first if kept_for[first] < 0 else int(kept_for[first])
+            if kept == first or near(np.array([kept]), np.array([second]))[0]:
+                kept_for[second] = kept
+    left_out = np.flatnonzero(kept_for >= 0)
+    return np.stack([left_out, kept_for[left_out]], axis=1)
 
 
 def find_matches(columns: Columns, rows: np.ndarray, references: np.ndarray, settings: Settings, table: int) -> Near:

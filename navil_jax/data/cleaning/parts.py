@@ -1,14 +1,17 @@
 """Measures on disk: parts written whole by several processes, and joined to columns of all samples."""
 
-import hashlib
+import dataclasses
+import functools
 import io
+import itertools
 import json
 import os
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -29,37 +32,46 @@ def bounds(samples: int) -> list[range]:
     return [range(start, min(samples, start + size)) for start in range(0, samples, size)]
 
 
-def measure_all(measures: Sequence[Measure], folder: Path, workers: int) -> None:
-    """Writes `FOLDER/NNN/START.npz` for every part of every source that is not there yet.
+@dataclasses.dataclass(frozen=True)
+class MeasureJob:
+    """Writes `FOLDER/NNN/START.npz`, a part of a source; the number of a task counts the parts of all sources."""
 
-    Args:
-      workers: processes; 0: all in this one.
+    measures: tuple[Measure, ...]
+    folder: Path
 
-    Raises:
-      UserError: a source cannot be copied into processes, one of them died, or the disk or the network failed.
-    """
-    for number in range(len(measures)):
-        (folder / f"{number:03}").mkdir(parents=True, exist_ok=True)
-    tasks = [(number, part) for number, one in enumerate(measures) for part in bounds(len(one.source))]
-    missing = [(number, part) for number, part in tasks if not part_file(folder, number, part).exists()]
-    done = sum(len(part) for _, part in tasks) - sum(len(part) for _, part in missing)
-    with Progress("measured", done + sum(len(part) for _, part in missing), "samples", done) as progress:
-        arguments = ((str(part_file(folder, number, part)), number, part) for number, part in missing)
-        for part in in_processes(write_part, arguments, tuple(measures), workers):
-            progress.update(len(part))
+    @functools.cached_property
+    def parts(self) -> list[tuple[int, range]]:
+        """(number of the source, samples) of every task."""
+        return [(number, part) for number, one in enumerate(self.measures) for part in bounds(len(one.source))]
+
+    def file(self, number: int) -> Path:
+        source, part = self.parts[number]
+        return part_file(self.folder, source, part)
+
+    def name(self, number: int) -> str:
+        """What the task is about. Example: samples 0 to 8,191 of web"""
+        source, part = self.parts[number]
+        return f"samples {part.start:,} to {part.stop - 1:,} of {self.measures[source].name}"
+
+    def __call__(self, number: int) -> None:
+        """Measures a part, and writes it whole; one that is there stays."""
+        if self.file(number).exists():
+            return
+        source, part = self.parts[number]
+        table, said = self.measures[source](part)
+        self.file(number).parent.mkdir(parents=True, exist_ok=True)
+        write_arrays(self.file(number), table=table, said=np.frombuffer(json.dumps(said).encode(), np.uint8))
 
 
 def part_file(folder: Path, number: int, part: range) -> Path:
     return folder / f"{number:03}" / f"{part.start:012}.npz"
 
 
-def write_part(measures: Sequence[Measure], path: str, number: int, part: range) -> range:
-    """Measures a part of a source, and writes it whole."""
-    table, said = measures[number](part)
+def write_arrays(path: Path, **arrays: np.ndarray | int) -> None:
+    """Writes an .npz file; it has its name only when it is whole."""
     buffer = io.BytesIO()
-    np.savez(buffer, table=table, said=np.frombuffer(json.dumps(said).encode(), np.uint8))
-    files.write_file(path, buffer.getvalue())
-    return part
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stubs take the names for options
+    files.write_file(str(path), buffer.getvalue())
 
 
 def said_of(folder: Path, number: int, samples: int) -> Iterator[tuple[str, str]]:
@@ -74,12 +86,14 @@ def join(folder: Path, lengths: Sequence[int], out: Path) -> Columns:
 
     "caption" is there twice: by sample to compare two, and by permutation to find all that share something.
     """
-    out.mkdir(exist_ok=True)
-    total = sum(lengths)
+    if out.exists():
+        return open_columns(str(out))
+    partial, total = out.with_suffix(".tmp"), sum(lengths)
+    partial.mkdir(exist_ok=True)
     columns = {
-        name: _new(out / f"{name}.npy", NOTE[name].base, (total, *NOTE[name].shape)) for name in NOTE.names or ()
+        name: _new(partial / f"{name}.npy", NOTE[name].base, (total, *NOTE[name].shape)) for name in NOTE.names or ()
     }
-    planes = _new(out / "planes.npy", np.dtype("u1"), (NOTE["caption"].shape[0], total))
+    planes = _new(partial / "planes.npy", np.dtype("u1"), (NOTE["caption"].shape[0], total))
     for number, offset in enumerate(np.cumsum([0, *lengths])[:-1].tolist()):
         for part in bounds(lengths[number]):
             with np.load(part_file(folder, number, part)) as stored:
@@ -90,6 +104,7 @@ def join(folder: Path, lengths: Sequence[int], out: Path) -> Columns:
             planes[:, rows] = table["caption"].T
     for column in (*columns.values(), planes):
         column.flush()
+    partial.replace(out)
     return open_columns(str(out))
 
 
@@ -104,38 +119,64 @@ def _new(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     return np.lib.format.open_memmap(path, "w+", dtype, shape)
 
 
-def in_processes(function: Any, arguments: Iterator[tuple], shared: Any, workers: int) -> Iterator[Any]:
-    """What `function(shared, *arguments)` gives for each, in no order; in this process without workers.
+class Job(Protocol):
+    """What is done for each task; picklable. It writes what it makes whole, and finds it there when it is run again."""
+
+    def __call__(self, number: int) -> None: ...
+
+    def name(self, number: int) -> str:
+        """What the task is about, for messages."""
+        ...
+
+    def file(self, number: int) -> Path:
+        """What the task writes."""
+        ...
+
+
+def run_tasks(job: Job, tasks: int, workers: int, label: str) -> None:
+    """Runs the tasks 0..tasks-1 that have not been run before.
+
+    Args:
+      workers: processes; 0: all in this one.
+      label: of the progress.
 
     Raises:
-      UserError: a process died.
+      UserError: as the job does, the job cannot be copied into processes, or one of them died.
     """
-    if not workers:
-        yield from (function(shared, *one) for one in arguments)
-        return
-    waiting: set[Future] = set()
-    with start_pool(workers, shared, function.__module__) as pool:
+    missing = [number for number in range(tasks) if not job.file(number).exists()]
+    with Progress(label, tasks, "tasks", tasks - len(missing)) as progress:
+        for _ in _in_processes(job, missing, workers) if workers and missing else map(job, missing):
+            progress.update()
+
+
+def _in_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[None]:
+    try:
+        pickle.dumps(job)
+    except Exception as error:  # pickle raises many types
+        raise UserError(f"{job.name(0)}: cannot be copied into other processes ({error}); use --workers 0") from error
+    left, running = iter(numbers), dict[Future, int]()
+    with start_pool(min(workers, len(numbers)), job, type(job).__module__) as pool:
         try:
-            for one in arguments:
-                waiting.add(pool.submit(_call, function, one))
-                if len(waiting) > 2 * workers:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            yield from (future.result() for future in waiting)
+            while True:
+                for number in itertools.islice(left, 2 * workers - len(running)):
+                    running[pool.submit(_run_shared, number)] = number
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    del running[future]
+                    yield
         except BrokenProcessPool as error:
             raise UserError(
-                "a process died (out of memory, or a crash in a decoder); fewer --workers need less memory, and the "
-                "same command goes on from here"
+                f"a process died (out of memory, or a crash in a decoder) at one of: "
+                f"{', '.join(job.name(number) for number in sorted(running.values()))}; fewer --workers need less "
+                "memory, and the same command goes on from here"
             ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _call(function: Any, arguments: tuple) -> Any:
-    return function(shared_object(), *arguments)
-
-
-def state(values: Any) -> str:
-    """A short text that tells values apart."""
-    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
+def _run_shared(number: int) -> None:
+    """In a worker process."""
+    shared_object()(number)
