@@ -9,13 +9,12 @@ import numpy as np
 from navil_jax.data.cleaning import near, parts
 from navil_jax.data.cleaning.decide import Verdicts, rule_of
 from navil_jax.data.cleaning.given import Given
-from navil_jax.data.cleaning.rules import LIMITS
+from navil_jax.data.cleaning.rules import BY_NAME
 from navil_jax.data.cleaning.settings import Settings
 from navil_jax.data.left_out import list_file, list_lines
 
 SHOWN = 6  # entries of a rule that the report shows
 Columns = Mapping[str, np.ndarray]
-_LIMITS = {limit.name: limit for limit in LIMITS}
 
 
 def write_lists(
@@ -84,9 +83,9 @@ def _entries(
         position += 1
         rule = rule_of(verdicts.codes[row])
         entry = {"index": index, "key": key, "rule": rule}
-        if rule in _LIMITS:
-            value = _LIMITS[rule].values(columns, np.array([row]), settings)[0].item()
-            yield entry | {"reason": _LIMITS[rule].reason(value, settings)}
+        if rule in BY_NAME:
+            value = BY_NAME[rule].values(columns, np.array([row]), settings)[0].item()
+            yield entry | {"reason": BY_NAME[rule].reason(value, settings)}
         elif rule in verdicts.pairs:
             yield entry | _repeats(given, columns, verdicts.pairs[rule], row, rule, keys)
         else:

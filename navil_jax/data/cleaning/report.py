@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from navil_jax.data.cleaning import near
 from navil_jax.data.cleaning.decide import RULES, Verdicts
 from navil_jax.data.cleaning.given import Given
-from navil_jax.data.cleaning.rules import LIMITS
-from navil_jax.data.cleaning.settings import Settings
+from navil_jax.data.cleaning.rules import BY_NAME, LIMITS
+from navil_jax.data.cleaning.settings import STEPS, Settings
 from navil_jax.data.images import load_image
 from navil_jax.data.inspect import page
 from navil_jax.errors import UserError
@@ -57,12 +58,14 @@ def report(found: Findings, command: str) -> str:
             (field.name, str(getattr(found.settings, field.name)), field.metadata["help"])
             for field in dataclasses.fields(Settings)
         ],
+        total=total,
         off=", ".join(sorted(found.off)),
-        charts=list(_charts(found)),
+        charts=[*_charts(found), *_near_charts(found)],
         rules=[
             {
                 "name": rule,
                 "count": counts[rule],
+                "about": _about(rule, found.settings),
                 "examples": [_example(found.given, entry) for entry in found.examples.get(rule, ())],
             }
             for rule in rules
@@ -98,6 +101,28 @@ def _charts(found: Findings) -> Iterator[dict[str, Any]]:
             drawn.add(limit.column)
             title, mark = limit.column.replace("_", " "), limit.setting.replace("_", " ")
             yield page.histogram(title, values, getattr(found.settings, limit.setting), mark=mark)
+
+
+def _near_charts(found: Findings) -> Iterator[dict[str, Any]]:
+    """How near the samples are that are left out as near duplicates."""
+    pairs = found.verdicts.pairs.get("near", np.zeros((0, 2), np.int64))[:DRAWN]
+    sample, kept = pairs.T
+    if not len(pairs):
+        return
+    yield page.histogram("words that near samples share", near.similarity(found.columns, sample, kept))
+    with_images = found.columns["images"][sample] > 0
+    if with_images.any():
+        bits = near.image_bits(found.columns, sample[with_images], kept[with_images])
+        yield page.histogram("bits that differ in near images", bits)
+
+
+def _about(rule: str, settings: Settings) -> str:
+    """What a rule leaves out. Example: min words = 3: fewest words of a sample's text"""
+    if rule not in BY_NAME:
+        return STEPS[RULES[rule]]
+    name = BY_NAME[rule].setting
+    text = next(field.metadata["help"] for field in dataclasses.fields(Settings) if field.name == name)
+    return f"{name.replace('_', ' ')} = {getattr(settings, name)}: {text}"
 
 
 def _example(given: Given, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class Limit:
 
 
 LIMITS = (
-    Limit("few_words", "captions", "words", "min_words", "{value:,} words, fewer than {limit:,}", least=True),
-    Limit("many_words", "captions", "words", "max_words", "{value:,} words, more than {limit:,}"),
+    Limit("few_words", "captions", "words", "min_words", "number of words {value:,}, below {limit:,}", least=True),
+    Limit("many_words", "captions", "words", "max_words", "number of words {value:,}, above {limit:,}"),
     Limit("one_word", "captions", "word_share", "max_word_share", "{value:.0%} of the words are one, over {limit:.0%}"),
     Limit(
         "repeats",
@@ -84,6 +84,7 @@ LIMITS = (
     ),
     Limit("text_image", "images", "text_area", "max_text_area", "{value:.0%} looks like text, over {limit:.0%}"),
 )
+BY_NAME = {limit.name: limit for limit in LIMITS}
 
 
 def named_scripts(settings: Settings) -> list[str]:
@@ -99,7 +100,8 @@ def judge(columns: Columns, samples: int, settings: Settings, off: frozenset[str
     for start in range(0, samples, ROWS):
         rows = np.arange(start, min(samples, start + ROWS))
         bad = columns["bad"][rows]
-        yield "unreadable", rows[bad]
+        if "unreadable" not in off:
+            yield "unreadable", rows[bad]
         for limit in LIMITS:
             if not {limit.name, limit.step} & off:
                 yield limit.name, rows[limit.outside(columns, rows, settings) & ~bad]
