@@ -13,8 +13,9 @@ from benchmarks.near_duplicates import caption, clouds, crop, jpeg, other_words,
 from navil_jax.data.images import load_image
 from navil_jax.data.sources import open_source
 
+PACKAGES = all(map(importlib.util.find_spec, ("datasketch", "imagehash")))  # whether they are there
 needs_packages = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("datasketch", "imagehash"))),
+    not PACKAGES,
     reason="datasketch or imagehash is absent: pip install datasketch imagehash",
 )
 GOOD = 24  # samples without a fault, the first ones

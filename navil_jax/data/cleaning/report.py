@@ -52,7 +52,6 @@ def report(found: Findings, command: str) -> str:
             ("thresholds", "Thresholds"),
             *((f"rule-{rule}", f"{rule} ({counts[rule]:,})") for rule in rules),
         ],
-        heads=("source", "samples", "stay", *rules),
         counts=list(_counts(found, rules)),
         settings=[
             (field.name, str(getattr(found.settings, field.name)), field.metadata["help"])
@@ -80,12 +79,16 @@ def _said(found: Findings) -> Iterator[str]:
 
 
 def _counts(found: Findings, rules: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """(source, what becomes of samples, how many, share of the source)"""
     bounds = found.given.bounds
     for number, entry in enumerate(found.given.entries):
         own = slice(bounds[number], bounds[number + 1])
-        by_rule = [len(found.verdicts.left_out(rule, own)) for rule in rules]
-        samples = bounds[number + 1] - bounds[number]
-        yield entry.name, f"{samples:,}", f"{samples - sum(by_rule):,}", *(f"{count:,}" for count in by_rule)
+        total = bounds[number + 1] - bounds[number]
+        counts = {rule: len(found.verdicts.left_out(rule, own)) for rule in rules}
+        shown = {"all": total, "stay": total - sum(counts.values())} | counts
+        for name, count in shown.items():
+            if count or name == "stay":
+                yield entry.name, name, f"{count:,}", f"{count / total:.2%}"
 
 
 def _charts(found: Findings) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 THUMBNAIL = 240  # pixels, the longer side
 TEXT_LIMIT = 20_000  # characters of a stretch that are shown
-WIDTH, HEIGHT = 320, 120  # of a histogram
+WIDTH, HEIGHT, EDGE = 320, 120, 50  # of a histogram; a label so near to its side does not stand in the middle
 
 
 def render(template: Path, **values: Any) -> str:
@@ -79,5 +79,6 @@ def histogram(
         "bar_width": step - 1,
         "mark": at,
         "mark_label": mark,
+        "mark_anchor": "middle" if at is None or EDGE < at < WIDTH - EDGE else "start" if at <= EDGE else "end",
         "labels": [(x, anchor, f"{number:,.4g}") for x, number, anchor in labels],
     }
