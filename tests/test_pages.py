@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from made_cleaning import PACKAGES, SETTINGS, needs_packages, write_faults
 from made_data import talk, write_lines
 from made_sources import BUDGETS, TOKENIZER_FOLDER
 from PIL import Image
@@ -23,7 +24,8 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="Chromium is absent: apt install chromium"),
 ]
 needs_axe = pytest.mark.skipif(not AXE.exists(), reason="axe-core is absent: npm install axe-core, or AXE_CORE=FILE")
-MOST_HEIGHT = {"doctor": 6000, "rows": 4000, "study": 4500}  # pixels on a phone
+MOST_HEIGHT = {"clean": 14000, "doctor": 6000, "rows": 4000, "study": 4500}  # pixels on a phone
+PAGES = [pytest.param(name, marks=[needs_packages] if name == "clean" else []) for name in MOST_HEIGHT]
 MEASURE = """
 const said = {height: document.documentElement.scrollHeight, width: document.documentElement.scrollWidth};
 const tell = found => {
@@ -55,7 +57,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     recipe = str(Path(__file__).parent / "toy_recipe.py")
     assert data(["preview", "--config", recipe, "--rows", "3", "--out", str(folder / "rows.html")]) == 0
     assert study(["report", "--out", str(folder / "study.html")]) == 0
+    faults = folder / "faults"
+    faults.mkdir()
+    path, _ = write_faults(faults)
+    command = ["clean", "--from", "llava", "--path", path, "--out", str(folder / "clean"), "--workers=0", *SETTINGS]
+    assert not PACKAGES or data(command) == 0
     return {
+        **({"clean": folder / "clean" / "report.html"} if PACKAGES else {}),
         "doctor": folder / "doctor" / "report.html",
         "rows": folder / "rows.html",
         "study": folder / "study.html",
@@ -83,20 +91,20 @@ def measured(page: Path, width: int, dark: bool, script: str, folder: Path) -> d
 
 @needs_axe
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", list(MOST_HEIGHT))
+@pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing(pages: dict[str, Path], tmp_path: Path, name: str, dark: bool) -> None:
     script = f"{AXE.read_text()};{RUN_AXE}" if AXE.exists() else ""
     assert measured(pages[name], 1100, dark, script, tmp_path)["found"] == []
 
 
-@pytest.mark.parametrize("name", list(MOST_HEIGHT))
+@pytest.mark.parametrize("name", PAGES)
 def test_a_phone_shows_a_page_without_sideways_scroll(pages: dict[str, Path], tmp_path: Path, name: str) -> None:
     found = measured(pages[name], 390, False, "addEventListener('load', () => tell([]))", tmp_path)
     assert found["width"] <= 390
     assert found["height"] <= MOST_HEIGHT[name]
 
 
-@pytest.mark.parametrize("name", list(MOST_HEIGHT))
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_prints(pages: dict[str, Path], tmp_path: Path, name: str) -> None:
     chromium(f"--print-to-pdf={tmp_path / 'page.pdf'}", str(pages[name]))
     pdf = (tmp_path / "page.pdf").read_bytes()

@@ -175,6 +175,7 @@ class SourceConfig:
     max_patches: Count | None = None  # of an image's largest scale; none: images.max_patches
     loss_weight: Literal["token", "sample", "square"] | None = None  # none: data.loss_weight
     transforms: tuple[str, ...] = ()  # what changes training samples, in order: jpeg, resolution, or module:function
+    leave_out: str = ""  # list of training samples that are not used, of `data clean`, or the folder with it
 
 
 @dataclasses.dataclass(frozen=True)

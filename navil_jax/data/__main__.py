@@ -1,5 +1,6 @@
 """Work on data: `python -m navil_jax.data COMMAND ...`; the commands are
 
+  clean     finds samples that training is better without: duplicates, bad text and images, benchmarks
   convert   data of any kind to sharded ArrayRecord, the format to train from
   doctor    opens every sample before a run does, and reports what is wrong
   preview   shows packed rows as training sees them
@@ -18,6 +19,7 @@ import difflib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
@@ -30,7 +32,7 @@ from navil_jax.paths import given_path
 if TYPE_CHECKING:
     from navil_jax.data.engine import Engine
     from navil_jax.data.run import OpenRun
-    from navil_jax.data.sample import Split
+    from navil_jax.data.sample import Source, Split
 
 # The commands import what they need when they run: --help needs no JAX, and every process of the doctor imports this.
 SHUFFLE = """write the samples in a random order over all shards. Training draws samples at random and
@@ -85,6 +87,42 @@ def _doctor(argv: Sequence[str]) -> int:
     if opened.trained:
         opened.tokenizer.save(out / "tokenizer")
     return doctor.run(opened, out, options, engine, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
+
+
+def _clean(argv: Sequence[str]) -> int:
+    from navil_jax.data.cleaning import clean
+    from navil_jax.data.cleaning.given import Given
+    from navil_jax.data.cleaning.settings import given_settings
+    from navil_jax.data.formats import files
+    from navil_jax.data.sources import expand_meta, expand_sources, open_source
+
+    config, options = parse(argv, clean.ABOUT, clean.add_options, default=Config(), command="data clean")
+    if bool(options.kind) == bool(config.data.sources):
+        raise UserError("no data given, or twice: use either --config RECIPE or --from KIND --path PATH")
+    name = files.name_of(options.path or "")
+    entries = expand_meta(_entry(options, name)) if options.kind else expand_sources(config).data.sources
+    sources = [open_source(dataclasses.replace(entry, leave_out=""), "train") for entry in entries]
+    given = Given(entries, sources, {f"--against {text}": _reference(text) for text in options.against})
+    command = shlex.join(["python", "-m", "navil_jax.data", "clean", *argv])
+    return clean.run(given, given_settings(options), options, command)
+
+
+def _reference(text: str) -> "Source":
+    """What samples are compared with: a benchmark's questions, or other data."""
+    from navil_jax.data.sources import SOURCES, open_source
+    from navil_jax.evaluate.questions.layouts import SPLITS, read_questions
+    from navil_jax.evaluate.questions.source import QuestionSource
+
+    what, _, path = text.partition(":")
+    name, _, split = what.partition("/")
+    if name in SPLITS:
+        try:
+            return QuestionSource(read_questions(name, Path(given_path(path)), split))
+        except UserError as error:
+            raise UserError(f"--against {text}: {error}") from error
+    if not path and name in SOURCES:
+        return open_source(name, "test")
+    return open_source(SourceConfig(text, kind=what, path=given_path(path)), "train")
 
 
 def _preview(argv: Sequence[str]) -> int:
@@ -151,26 +189,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", metavar="TEXT", help='question of samples that are a caption (default: "Describe ...")')
     add("--split", choices=("train", "test"), help="of a built-in source (default: train)")
     add("--shuffle", type=read_as(Seed), metavar="SEED", help=SHUFFLE)
+    text = "list of `data clean`, or the folder with it: these samples are not converted"
+    add("--leave-out", type=given_path, metavar="FILE", help=text)
     add_options(parser)
     return parser
 
 
 def _convert_options(options: argparse.Namespace, pipeline: Sequence[str]) -> int:
-    from navil_jax.data import formats
     from navil_jax.data.formats import files
-    from navil_jax.data.sources import SOURCES, expand_meta
+    from navil_jax.data.sources import expand_meta
 
-    formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
-    if options.kind in SOURCES:
-        _refuse(options, "path", "root", "prompt")
-        _report(SourceConfig(options.kind), options.out, options, pipeline)
+    entry = _entry(options, files.name_of(options.out))
+    if not entry.kind:
+        _report(entry, options.out, options, pipeline)
         return 0
-    _refuse(options, "split", *WITHOUT_EFFECT.get(options.kind, ()))
-    if not options.path:
-        raise UserError(f"--path: data of kind {options.kind} need a path")
-    name = files.name_of(options.out) or options.kind
-    root, prompt = options.root or "", options.prompt or ""
-    entry = SourceConfig(name, kind=options.kind, path=options.path, root=root, prompt=prompt)
+    _refuse(options, "split")
     parts = expand_meta(entry)
     for part in parts:
         out = options.out if parts == (entry,) else files.join(options.out, part.name)
@@ -179,6 +212,25 @@ def _convert_options(options: argparse.Namespace, pipeline: Sequence[str]) -> in
         side = VisionConfig.patch_size
         print(f"max_patches counts patches of {side} x {side} pixels; of P x P: times ({side} / P)^2")
     return 0
+
+
+def _entry(options: argparse.Namespace, name: str) -> SourceConfig:
+    """The source that --from, --path and what goes with them name, called by a name or by its kind."""
+    from navil_jax.data import formats
+    from navil_jax.data.sources import SOURCES
+
+    formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
+    leave_out = getattr(options, "leave_out", None) or ""
+    if options.kind in SOURCES:
+        _refuse(options, "path", "root", "prompt")
+        return SourceConfig(options.kind, leave_out=leave_out)
+    _refuse(options, *WITHOUT_EFFECT.get(options.kind, ()))
+    if not options.path:
+        raise UserError(f"--path: data of kind {options.kind} need a path")
+    root, prompt = options.root or "", options.prompt or ""
+    return SourceConfig(
+        name or options.kind, kind=options.kind, path=options.path, root=root, prompt=prompt, leave_out=leave_out
+    )
 
 
 def _refuse(options: argparse.Namespace, *names: str) -> None:
@@ -194,14 +246,18 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     from navil_jax.data.engine import engine_of
     from navil_jax.data.formats import files
     from navil_jax.data.inspect.summary import unused_fields
+    from navil_jax.data.left_out import Without
     from navil_jax.data.sources import open_source
 
     split: Split = options.split or "train"
-    origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt}".strip()
+    origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt} {part.leave_out}".strip()
     engine = engine_of(options, pipeline, files.join(out, WORK))
-    done = convert(open_source(part, split, engine), out, options.shards, origin, options.shuffle, engine)
+    source = open_source(part, split, engine)
+    done = convert(source, out, options.shards, origin, options.shuffle, engine)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
     print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
+    if isinstance(source, Without):
+        print(f"  {len(source.left_out):,} more are left out by {part.leave_out}")
     if done.unused:
         print(f"  fields of the records that are not used: {unused_fields(done.unused.most_common())}")
     defaults = {field.name: field.default for field in dataclasses.fields(SourceConfig)}
@@ -211,6 +267,7 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "clean": (_clean, "; the same command goes on from here"),
     "convert": (_convert, "; the same command goes on with the first missing shard"),
     "doctor": (_doctor, "; the same command goes on from here"),
     "preview": (_preview, ""),
