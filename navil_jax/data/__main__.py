@@ -74,10 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _doctor(argv: Sequence[str]) -> int:
     from navil_jax.data.engine import engine_of, split_options
+    from navil_jax.data.estimate import check_options
     from navil_jax.data.inspect import doctor
 
     own, pipeline = split_options(argv)
     config, options = parse(own, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
+    check_options(options)
     out = doctor.out_folder(config, options)
     config = doctor.with_sources(config, options)
     engine = engine_of(options, pipeline, doctor.notes_folder(out, options))
@@ -122,6 +124,7 @@ def _convert(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from navil_jax.data import estimate
     from navil_jax.data.convert import SHARD_SAMPLES
     from navil_jax.data.engine import add_options
     from navil_jax.data.sources import SOURCES
@@ -152,14 +155,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", choices=("train", "test"), help="of a built-in source (default: train)")
     add("--shuffle", type=read_as(Seed), metavar="SEED", help=SHUFFLE)
     add_options(parser)
+    estimate.add_options(parser)
     return parser
 
 
 def _convert_options(options: argparse.Namespace, pipeline: Sequence[str]) -> int:
     from navil_jax.data import formats
+    from navil_jax.data.estimate import check_options
     from navil_jax.data.formats import files
     from navil_jax.data.sources import SOURCES, expand_meta
 
+    check_options(options)
     formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
     if options.kind in SOURCES:
         _refuse(options, "path", "root", "prompt")
@@ -192,6 +198,7 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     """Converts one source, and prints what to write into a recipe."""
     from navil_jax.data.convert import WORK, convert
     from navil_jax.data.engine import engine_of
+    from navil_jax.data.estimate import estimate_conversion
     from navil_jax.data.formats import files
     from navil_jax.data.inspect.summary import unused_fields
     from navil_jax.data.sources import open_source
@@ -199,6 +206,10 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     split: Split = options.split or "train"
     origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt}".strip()
     engine = engine_of(options, pipeline, files.join(out, WORK))
+    if options.estimate:
+        found = estimate_conversion(part, lambda entry: open_source(entry, split), options.shuffle)
+        print(f"{out}: {found.text(options.price)}")
+        return
     done = convert(open_source(part, split, engine), out, options.shards, origin, options.shuffle, engine)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
     print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
