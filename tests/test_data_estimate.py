@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_data import jpeg, tar_bytes, write_lines
-from made_sources import TOKENIZER, doctor_config
+from made_sources import TOKENIZER, TOKENIZER_FOLDER, doctor_config
 
 from navil_jax.config import SourceConfig
 from navil_jax.data import estimate
@@ -87,6 +87,7 @@ def test_the_command_estimates_and_writes_nothing(folder: Path, capsys: pytest.C
     assert not (folder / "out").exists()
     assert main([*given, "--price", "0.05"]) == 2
     assert "--price: has no effect without --estimate" in capsys.readouterr().err
-    assert main(["doctor", "--source", "llava:x.jsonl", "--estimate", "--out", "report"]) == 0
+    flags = [f"--config.data.tokenizer={TOKENIZER_FOLDER}", "--out", "report"]
+    assert main(["doctor", "--source", "llava:x.jsonl", "--estimate", *flags]) == 0
     assert "x.jsonl: measured on" in capsys.readouterr().out
     assert not (folder / "report" / "notes").exists()
