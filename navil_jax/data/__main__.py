@@ -50,7 +50,7 @@ examples:
   python -m navil_jax.data convert --from webdataset --path "gs://b/{{000..999}}.tar" --out data/web --shards 64
   python -m navil_jax.data convert --from meta --path internvl.json --out data/stage3
   python -m navil_jax.data convert --from webdataset --path "gs://b/*.tar" --out gs://b/shards --estimate --price 0.06
-  python -m navil_jax.data convert --from webdataset --path "gs://b/*.tar" --out gs://b/s --runner FlinkRunner -- --flink_master=f:8081
+  python -m navil_jax.data convert --from webdataset --path t.tar --out s --runner FlinkRunner -- --flink_master=f:8081
 
 Shards that are whole already are not written again, so the same command goes on where it was interrupted; files that
 have changed since are refused. What cannot be used is left out and listed in OUT/*.bad.jsonl with source, key and
