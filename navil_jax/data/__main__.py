@@ -51,6 +51,8 @@ examples:
   python -m navil_jax.data convert --from llava --path train.jsonl --root images --out data/train
   python -m navil_jax.data convert --from webdataset --path "gs://b/{{000..999}}.tar" --out data/web --shards 64
   python -m navil_jax.data convert --from meta --path internvl.json --out data/stage3
+  python -m navil_jax.data convert --from webdataset --path "gs://b/*.tar" --out gs://b/shards --estimate --price 0.06
+  python -m navil_jax.data convert --from webdataset --path t.tar --out s --runner FlinkRunner -- --flink_master=f:8081
 
 Shards that are whole already are not written again, so the same command goes on where it was interrupted; files that
 have changed since are refused. What cannot be used is left out and listed in OUT/*.bad.jsonl with source, key and
@@ -76,10 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _doctor(argv: Sequence[str]) -> int:
     from navil_jax.data.engine import engine_of, split_options
+    from navil_jax.data.estimate import check_options
     from navil_jax.data.inspect import doctor
 
     own, pipeline = split_options(argv)
     config, options = parse(own, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
+    check_options(options)
     out = doctor.out_folder(config, options)
     config = doctor.with_sources(config, options)
     engine = engine_of(options, pipeline, doctor.notes_folder(out, options))
@@ -160,6 +164,7 @@ def _convert(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from navil_jax.data import estimate
     from navil_jax.data.convert import SHARD_SAMPLES
     from navil_jax.data.engine import add_options
     from navil_jax.data.sources import SOURCES
@@ -192,13 +197,16 @@ def _parser() -> argparse.ArgumentParser:
     text = "list of `data clean`, or the folder with it: these samples are not converted"
     add("--leave-out", type=given_path, metavar="FILE", help=text)
     add_options(parser)
+    estimate.add_options(parser)
     return parser
 
 
 def _convert_options(options: argparse.Namespace, pipeline: Sequence[str]) -> int:
+    from navil_jax.data.estimate import check_options
     from navil_jax.data.formats import files
     from navil_jax.data.sources import expand_meta
 
+    check_options(options)
     entry = _entry(options, files.name_of(options.out))
     if not entry.kind:
         _report(entry, options.out, options, pipeline)
@@ -244,6 +252,7 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     """Converts one source, and prints what to write into a recipe."""
     from navil_jax.data.convert import WORK, convert
     from navil_jax.data.engine import engine_of
+    from navil_jax.data.estimate import estimate_conversion
     from navil_jax.data.formats import files
     from navil_jax.data.inspect.summary import unused_fields
     from navil_jax.data.left_out import Without
@@ -252,6 +261,10 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     split: Split = options.split or "train"
     origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt} {part.leave_out}".strip()
     engine = engine_of(options, pipeline, files.join(out, WORK))
+    if options.estimate:
+        found = estimate_conversion(part, lambda entry: open_source(entry, split), options.shuffle)
+        print(f"{out}: {found.text(options.price)}")
+        return
     source = open_source(part, split, engine)
     done = convert(source, out, options.shards, origin, options.shuffle, engine)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""

@@ -1,6 +1,7 @@
 """Files that users have -> `Source`: one class per format, all of them a `records.RecordSource`."""
 
 import bisect
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -9,6 +10,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from navil_jax.data.engine import Engine
 from navil_jax.data.formats import files
@@ -108,9 +110,8 @@ def open_format(
         raise UserError(
             f"{root}: no such folder of images (root, or --root); give the one below which records name them"
         )
-    module, name = FORMATS[kind]
-    try:
-        format_class = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    with _naming_packages(kind, path):
+        format_class = _format_class(kind)
         if kind in _WHOLE_FOLDER:
             return format_class(path, root, prompt)
         found = files.expand(path, format_class.suffixes)
@@ -120,8 +121,29 @@ def open_format(
         if engine is not None and len(found) > 1:
             return Concatenated.of(indexed_files(format_class, found, root, prompt, engine))
         sources = [format_class(file, root, prompt) for file in found]
+    return sources[0] if len(sources) == 1 else Concatenated.of(sources)
+
+
+def files_of(kind: str, path: str) -> list[str]:
+    """The files that `open_format` opens one by one; none where a format opens a folder itself."""
+    check_kind(kind, tuple(FORMATS))
+    if kind in _WHOLE_FOLDER:
+        return []
+    with _naming_packages(kind, path):
+        return files.expand(path, _format_class(kind).suffixes)
+
+
+def _format_class(kind: str) -> Any:
+    module, name = FORMATS[kind]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+@contextlib.contextmanager
+def _naming_packages(kind: str, path: str) -> Iterator[None]:
+    """Raises `UserError` for a package that a format needs and that is not installed."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         missing = error.name or str(error)
         package = _PACKAGES.get(missing, missing)
         raise UserError(f"{path}: data of kind {kind} need another package: pip install {package}") from error
-    return sources[0] if len(sources) == 1 else Concatenated.of(sources)

@@ -237,6 +237,11 @@ def fingerprint(samples: int, versions: Iterable[Version]) -> str:
     return f"{samples} samples ({hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()})"
 
 
+def total_size(paths: Sequence[str]) -> int:
+    """Bytes of some files."""
+    return sum(system.size(bare) for system, bare in map(filesystem, paths))
+
+
 def open_binary(path: str) -> BinaryIO:
     """The file for reading from its start."""
     system, bare = filesystem(path)

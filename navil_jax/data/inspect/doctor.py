@@ -15,6 +15,8 @@ from navil_jax.console import say
 from navil_jax.data import formats
 from navil_jax.data.engine import Engine
 from navil_jax.data.engine import add_options as add_engine_options
+from navil_jax.data.estimate import add_options as add_estimate_options
+from navil_jax.data.estimate import estimate_examination
 from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
 from navil_jax.data.inspect.examination import TABLES, Examined, examine
@@ -85,6 +87,10 @@ def run(opened: OpenRun, out: Path, options: argparse.Namespace, engine: Engine,
         for number, entry in enumerate(config.data.sources)
         if has_split(entry, "test")
     ]
+    if options.estimate:
+        for checkup in checkups:
+            print(f"{checkup.name}: {estimate_examination(checkup).text(options.price)}")
+        return 0
     examined = examine(config, checkups, out, engine, notes_folder(out, options))
     return _tell(config, checkups, examined, out, options.samples, command)
 
@@ -112,6 +118,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--root", type=given_path, metavar="DIR", help="folder of the images that records of --source name")
     add("--out", type=new_folder, metavar="DIR", help="folder of the report (default: WORKDIR/doctor, or runs/doctor)")
     add_engine_options(parser)
+    add_estimate_options(parser)
     text = "folder of the notes, at an address where workers of --runner are on other machines (default: OUT/notes)"
     add("--notes", type=given_path, metavar="DIR", help=text)
     add(
