@@ -47,13 +47,13 @@ def convert(source: Source, out: str, shards: int = 0, origin: str = "") -> Conv
       UserError: `out` holds another conversion or is just written by one, the source's files have changed, or no sample
         can be used.
     """
-    with _alone_in(out):
+    with alone_in(out):
         return _convert(source, out, shards, origin)
 
 
 @contextlib.contextmanager
-def _alone_in(out: str) -> Iterator[None]:
-    """Keeps a local folder for this conversion; raises `UserError` if another one writes there."""
+def alone_in(out: str) -> Iterator[None]:
+    """Keeps a local folder for this command; raises `UserError` if another one writes there."""
     if files.is_remote(out):
         yield
         return
@@ -63,7 +63,7 @@ def _alone_in(out: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{out}: another conversion writes there; wait for it, or give another --out") from error
+            raise UserError(f"{out}: another command writes there; wait for it, or give another --out") from error
         yield
 
 
