@@ -45,8 +45,8 @@ class Settings:
     max_image_bits: Amount = _field(96, "of 256 bits of the perceptual hash, that may differ if texts are near, too")
     max_lone_image_bits: Amount = _field(72, "of 256 bits that may differ where texts do not count")
     max_colour_distance: Share = _field(0.25, "of the colours that may differ between near images")
-    min_caption_similarity: PositiveShare = _field(0.5, "of the words that near texts share if images are near, too")
-    min_text_similarity: PositiveShare = _field(0.8, "of the words that near texts share where images do not count")
+    min_caption_similarity: PositiveShare = _field(0.5, "of the words that captions of near images share")
+    min_text_similarity: PositiveShare = _field(0.8, "of the word triples that near texts with questions share")
     question_words: Count = _field(10, "in a row that a text shares with a benchmark's question")
 
 
