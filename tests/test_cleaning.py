@@ -251,6 +251,9 @@ def test_a_list_of_other_files_is_refused(
         (["--max-image-bits", "-1"], "--max-image-bits"),
         (["--pair", "all"], "--pair"),
         (["--against", "mme:nowhere"], "nowhere: no such file or folder"),
+        (["--against", "mme"], "--against mme: no path given, write mme:PATH"),
+        (["--against", "llava:"], "no path given, write llava:PATH"),
+        (["--against", "docvqa/none:x"], "docvqa has val, test"),
         (["--against", "mmee:x"], "no kind of data named 'mmee'"),
         (["--config", "configs/demo.py"], "or twice"),
     ],
@@ -263,6 +266,23 @@ def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture, fl
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "out" / "measures").exists()
+
+
+@needs_packages
+def test_the_parts_of_a_meta_source_find_their_lists_in_the_folder(tmp_path: Path) -> None:
+    parts_ = {}
+    for name, texts in (("a b", ["A cat on a mat", "x"]), ("a_b", ["y", "A dog in a house", "z"])):
+        lines = write_lines(tmp_path / f"{name}.jsonl", [{"caption": text} for text in texts])
+        parts_[name] = {"root": str(tmp_path), "annotation": lines}
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps(parts_))
+    out = str(tmp_path / "out")
+    assert main(["clean", "--from", "meta", "--path", str(meta), "--out", out, "--workers=0"]) == 0
+    source = open_source(SourceConfig("stage", kind="meta", path=str(meta), leave_out=out), "train")
+    assert [source[index].turns[0][1] for index in range(len(source))] == ["A cat on a mat", "A dog in a house"]
+    shards = str(tmp_path / "shards")
+    assert main(["convert", "--from", "meta", "--path", str(meta), "--out", shards, "--leave-out", out]) == 0
+    assert [len(open_format("array_record", f"{shards}/{name}")) for name in parts_] == [1, 1]
 
 
 def test_samples_without_the_list_are_those_between(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_one_conversion_at_a_time_writes_a_folder(tmp_path: Path) -> None:
     convert(source, str(tmp_path / "out"))
     with open(tmp_path / "out" / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="out: another conversion writes there"):
+        with pytest.raises(UserError, match="out: another command writes there"):
             convert(source, str(tmp_path / "out"))
     assert convert(source, str(tmp_path / "out")).samples == 1
 

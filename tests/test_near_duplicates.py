@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from made_cleaning import needs_packages
 from PIL import Image
 
-from benchmarks.near_duplicates import CHANGES, caption, clouds, columns_of, left_out, make, other_words
+from benchmarks.near_duplicates import CHANGES, Made, caption, clouds, columns_of, left_out, make, other_words
 from navil_jax.data.cleaning import near
 from navil_jax.data.cleaning.image import colours, image_measures, text_area
 from navil_jax.data.cleaning.measure import NOTE, Measure
 from navil_jax.data.cleaning.settings import Settings
-from navil_jax.data.cleaning.text import SCRIPTS, script_shares, signature, text_measures, words_of
+from navil_jax.data.cleaning.text import SCRIPTS, script_shares, shingles, signature, text_measures, words_of
+from navil_jax.data.sample import Sample
 
 PAIRS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60)
 
@@ -84,6 +85,21 @@ def test_without_images_the_same_words_are_enough() -> None:
 
 
 @needs_packages
+def test_another_question_about_an_image_is_no_copy() -> None:
+    talks = [
+        ("Is the red circle above the blue square?", "yes"),
+        ("Is the blue circle above the red square?", "yes"),
+        ("Is the red circle below the blue square?", "yes"),
+        ("Is the red circle above the blue square?", "no"),
+        ("Is the red circle above the blue square", "Yes."),
+    ]
+    image = clouds(0)
+    for images in ((image,), ()):
+        samples = Made(tuple(Sample(str(number), images, (talk,)) for number, talk in enumerate(talks)), ())
+        pairs = left_out(columns_of(Measure(samples, "talks")(range(len(talks))).table), Settings())
+        assert pairs.tolist() == [[4, 0]]
+
+
 @pytest.mark.parametrize("kind", ["both", "image", "caption"])
 def test_partitions_change_nothing(kind: str) -> None:
     columns, truth = measured()
@@ -129,7 +145,8 @@ def test_measures_of_any_text_are_shares_and_counts(text: str) -> None:
         assert 0 <= found[name] <= 1
     assert found["run"] <= found["characters"] == len(text)
     assert abs(int(found["scripts"].sum()) - 255 * any(map(str.isalpha, text))) <= len(SCRIPTS)
-    assert found["caption"].shape == (64,)
+    for in_order in (False, True):
+        assert signature(shingles(words_of(text), in_order)).shape == (64,)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +206,7 @@ def test_pages_of_text_are_told_from_clouds() -> None:
 def test_images_of_any_size_are_measured(size: tuple[int, int]) -> None:
     found = image_measures(Image.new("RGB", size, "teal"))
     assert found["hash"].shape == (32,)
-    assert found["deviation"] == 0
+    assert found["deviation"] < 0.01
     assert 0 <= found["low"] < 2**63
 
 
@@ -201,3 +218,11 @@ def test_other_words_leave_half_of_them() -> None:
         for text in texts
     ]
     assert 0.5 < np.mean(shares) < 0.9
+
+
+@needs_packages
+def test_two_colours_of_one_brightness_are_not_blank() -> None:
+    image = Image.new("RGB", (64, 64), (200, 0, 0))
+    image.paste((0, 102, 0), (20, 20, 40, 40))
+    assert np.ptp(np.asarray(image.convert("L"))) <= 1
+    assert image_measures(image)["deviation"] > 20

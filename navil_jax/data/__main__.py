@@ -113,19 +113,23 @@ def _clean(argv: Sequence[str]) -> int:
 
 def _reference(text: str) -> "Source":
     """What samples are compared with: a benchmark's questions, or other data."""
+    from navil_jax.data import formats
     from navil_jax.data.sources import SOURCES, open_source
     from navil_jax.evaluate.questions.layouts import SPLITS, read_questions
     from navil_jax.evaluate.questions.source import QuestionSource
 
     what, _, path = text.partition(":")
     name, _, split = what.partition("/")
+    if not path and text not in SOURCES:
+        formats.check_kind(name, (*SPLITS, *formats.FORMATS, formats.META, *SOURCES))
+        raise UserError(f"--against {text}: no path given, write {what}:PATH")
     if name in SPLITS:
         try:
             return QuestionSource(read_questions(name, Path(given_path(path)), split))
         except UserError as error:
             raise UserError(f"--against {text}: {error}") from error
-    if not path and name in SOURCES:
-        return open_source(name, "test")
+    if not path:
+        return open_source(text, "test")
     return open_source(SourceConfig(text, kind=what, path=given_path(path)), "train")
 
 

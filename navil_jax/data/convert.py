@@ -60,7 +60,7 @@ def convert(
       UserError: `out` holds another conversion or is just written by one, the source's files have changed, no sample
         can be used, or a shuffled conversion is done and what was bad can be used by now.
     """
-    with _alone_in(out):
+    with alone_in(out):
         shards = min(shards or -(-len(source) // SHARD_SAMPLES), len(source))
         said = {"origin": origin, "samples": len(source), "shards": shards, "files": stamp(source), "shuffle": shuffle}
         _check_plan(out, said)
@@ -134,8 +134,8 @@ class CountUsable:
 
 
 @contextlib.contextmanager
-def _alone_in(out: str) -> Iterator[None]:
-    """Keeps a local folder for this conversion; raises `UserError` if another one writes there."""
+def alone_in(out: str) -> Iterator[None]:
+    """Keeps a local folder for this command; raises `UserError` if another one writes there."""
     if files.is_remote(out):
         yield
         return
@@ -145,7 +145,7 @@ def _alone_in(out: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{out}: another conversion writes there; wait for it, or give another --out") from error
+            raise UserError(f"{out}: another command writes there; wait for it, or give another --out") from error
         _remove_partial(folder)
         yield
         _remove_partial(folder)

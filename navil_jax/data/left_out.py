@@ -10,7 +10,7 @@ The first line says of which source the list is, the others name one sample each
 import dataclasses
 import hashlib
 import json
-import re
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +23,7 @@ from navil_jax.errors import UserError
 
 def list_file(name: str) -> str:
     """The file of a source's list in a folder of several."""
-    return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.leave_out.jsonl"
+    return f"{urllib.parse.quote(name, safe='')}.leave_out.jsonl"
 
 
 def list_lines(name: str, source: Source, entries: Iterable[Mapping[str, Any]], count: int) -> Iterator[str]:

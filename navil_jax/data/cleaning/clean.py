@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from navil_jax.data.cleaning.references import question_runs
 from navil_jax.data.cleaning.report import Findings, report
 from navil_jax.data.cleaning.rules import named_scripts
 from navil_jax.data.cleaning.settings import STEPS, Settings, add_settings
+from navil_jax.data.convert import alone_in
 from navil_jax.data.left_out import list_file
 from navil_jax.data.sample import stamp
 from navil_jax.errors import UserError
@@ -77,6 +78,20 @@ def run(given: Given, settings: Settings, options: argparse.Namespace, command: 
     _need_packages()
     named_scripts(settings)
     off, keep, out = _off(options.off), _keep(options.keep, given.entries), options.out
+    with alone_in(str(out)):
+        _run(given, settings, off, keep, options, command)
+    return 0
+
+
+def _run(
+    given: Given,
+    settings: Settings,
+    off: frozenset[str],
+    keep: Mapping[int, float],
+    options: argparse.Namespace,
+    command: str,
+) -> None:
+    out = options.out
     runs = question_runs(given.references, settings.question_words)
     _check_plan(out, given, settings)
     measures = [
@@ -94,7 +109,6 @@ def run(given: Given, settings: Settings, options: argparse.Namespace, command: 
     findings = Findings(given, columns, verdicts, settings, off, runs.said, entries)
     (out / "report.html").write_text(report(findings, command), encoding="utf-8")
     _tell(given, verdicts, runs.said, out)
-    return 0
 
 
 def _need_packages() -> None:
@@ -141,7 +155,6 @@ def _check_plan(out: Path, given: Given, settings: Settings) -> None:
         "against": [[name, len(source), stamp(source)] for name, source in given.references.items()],
     }
     if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(plan, indent=2))
     found = json.loads(path.read_text())
     if changed := [name for name in plan if found.get(name) != plan[name]]:

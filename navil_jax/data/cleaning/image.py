@@ -1,4 +1,4 @@
-"""What is measured of an image: grey levels, a perceptual hash, colours, and how much of it looks like text."""
+"""What is measured of an image: how much it varies, a perceptual hash, colours, and how much of it looks like text."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ def image_measures(image: Image.Image) -> dict[str, Any]:
     """Of an RGB image: `hash` [32] uint8, `low` (63 bits of low frequencies), `colours` [14] uint8, deviation, text."""
     import imagehash
 
-    grey = _reduced(image.convert("L"), GREY_SIDE)
+    grey, small = _reduced(image.convert("L"), GREY_SIDE), _reduced(image, COLOUR_SIDE)
     bits = imagehash.phash(grey, hash_size=HASH_SIDE).hash
     low = np.packbits(np.concatenate([[False], bits[:LOW_SIDE, :LOW_SIDE].ravel()[1:]]))
     return {
         "hash": np.packbits(bits),
         "low": int.from_bytes(low.tobytes(), "big"),
-        "colours": colours(_reduced(image, COLOUR_SIDE)),
-        "deviation": float(np.asarray(grey, np.float32).std()),
+        "colours": colours(small),
+        "deviation": float(np.asarray(small, np.float32).std((0, 1)).max()),
         "text_area": text_area(grey),
     }
 

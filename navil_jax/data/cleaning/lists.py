@@ -101,7 +101,7 @@ def _repeats(
     kept = {"source": given.names[number], "index": other - given.bounds[number], "key": keys[other]}
     a, b = np.array([row]), np.array([other])
     bits = f"{near.image_bits(columns, a, b)[0]} of 256 bits of the image differ"
-    words = f"{near.similarity(columns, a, b)[0]:.0%} of the words are shared"
+    words = f"{near.similarity(columns, a, b)[0]:.0%} of the text is shared"
     reason = {
         "exact": "the same images and text",
         "near": f"{bits}; {words}" if columns["images"][row] else words,

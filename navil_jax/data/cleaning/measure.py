@@ -1,4 +1,4 @@
-"""Measures of samples: a record of 290 bytes for each, from which every rule is decided without reading it again."""
+"""Measures of samples: a record of 239 bytes for each, from which every rule is decided without reading it again."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 from navil_jax.data.cleaning.image import HASH_BYTES, HUES, image_measures
-from navil_jax.data.cleaning.text import PERMUTATIONS, SCRIPTS, ngrams, text_measures, text_of, words_of
+from navil_jax.data.cleaning.text import (
+    PERMUTATIONS,
+    SCRIPTS,
+    ngrams,
+    own_turns,
+    shingles,
+    signature,
+    text_measures,
+    text_of,
+    words_of,
+)
 from navil_jax.data.images import load_image
 from navil_jax.data.sample import CAPTION_PROMPT, BadSample, Sample, Source, content_hash
 from navil_jax.errors import UserError
@@ -20,7 +30,8 @@ NOTE = np.dtype(
         ("low", "u8"),  # of the first image: bits of its hash that are of low frequencies
         ("hashes", "u1", (2, HASH_BYTES)),  # of the first and the last image
         ("colours", "u1", (2, HUES + 1)),
-        ("caption", "u1", (PERMUTATIONS,)),  # MinHash of the words
+        ("asked", "?"),  # whether there are questions beside those that only ask for a caption
+        ("caption", "u1", (PERMUTATIONS,)),  # MinHash of the words, or of word triples: see `text.shingles`
         ("characters", "u4"),
         ("words", "u4"),
         ("word_share", "f4"),
@@ -91,8 +102,11 @@ class Measure:
         ]
         note["content"] = content_hash(sample)
         note["images"] = len(loaded)
-        text = text_of(sample, (CAPTION_PROMPT, self.prompt))
-        words = words_of(text)
+        turns = own_turns(sample, (CAPTION_PROMPT, self.prompt))
+        text = text_of(turns)
+        words, asked = words_of(text), any(question for question, _ in turns)
+        note["asked"] = asked
+        note["caption"] = signature(shingles(words, in_order=asked or not loaded))
         for name, value in text_measures(text, words).items():
             note[name] = value
         if loaded:

@@ -126,11 +126,12 @@ def _is_near(columns: Columns, settings: Settings, kind: str, a: np.ndarray, b: 
     near &= colour_distance(columns, a, b) <= settings.max_colour_distance
     if kind == "image":
         return near & has_images
-    return near & (similar >= np.where(has_images, settings.min_caption_similarity, settings.min_text_similarity))
+    is_caption = has_images & ~columns["asked"][a] & ~columns["asked"][b]
+    return near & (similar >= np.where(is_caption, settings.min_caption_similarity, settings.min_text_similarity))
 
 
 def similarity(columns: Columns, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Estimated share of words (Jaccard similarity) that two texts have in common. [m] float"""
+    """Estimated share of words, or word triples, that two texts have in common (Jaccard similarity). [m] float"""
     equal = np.mean(columns["caption"][a] == columns["caption"][b], axis=1)
     return np.maximum(0, (equal - 1 / 256) / (1 - 1 / 256))  # of two other words 1 in 256 has the same byte
 

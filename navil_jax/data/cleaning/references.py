@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from navil_jax.data.cleaning.text import ngrams, text_of, words_of
+from navil_jax.data.cleaning.text import ngrams, own_turns, text_of, words_of
 from navil_jax.data.sample import CAPTION_PROMPT, Source
 from navil_jax.errors import UserError
 
@@ -28,7 +28,7 @@ def question_runs(references: Mapping[str, Source], length: int) -> Runs:
         short = 0
         for index in range(len(source)):
             try:
-                words = words_of(text_of(source[index], (CAPTION_PROMPT,)))
+                words = words_of(text_of(own_turns(source[index], (CAPTION_PROMPT,))))
             except UserError:
                 continue
             found = set(ngrams(words, length))

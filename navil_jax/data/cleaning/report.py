@@ -112,7 +112,7 @@ def _near_charts(found: Findings) -> Iterator[dict[str, Any]]:
     sample, kept = pairs.T
     if not len(pairs):
         return
-    yield page.histogram("words that near samples share", near.similarity(found.columns, sample, kept))
+    yield page.histogram("text that near samples share", near.similarity(found.columns, sample, kept))
     with_images = found.columns["images"][sample] > 0
     if with_images.any():
         bits = near.image_bits(found.columns, sample[with_images], kept[with_images])

@@ -79,7 +79,7 @@ LIMITS = (
         "images",
         "deviation",
         "min_deviation",
-        "grey levels deviate by {value:.1f}, below {limit:g}",
+        "colours deviate by {value:.1f}, below {limit:g}",
         least=True,
     ),
     Limit("text_image", "images", "text_area", "max_text_area", "{value:.0%} looks like text, over {limit:.0%}"),

@@ -39,14 +39,14 @@ class Settings:
     min_side: Amount = _field(32, "pixels of the shorter side of every image")
     max_side: Count = _field(20_000, "pixels of the longer side")
     max_aspect: Factor = _field(10.0, "longer side against shorter side")
-    min_deviation: NotNegative = _field(2.0, "standard deviation of an image's grey levels, 0 to 255; below: blank")
+    min_deviation: NotNegative = _field(2.0, "deviation of red, green or blue of an image, 0 to 255; below: blank")
     max_text_area: PositiveShare = _field(1.0, "of an image that looks like lines of text; 1: any")
     pair: Pair = _field("both", "what must be near in two samples: both, image, caption, either")
     max_image_bits: Amount = _field(96, "of 256 bits of the perceptual hash, that may differ if texts are near, too")
     max_lone_image_bits: Amount = _field(72, "of 256 bits that may differ where texts do not count")
     max_colour_distance: Share = _field(0.25, "of the colours that may differ between near images")
-    min_caption_similarity: PositiveShare = _field(0.5, "of the words that near texts share if images are near, too")
-    min_text_similarity: PositiveShare = _field(0.8, "of the words that near texts share where images do not count")
+    min_caption_similarity: PositiveShare = _field(0.5, "of the words that captions of near images share")
+    min_text_similarity: PositiveShare = _field(0.8, "of the word triples that near texts with questions share")
     question_words: Count = _field(10, "in a row that a text shares with a benchmark's question")
 
 

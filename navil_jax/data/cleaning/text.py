@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from navil_jax.data.prompt import PLACEHOLDER
-from navil_jax.data.sample import Sample
+from navil_jax.data.sample import Sample, Turn
 
 PERMUTATIONS = 64  # of a MinHash, of each of which a byte is kept
+SHINGLE = 3  # words of a run that near texts share where their order counts
 RARE = 10  # fewest words of which repetition says something
 # Script -> first and last character of its ranges; letters of all others are "other".
 SCRIPTS = {
@@ -49,11 +50,16 @@ _BOILERPLATE = re.compile(
 )
 
 
-def text_of(sample: Sample, prompts: Iterable[str]) -> str:
-    """Questions and answers, without `<image>` and without questions that only ask for a caption."""
-    asked = [(question.replace(PLACEHOLDER, "").strip(), answer) for question, answer in sample.turns]
+def own_turns(sample: Sample, prompts: Iterable[str]) -> list[Turn]:
+    """Its turns without `<image>`; a question that only asks for a caption is empty."""
+    plain = [(question.replace(PLACEHOLDER, "").strip(), answer) for question, answer in sample.turns]
     known = set(prompts)
-    return "\n".join(text for question, answer in asked for text in (question, answer) if text and text not in known)
+    return [("" if question in known else question, answer) for question, answer in plain]
+
+
+def text_of(turns: Iterable[Turn]) -> str:
+    """Questions and answers, one under the other."""
+    return "\n".join(text for turn in turns for text in turn if text)
 
 
 def words_of(text: str) -> list[str]:
@@ -75,7 +81,6 @@ def text_measures(text: str, words: Sequence[str]) -> dict[str, Any]:
         "markup_share": sum(len(found[0]) for found in _MARKUP.finditer(text)) / length,
         "boilerplate_share": sum(len(found[0]) for found in _BOILERPLATE.finditer(text)) / length,
         "scripts": script_shares(text),
-        "caption": signature(words),
     }
 
 
@@ -89,10 +94,17 @@ def script_shares(text: str) -> np.ndarray:
     return np.round(255 * counts / max(1, len(letters))).astype(np.uint8)
 
 
-def signature(words: Iterable[str]) -> np.ndarray:
-    """The lowest byte of each minimum of a MinHash of the set of words (b-bit minwise hashing). [64] uint8"""
+def shingles(words: Sequence[str], in_order: bool) -> set[str]:
+    """What two near texts share: words, or, where their order counts, runs of three."""
+    if not in_order:
+        return set(words)
+    return {" ".join(words[start : start + SHINGLE]) for start in range(max(1, len(words) - SHINGLE + 1))}
+
+
+def signature(found: Iterable[str]) -> np.ndarray:
+    """The lowest byte of each minimum of a MinHash of a set of texts (b-bit minwise hashing). [64] uint8"""
     sketch = _empty_sketch().copy()
-    sketch.update_batch([word.encode() for word in sorted(set(words))])
+    sketch.update_batch([one.encode() for one in sorted(set(found))])
     return (sketch.hashvalues & 0xFF).astype(np.uint8)
 
 
