@@ -376,3 +376,22 @@ def test_threads_resize_at_the_same_time_alike() -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda _: image_patches(COLOURS, limits, VisionConfig()).patches, range(40)))
     assert all((patches == alone).all() for patches in together)
+
+
+def test_jpeg_xl_is_read_where_its_package_is() -> None:
+    pytest.importorskip("pillow_jxl", reason="needs pip install pillow-jxl-plugin")
+    content = encoded(COLOURS, "JXL", lossless=True)
+    np.testing.assert_array_equal(pixels(content), np.asarray(COLOURS))
+    for end in range(0, len(content), len(content) // 40):
+        with pytest.raises(UserError):
+            load_image(content[:end])
+    with pytest.raises(UserError, match="cannot read the image"):
+        load_image(content[: len(content) // 2] + bytes(len(content) // 2))
+
+
+def test_jpeg_xl_names_its_package_where_that_is_missing() -> None:
+    if "JXL" in images.FORMATS:
+        pytest.skip("pillow-jxl-plugin is installed")
+    for start in (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"):
+        with pytest.raises(UserError, match="pip install pillow-jxl-plugin"):
+            load_image(start + bytes(40))

@@ -129,7 +129,6 @@ def test_eps_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (b"\xef\xbb\xbf <svg/>", "SVG or HTML"),
         (b"<!-- x --><svg/>", "SVG or HTML"),
         (b"8BPS\0\1", "Photoshop"),
-        (b"\xff\x0a" + bytes(40), "JPEG XL"),
     ],
 )
 def test_files_that_are_no_images_are_named(content: bytes, kind: str) -> None:

@@ -15,7 +15,15 @@ from navil_jax.study.grid import load_study
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OF_THEIR_OWN = {"beam", "dev", "lmms-eval", "plan", "serve", "tpu"}  # what README installs by a command of its own
+OF_THEIR_OWN = {
+    "beam",
+    "dev",
+    "jxl",
+    "lmms-eval",
+    "plan",
+    "serve",
+    "tpu",
+}  # docs install them one by one
 
 
 def requirements(name: str) -> list[str]:

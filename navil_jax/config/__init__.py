@@ -160,22 +160,36 @@ class ImageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WeightPoint:
+    """A source's weight from a step on (of config.batch_samples samples)."""
+
+    step: Amount
+    weight: NotNegative  # 0: nothing is drawn from it
+
+
+@dataclasses.dataclass(frozen=True)
 class SourceConfig:
     """One data source of the mixture."""
 
     name: str  # a key of data.sources.SOURCES; where `kind` is given, any name for logs
     weight: Positive = 1.0  # share of samples drawn from it, against the other weights
+    weight_points: tuple[WeightPoint, ...] = ()  # other weights from later steps on, in their order
     kind: str = ""  # format of the files: array_record, llava, meta, webdataset, parquet, huggingface, tfds
     path: str = ""  # file, folder, pattern or address (gs://...) of the training samples
     held_out: str = ""  # the same for held-out samples; empty: the source is not evaluated; not of kind meta
     root: str = ""  # folder of the images that records name; empty: that of the file
     repeat: Passes = 1.0  # passes over its samples that are shuffled as one; below 1: only the first part of them
     prompt: str = ""  # question of samples that are a caption only; empty: data.sources.CAPTION_PROMPT
+    boxes: Literal["", "0..1", "0..1000", "pixels"] = ""  # coordinates of <box> in its texts; empty: the records say
     system_message: str | None = None  # none: data.system_message; a message that a sample brings counts first
     max_patches: Count | None = None  # of an image's largest scale; none: images.max_patches
     loss_weight: Literal["token", "sample", "square"] | None = None  # none: data.loss_weight
     transforms: tuple[str, ...] = ()  # what changes training samples, in order: jpeg, resolution, or module:function
     leave_out: str = ""  # list of training samples that are not used, of `data clean`, or the folder with it
+
+    def weight_at(self, step: int) -> float:
+        """The weight that holds at a step: of the last point until then, or `weight` before the first one."""
+        return next((point.weight for point in reversed(self.weight_points) if point.step <= step), self.weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +197,7 @@ class DataConfig:
     """Sources, the packed batch's shape, and how samples become tokens."""
 
     sources: tuple[SourceConfig, ...] = ()
+    temperature: NotNegative = 0.0  # T: weights are multiplied by size^(1/T), in samples times repeat; 0: not
     rows: Count = 8  # packed rows of one global batch
     streams: Amount = 0  # shares of the data, fixed for the run; as many hosts serve them as divide it; 0: one a host
     visual_slots: Count = 8192

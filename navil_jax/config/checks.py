@@ -15,12 +15,13 @@ def require(good: bool, key: str, why: str) -> None:
 
 
 # Settings of a source that its kind does not use: samples of the package, and converted ones, are complete.
-WITHOUT_EFFECT = {"": ("held_out", "root", "prompt"), "array_record": ("root", "prompt")}
+WITHOUT_EFFECT = {"": ("held_out", "root", "prompt", "boxes"), "array_record": ("root", "prompt")}
 
 
 def check_data(config: "Config") -> None:
     rows, streams = config.data.rows, config.data.streams
     require(rows % (streams or 1) == 0, "data.streams", f"data.rows = {rows} do not divide by {streams} streams")
+    _check_schedule(config)
     for number, source in enumerate(config.data.sources):
         key, of, kind = f"data.sources.{number}.", f" of {source.name!r}", source.kind
         require(not kind or bool(source.path), f"{key}path{of}", f"no path to the data of kind {kind}")
@@ -31,6 +32,20 @@ def check_data(config: "Config") -> None:
         what = f"data of kind {kind}" if kind else "a built-in source"
         for name in WITHOUT_EFFECT.get(kind, ()):
             require(not getattr(source, name), f"{key}{name}{of}", f"has no effect on {what}; leave it out")
+
+
+def _check_schedule(config: "Config") -> None:
+    """Schedules of weights: steps in order, and at every step something to draw from."""
+    sources = config.data.sources
+    for number, source in enumerate(sources):
+        key, steps = f"data.sources.{number}.weight_points", [point.step for point in source.weight_points]
+        require(steps == sorted(set(steps)), key, f"the steps {steps} of {source.name!r} must rise")
+        why = "counts in steps of config.batch_samples samples, which is 0; set it"
+        require(not steps or config.batch_samples > 0, key, why)
+    for step in sorted({point.step for source in sources for point in source.weight_points}):
+        require(
+            any(source.weight_at(step) for source in sources), "data.sources", f"from step {step} on all weights are 0"
+        )
 
 
 WRITERS = ("tensorboard", "wandb")

@@ -3,6 +3,7 @@
   clean     finds samples that training is better without: duplicates, bad text and images, benchmarks
   convert   data of any kind to sharded ArrayRecord, the format to train from
   doctor    opens every sample before a run does, and reports what is wrong
+  mix       says what a run draws from each source
   preview   shows packed rows as training sees them
   tokens    says what images cost in tokens
 
@@ -143,6 +144,13 @@ def _preview(argv: Sequence[str]) -> int:
     return preview.run(opened, options)
 
 
+def _mix(argv: Sequence[str]) -> int:
+    from navil_jax.data.inspect import mix
+
+    config, options = parse(argv, mix.ABOUT, mix.add_options, command="data mix")
+    return mix.run(_opened(config), options)
+
+
 def _tokens(argv: Sequence[str]) -> int:
     from navil_jax.data.inspect import tokens
 
@@ -196,6 +204,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--root", type=given_path, metavar="FOLDER", help="of the images that records name (default: that of the file)")
     add("--prompt", metavar="TEXT", help='question of samples that are a caption (default: "Describe ...")')
+    add(
+        "--boxes",
+        choices=("0..1", "0..1000", "pixels"),
+        help="coordinates of <box> in texts (default: the records say)",
+    )
     add("--split", choices=("train", "test"), help="of a built-in source (default: train)")
     add("--shuffle", type=read_as(Seed), metavar="SEED", help=SHUFFLE)
     text = "list of `data clean`, or the folder with it: these samples are not converted"
@@ -234,14 +247,19 @@ def _entry(options: argparse.Namespace, name: str) -> SourceConfig:
     formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
     leave_out = getattr(options, "leave_out", None) or ""
     if options.kind in SOURCES:
-        _refuse(options, "path", "root", "prompt")
+        _refuse(options, "path", "root", "prompt", "boxes")
         return SourceConfig(options.kind, leave_out=leave_out)
     _refuse(options, *WITHOUT_EFFECT.get(options.kind, ()))
     if not options.path:
         raise UserError(f"--path: data of kind {options.kind} need a path")
-    root, prompt = options.root or "", options.prompt or ""
     return SourceConfig(
-        name or options.kind, kind=options.kind, path=options.path, root=root, prompt=prompt, leave_out=leave_out
+        name or options.kind,
+        kind=options.kind,
+        path=options.path,
+        root=options.root or "",
+        prompt=options.prompt or "",
+        boxes=options.boxes or "",
+        leave_out=leave_out,
     )
 
 
@@ -263,7 +281,9 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     from navil_jax.data.sources import open_source
 
     split: Split = options.split or "train"
-    origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt} {part.leave_out}".strip()
+    origin = (
+        f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt} {part.boxes} {part.leave_out}".strip()
+    )
     engine = engine_of(options, pipeline, files.join(out, WORK))
     if options.estimate:
         found = estimate_conversion(part, lambda entry: open_source(entry, split), options.shuffle)
@@ -278,8 +298,8 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     if done.unused:
         print(f"  fields of the records that are not used: {unused_fields(done.unused.most_common())}")
     defaults = {field.name: field.default for field in dataclasses.fields(SourceConfig)}
-    settings = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "transforms")}
-    extra = "".join(f", {name}={value!r}" for name, value in settings.items() if value != defaults[name])
+    changed = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "transforms")}
+    extra = "".join(f", {name}={value!r}" for name, value in changed.items() if value != defaults[name])
     print(f'  SourceConfig("{part.name}", kind="array_record", path="{out}"{extra})')
 
 
@@ -287,6 +307,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "clean": (_clean, "; the same command goes on from here"),
     "convert": (_convert, "; the same command goes on with the first missing shard"),
     "doctor": (_doctor, "; the same command goes on from here"),
+    "mix": (_mix, ""),
     "preview": (_preview, ""),
     "tokens": (_tokens, ""),
 }

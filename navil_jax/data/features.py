@@ -145,6 +145,7 @@ def _tokens(sample: Sample, config: Config, tokenizer: Tokenizer, costs: Sequenc
         [cost.grids for cost in costs],
         config.data.loss_weight,
         config.model.vision.merge_size if config.model.vision else 2,
+        sample.grounded,
     )
 
 

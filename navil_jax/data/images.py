@@ -32,7 +32,14 @@ except ImportError:  # no Numba, or one that does not fit the other packages
 
 MAX_ASPECT_RATIO = 200  # long side against short side (released preprocessing)
 # Formats of Pillow that are read; EPS and others start programs, or are of no images that people train on.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "DIB", "ICO")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "DIB", "ICO")
+try:
+    import pillow_jxl  # noqa: F401  # with it Pillow reads JPEG XL
+except ImportError:
+    _JPEG_XL = "JPEG XL, which Pillow reads with another package: pip install pillow-jxl-plugin"
+else:
+    FORMATS = (*FORMATS, "JXL")
+    _JPEG_XL = "a broken JPEG XL"
 MAX_PIXELS = 89_478_485  # of an image before it is resized, seen in the file's header; from here Pillow warns of bombs
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NOT_READ = {  # first bytes of what people take for images
@@ -40,9 +47,9 @@ _NOT_READ = {  # first bytes of what people take for images
     "PDF": (b"%pdf",),
     "SVG or HTML": (b"<svg", b"<?xml", b"<!doctype", b"<html", b"<!--"),
     "Photoshop": (b"8bps",),
-    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cjxl "),
     "a video": (b"\x1aE\xdf\xa3".lower(), b"flv\x01"),
 }
+_JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -250,6 +257,8 @@ def _what_it_is(source: str | Path | bytes) -> str:
     for kind, magic in _NOT_READ.items():
         if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(magic):
             return f"{kind}, which is not read; convert it to JPEG or PNG"
+    if start.startswith(_JXL):
+        return _JPEG_XL
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         return "HEIC, which Pillow cannot read; convert it to JPEG or PNG"
     if start[4:8] == b"ftyp" and start[8:10] != b"av":

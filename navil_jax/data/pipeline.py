@@ -128,7 +128,7 @@ def sample_streams(
         workers = Workers(features, data.workers)
         readers = [functools.partial(workers.read, number) for number in range(len(features))]
     quarantine = quarantine or Quarantine()
-    return [mix(data, features, readers, quarantine, stream, count) for stream in wanted]
+    return [mix(data, features, readers, quarantine, stream, count, config.batch_samples) for stream in wanted]
 
 
 def evaluation_batches(

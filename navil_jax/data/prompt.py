@@ -19,6 +19,7 @@ import numpy as np
 
 from navil_jax.batch import SampleFeatures
 from navil_jax.config import DEFAULT_SYSTEM_MESSAGE, Config
+from navil_jax.data.grounding import MARKERS
 from navil_jax.data.images import Scale, plan_scales
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.tokenizers.base import Token
@@ -184,6 +185,7 @@ def encode_conversation(
     grids_per_image: Sequence[Grids],
     loss_weight: LossWeight,
     merge_size: int = 2,
+    grounded: bool = False,
 ) -> SampleFeatures:
     """A sample for training: the tokens of every answer and the `<|im_end|>` after it are learnt, nothing else.
 
@@ -191,6 +193,7 @@ def encode_conversation(
 
     Args:
       loss_weight: weight of each of the n learnt tokens: token 1, sample 1/n, square 1/sqrt(n).
+      grounded: `<ref>`, `<box>` and what closes them are parsed, too, in questions and answers.
 
     Returns:
       The visual_* and text_* features of `batch.SampleFeatures` but for text_source_ids and text_sample_ids.
@@ -203,7 +206,8 @@ def encode_conversation(
     for number, (_, answer) in enumerate(turns, start=1):
         if not answer:
             raise UserError(f"turn {number}: the answer is empty, there is nothing to learn")
-    ids, learnt = _encode(tokenizer, template, _parts(template, system, turns, grids_per_image, merge_size))
+    parts = _parts(template, system, turns, grids_per_image, merge_size, grounded)
+    ids, learnt = _encode(tokenizer, template, parts)
     power = {"token": 0.0, "sample": 1.0, "square": 0.5}[loss_weight]
     weight = np.count_nonzero(learnt) ** -power
     return token_features(tokenizer, ids, np.where(learnt, weight, 0).astype(np.float32))
@@ -250,7 +254,12 @@ def response_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def _parts(
-    template: TemplateName, system: str | None, turns: Turns, grids_per_image: Sequence[Grids], merge_size: int
+    template: TemplateName,
+    system: str | None,
+    turns: Turns,
+    grids_per_image: Sequence[Grids],
+    merge_size: int,
+    grounded: bool = False,
 ) -> Iterator[Part]:
     images = [image_text(grids, merge_size) for grids in grids_per_image]
     questions = with_placeholders([question for question, _ in turns], len(images))
@@ -261,12 +270,22 @@ def _parts(
         for number, text in enumerate(question.split(PLACEHOLDER)):
             if number:
                 yield Part(next(remaining), parsed=True)
-            yield Part(text)
+            yield from _with_markers(Part(text), grounded)
         if question:
             yield _END
         yield from (_START, Part(TEMPLATES[template].assistant, parsed=True))
         if answer:
-            yield from (Part(answer, learnt=True), _END._replace(learnt=True))
+            yield from _with_markers(Part(answer, learnt=True), grounded)
+            yield _END._replace(learnt=True)
+
+
+def _with_markers(part: Part, grounded: bool) -> Iterator[Part]:
+    """Plain text; of a grounded sample with the markers of names and boxes parsed."""
+    if not grounded:
+        yield part
+        return
+    for number, text in enumerate(MARKERS.split(part.text)):
+        yield part._replace(text=text, parsed=number % 2 == 1)
 
 
 _START, _END, _SYSTEM, _USER = (Part(text, parsed=True) for text in ("<|im_start|>", END, "system\n", "user\n"))

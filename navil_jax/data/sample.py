@@ -30,6 +30,7 @@ class Sample:
     turns: tuple[Turn, ...]
     kind: str = ""  # question kind, a row of accuracy tables; "" where the turns are of several kinds
     system: str | None = None  # the system message that came with it; None: that of the source
+    grounded: bool = False  # <ref>, <box> and what closes them are tokens in its turns, see `grounding`
     unused: tuple[str, ...] = dataclasses.field(
         default=(), compare=False
     )  # fields of its record that it is not made of

@@ -108,7 +108,7 @@ def _open_files(entry: SourceConfig, split: Split, engine: Engine | None) -> Sou
     if not has_split(entry, split):
         raise UserError(f"source {entry.name}: no held-out samples; give their path as held_out")
     path = entry.path if split == "train" else entry.held_out
-    return formats.open_format(entry.kind, path, entry.root, entry.prompt, engine)
+    return formats.open_format(entry.kind, path, entry.root, entry.prompt, entry.boxes, engine)
 
 
 def has_split(entry: SourceConfig, split: Split) -> bool:

@@ -78,6 +78,8 @@ class TransformFailed(Exception):
 
 
 TRANSFORMS: dict[str, Transform] = {"jpeg": jpeg, "resolution": resolution}
+for _transform in TRANSFORMS.values():
+    _transform.keeps_boxes = True  # type: ignore[attr-defined]  # boxes in its samples are right after it
 
 
 @functools.cache
@@ -109,10 +111,21 @@ def apply(names: Iterable[str], sample: Sample, seeds: Seeds) -> Sample:
             place = traceback.extract_tb(error.__traceback__)[-1]
             at = f" ({place.filename}:{place.lineno})" if len(traceback.extract_tb(error.__traceback__)) > 1 else ""
             raise TransformFailed(f"transform {name} raised {type(error).__name__}: {error}{at}") from error
+        if sample.grounded and _moved(sample, changed) and not getattr(transform, "keeps_boxes", False):
+            raise TransformFailed(
+                f"transform {name} changes images of a sample with boxes; if they are right after it (see "
+                f"data.grounding.map_boxes), say so: {name.rpartition(':')[2]}.keeps_boxes = True"
+            )
         if not _is_sample(changed):
             raise TransformFailed(f"transform {name} gave {_short(changed)}, not a Sample with its images and turns")
         sample = changed
     return sample
+
+
+def _moved(sample: Sample, changed: object) -> bool:
+    """Whether the images are other ones, so that boxes may lie elsewhere."""
+    images = getattr(changed, "images", ())
+    return len(images) != len(sample.images) or any(a is not b for a, b in zip(images, sample.images, strict=True))
 
 
 def _is_sample(value: object) -> bool:

@@ -60,6 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--path", type=given_path, help="file, folder, pattern or address")
     add("--root", type=given_path, metavar="DIR", help="folder of the images that records of --path name")
     add("--prompt", metavar="TEXT", help="question of samples of --path that are a caption")
+    add("--boxes", choices=("0..1", "0..1000", "pixels"), help="coordinates of <box> in their texts")
     add("--out", type=new_folder, required=True, metavar="DIR", help="where lists and report go")
     text = "benchmark and its questions (mme:FOLDER), or kind and path of other data; may be given several times"
     add("--against", action="append", default=[], metavar="WHAT:PATH", help=text)

@@ -16,6 +16,7 @@ from navil_jax.data.engine import Engine
 from navil_jax.data.formats import files
 from navil_jax.data.formats.many_files import IndexedFile, indexed_files
 from navil_jax.data.formats.records import TEXTS_SAMPLES, RecordSource
+from navil_jax.data.grounding import Coordinates
 from navil_jax.data.sample import Sample, check_index
 from navil_jax.errors import UserError
 
@@ -90,7 +91,7 @@ def check_kind(kind: str, known: Sequence[str] = (*FORMATS, META)) -> None:
 
 
 def open_format(
-    kind: str, path: str, root: str = "", prompt: str = "", engine: Engine | None = None
+    kind: str, path: str, root: str = "", prompt: str = "", boxes: Coordinates = "", engine: Engine | None = None
 ) -> RecordSource | Concatenated:
     """The samples of a file, a folder or a pattern such as `shards/{0000..0999}.tar`, local or at an address.
 
@@ -98,6 +99,7 @@ def open_format(
       kind: a key of `FORMATS`.
       root: folder of the images that records name; empty: that of the file.
       prompt: the question of samples that are a caption only; empty: `sources.CAPTION_PROMPT`.
+      boxes: coordinates of boxes in their texts; empty: the records say.
       engine: indexes several files, which are opened only when they are read; None: all are opened now.
 
     Raises:
@@ -112,15 +114,17 @@ def open_format(
         )
     with _naming_packages(kind, path):
         format_class = _format_class(kind)
-        if kind in _WHOLE_FOLDER:
-            return format_class(path, root, prompt)
-        found = files.expand(path, format_class.suffixes)
-        for file in found:
-            files.check_is_content(file)
-        _tell_of_others(path, format_class.suffixes)
+        found = [path]
+        if kind not in _WHOLE_FOLDER:
+            found = files.expand(path, format_class.suffixes)
+            for file in found:
+                files.check_is_content(file)
+            _tell_of_others(path, format_class.suffixes)
         if engine is not None and len(found) > 1:
-            return Concatenated.of(indexed_files(format_class, found, root, prompt, engine))
+            return Concatenated.of(indexed_files(format_class, found, root, prompt, boxes, engine))
         sources = [format_class(file, root, prompt) for file in found]
+    for source in sources:
+        source.boxes = boxes
     return sources[0] if len(sources) == 1 else Concatenated.of(sources)
 
 

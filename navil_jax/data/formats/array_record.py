@@ -1,7 +1,7 @@
 """ArrayRecord with records of our own: the format to train from.
 
 A record is the byte 1 (version) and a msgpack map: key, kind, system (text or nil), turns ([[question, answer], ...]),
-images (encoded files). Shards are called NAME-00003-of-00008.array_record.
+images (encoded files), and bbox_type where its turns have boxes. Shards are called NAME-00003-of-00008.array_record.
 """
 
 import glob
@@ -40,6 +40,8 @@ def pack(sample: Sample) -> bytes:
         "turns": sample.turns,
         "images": [encoded(image) for image in sample.images],
     }
+    if sample.grounded:
+        fields["bbox_type"] = "norm1000"
     return bytes([VERSION]) + msgpack.packb(fields)
 
 

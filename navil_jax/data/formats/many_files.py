@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from navil_jax.data.engine import Engine
 from navil_jax.data.formats import files
 from navil_jax.data.formats.records import RecordSource
+from navil_jax.data.grounding import Coordinates
 from navil_jax.data.sample import Sample
 
 OPEN = 16  # files that a process has open at a time
@@ -37,6 +38,7 @@ class IndexedFile:
     path: str
     root: str
     prompt: str
+    boxes: Coordinates
     samples: int
     known: tuple[files.Version, ...]
 
@@ -54,24 +56,31 @@ class IndexedFile:
 
     def _opened(self) -> RecordSource:
         """Raises OSError if the file is not the one that was indexed."""
-        source = _open(self.format_class, self.path, self.root, self.prompt)
+        source = _open(self.format_class, self.path, self.root, self.prompt, self.boxes)
         if tuple(source.versions()) != self.known:
             raise OSError(f"{self.path} has changed since it was indexed; start again")
         return source
 
 
 @functools.lru_cache(maxsize=OPEN)
-def _open(format_class: type[RecordSource], path: str, root: str, prompt: str) -> RecordSource:
-    return format_class(path, root, prompt)
+def _open(format_class: type[RecordSource], path: str, root: str, prompt: str, boxes: Coordinates) -> RecordSource:
+    source = format_class(path, root, prompt)
+    source.boxes = boxes
+    return source
 
 
 def indexed_files(
-    format_class: type[RecordSource], paths: Sequence[str], root: str, prompt: str, engine: Engine
+    format_class: type[RecordSource],
+    paths: Sequence[str],
+    root: str,
+    prompt: str,
+    boxes: Coordinates,
+    engine: Engine,
 ) -> list[IndexedFile]:
     """The files in their order. Raises `UserError` as the format does for a file that cannot be used at all."""
     job = IndexFiles(format_class, tuple(paths), root, prompt)
     found = engine.run(job, len(paths), f"indices of {len(paths):,} files")
     return [
-        IndexedFile(format_class, path, root, prompt, samples, tuple(versions))
+        IndexedFile(format_class, path, root, prompt, boxes, samples, tuple(versions))
         for path, (samples, versions) in zip(paths, found, strict=True)
     ]

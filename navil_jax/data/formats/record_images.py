@@ -20,11 +20,11 @@ IMAGE_FIELDS: tuple[str, ...] = ("images", "image", "jpg", "jpeg", "png", "webp"
 _PATH_FIELDS = ("image_path", "image_paths", "img_path", "image_file", "image_files")
 NAME_FIELDS = ("file_name", "filename", "image_name", "image_filename", "image_file_name", *_PATH_FIELDS)
 _NAMES_OF_ANY = ("file_name", "filename")  # of them, those that may name another thing than an image
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jxl")
 _CLIPS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")
 _SOUNDS = (".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus", ".wma", ".aiff")
 _SHAPES = (".ply", ".pcd", ".las", ".laz", ".obj", ".glb", ".gltf", ".stl", ".npy", ".npz", ".exr", ".dcm", ".nii")
-_OTHER_SUFFIXES = (".heic", ".heif", ".jxl", ".svg", ".eps", ".tga", ".ppm", ".pgm", *_CLIPS, *_SOUNDS, *_SHAPES)
+_OTHER_SUFFIXES = (".heic", ".heif", ".svg", ".eps", ".tga", ".ppm", ".pgm", *_CLIPS, *_SOUNDS, *_SHAPES)
 # Of addresses in records. A server that does not answer ends a run, so no record may name just any.
 PROTOCOLS = ("file", "memory", "gs", "gcs", "s3", "s3a", "az", "abfs", "abfss")
 
@@ -323,6 +323,14 @@ def _from_base64(text: str, what: str) -> bytes:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except binascii.Error as error:
         raise ValueError(f"the image ({what}...) is broken base64: {error}") from error
+
+
+def image_size(image: Image.Image | bytes) -> tuple[int, int]:
+    """(width, height) of an image, of a file from its header. ValueError: it is no image."""
+    try:
+        return (Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image).size
+    except Exception as error:  # Pillow raises many types on broken files
+        raise ValueError(f"the size of an image cannot be read: {error}") from error
 
 
 def encoded(image: Image.Image | bytes | Any) -> bytes:

@@ -16,12 +16,14 @@ from navil_jax.data.formats.record_images import (
     IMAGE_FIELDS,
     NAME_FIELDS,
     check_all_seen,
+    image_size,
     image_values,
     is_missing,
     is_there,
     read_image,
 )
 from navil_jax.data.formats.record_text import SYSTEM_FIELDS, TEXT_FIELDS, Conversation, conversation
+from navil_jax.data.grounding import Coordinates, grounded_turns
 from navil_jax.data.prompt import PLACEHOLDER
 from navil_jax.data.sample import BadSample, Sample, check_index
 from navil_jax.errors import UserError
@@ -46,6 +48,7 @@ class RecordSource(abc.ABC):
         prompt: the question of samples that are a caption only; empty: `CAPTION_PROMPT`, and none without an image.
         """
         self.path, self.root, self.prompt = path, root or files.folder_of(path), prompt
+        self.boxes: Coordinates = ""  # coordinates of boxes in its texts; "": the records say
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -78,7 +81,7 @@ class RecordSource(abc.ABC):
         """Raises `BadSample` for a record that cannot be used, OSError if the disk or the network fails."""
         check_index(index, len(self))
         try:
-            return to_sample(self.record(index), self.key(index), self.root, self.prompt)
+            return to_sample(self.record(index), self.key(index), self.root, self.prompt, self.boxes)
         except (ValueError, UserError, OSError, RecursionError) as error:
             if isinstance(error, OSError) and not is_of_sample(error):
                 raise
@@ -145,7 +148,7 @@ def check_columns(path: str, names: Sequence[str]) -> None:
         raise UserError(f"{path}: has addresses of images only; download them (img2dataset writes parquet with them)")
 
 
-def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample:
+def to_sample(record: Any, key: str, root: str = "", prompt: str = "", boxes: Coordinates = "") -> Sample:
     """A sample of a record.
 
     Images stand where the questions say `<image>`, in order, or in front of the first question if none does.
@@ -153,6 +156,7 @@ def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample
     Args:
       record: images under one of `IMAGE_FIELDS` or in the questions (see `record_images.read_image`); text as
         `conversation` reads it; "key" and "kind" where there are.
+      boxes: coordinates of the boxes in its texts; "": the record says, see `grounding`.
 
     Raises:
       ValueError, OSError: the record cannot be used, or holds something to be seen that is not; the message says why.
@@ -162,8 +166,11 @@ def to_sample(record: Any, key: str, root: str = "", prompt: str = "") -> Sample
     check_all_seen(record, FIELDS, values)
     _check_placeholders(said, len(values))
     images = tuple(read_image(value, root) for value in values)
+    turns, grounded, used = grounded_turns(record, said.turns, boxes, lambda: [image_size(image) for image in images])
+    said.used += used
     name, kind = (_name(record.get(field), field) for field in ("key", "kind"))
-    return Sample(name or key, images, tuple(said.turns), kind, said.system, _unused(record, said, bool(values)))
+    unused = _unused(record, said, bool(values))
+    return Sample(name or key, images, tuple(turns), kind, said.system, grounded, unused)
 
 
 def _unused(record: Mapping[str, Any], said: Conversation, has_images: bool) -> tuple[str, ...]:

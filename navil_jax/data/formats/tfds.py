@@ -103,6 +103,7 @@ def prepare(source: Source, folder: str, name: str, split: str = "train") -> str
             fields = {
                 "key": text,
                 "kind": text,
+                "bbox_type": text,
                 "system": tfds.features.Sequence(text),  # none or one
                 "turns": tfds.features.Sequence({"question": text, "answer": text}),
                 "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, None))),
@@ -120,6 +121,7 @@ def prepare(source: Source, folder: str, name: str, split: str = "train") -> str
                     {
                         "key": sample.key,
                         "kind": sample.kind,
+                        "bbox_type": "norm1000" if sample.grounded else "",
                         "system": [] if sample.system is None else [sample.system],
                         "turns": [{"question": question, "answer": answer} for question, answer in sample.turns],
                         "images": [io.BytesIO(encoded(image)) for image in sample.images],

@@ -12,6 +12,7 @@ import numpy as np
 from navil_jax.config import SPECIAL_TOKENS, Config
 from navil_jax.data.features import Skipped, smaller_images
 from navil_jax.data.formats.placeholders import placeholders
+from navil_jax.data.grounding import MARKERS
 from navil_jax.data.images import load_image
 from navil_jax.data.prompt import PLACEHOLDER, encode_conversation, image_tokens
 from navil_jax.data.sample import BadSample, Sample, Source, content_hash
@@ -105,6 +106,7 @@ class Checkup:
             sample.turns,
             [()] * len(sizes),  # <img></img>: what stands between them needs no tokenizer to be counted
             config.data.loss_weight,
+            grounded=sample.grounded,
         )
         lengths = np.array([len(tokens["visual_tokens"]), len(tokens["text_tokens"]), 0])
         lengths += _image_sizes(sizes, config) - len(sizes) * np.array([1, 1, 0])
@@ -134,6 +136,8 @@ class Checkup:
         """What stands in the text as plain text, and marks an image or a turn elsewhere: `<|image_pad|>`, `<img>`."""
         system = self.config.data.system_message if sample.system is None else sample.system
         texts = (system or "", *(text for turn in sample.turns for text in turn))
+        if sample.grounded:
+            texts = tuple(MARKERS.sub("", text) for text in texts)
         found = {mark for text in texts for mark in self._markers.findall(text)} | set(placeholders(texts))
         return found | {PLACEHOLDER for text in (system or "", *(a for _, a in sample.turns)) if PLACEHOLDER in text}
 

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from navil_jax.batch import Batch, SampleFeatures
 from navil_jax.config import SPECIAL_TOKENS, VisionConfig
+from navil_jax.data.grounding import Box, boxes_in
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 
+_BOX = ("<box>", "</box>")
 VISUAL = ("<IMG_CONTEXT>", "<img>")  # tokens on visual slots
 
 
@@ -31,7 +33,7 @@ class SampleView:
     """One sample of a row."""
 
     spans: tuple[Span, ...]
-    images: tuple[Image.Image, ...]  # the largest scale of each, with its padding, as the encoder gets it
+    images: tuple[Image.Image, ...]  # the largest scale of each, with its padding, as the encoder gets it, and boxes
     visual_tokens: int
     text_tokens: int
     patches: int
@@ -156,7 +158,34 @@ def _view(
     visual_tokens = int(np.sum(visual))
     images = rebuilt_images(ids, *patches, tokenizer, vision) if vision and len(patches[0]) else []
     spans = read_spans(ids.tolist(), own_weights.tolist(), tokenizer)
+    boxes = _boxes(ids, tokenizer)
+    images = [_with_boxes(image, boxes, vision) for image in images] if vision and boxes else images
     return SampleView(spans, tuple(images), visual_tokens, len(ids) - visual_tokens, len(patches[0]))
+
+
+def _boxes(ids: np.ndarray, tokenizer: Tokenizer) -> list[Box]:
+    """The boxes between the tokens `<box>` and `</box>`, in thousandths; typed ones are text."""
+    opening, closing = ([token for token, name in marker_ids(tokenizer).items() if name == mark] for mark in _BOX)
+    boxes, numbers = [], ids.tolist()
+    for start in np.flatnonzero(np.isin(ids, opening)).tolist():
+        end = next((place for place in range(start, len(numbers)) if numbers[place] in closing), start)
+        boxes += boxes_in(tokenizer.decode(numbers[start + 1 : end]).join(_BOX))
+    return boxes
+
+
+def _with_boxes(image: Image.Image, boxes: Sequence[Box], vision: VisionConfig) -> Image.Image:
+    """The image with boxes drawn on it; its padding, rows and columns of 0 in its last units, is none of it."""
+    unit = vision.patch_size * vision.merge_size
+    lit, drawn = np.any(np.asarray(image), axis=2), image.copy()
+    sides = []
+    for line, whole in ((lit.any(axis=0), image.width), (lit.any(axis=1), image.height)):
+        seen = np.flatnonzero(line)
+        sides.append(max(int(seen[-1]) + 1 if len(seen) else 1, whole - unit + 1))
+    canvas, width = ImageDraw.Draw(drawn), max(1, max(image.size) // 120)
+    for box in boxes:
+        places = [round(side * sides[number % 2] / 1000) for number, side in enumerate(box)]
+        canvas.rectangle(places, outline=(255, 0, 80), width=width)
+    return drawn
 
 
 def rebuilt_images(

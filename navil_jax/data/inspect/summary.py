@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from navil_jax.config import Config
 from navil_jax.console import frame
 from navil_jax.data.inspect.checkup import BAD, EMPTY, GOOD, LITERAL, RESIZED, SIZES, TOO_LONG, UNREAD, Checkup
+from navil_jax.data.mixture import Epoch, proportions
 from navil_jax.data.packing import advise_slots, best_fill
 from navil_jax.data.quarantine import kind_of_reason
 from navil_jax.errors import UserError, one_line
@@ -236,10 +238,20 @@ def unused_fields(found: Sequence[tuple[str, int]]) -> str:
     return ", ".join(f"{one_line(name)} ({count:,} samples)" for name, count in found[:_SHOWN_FIELDS]) + more
 
 
+def drawn_by(config: Config, sizes: Sequence[int], samples: int) -> np.ndarray:
+    """How many of the first so many samples of a run are drawn from each source, of these sizes. [n] int64
+
+    Where nobody knows how many samples a run has (0), of so many that the shares are exact.
+    """
+    epochs = [len(Epoch(size, entry.repeat)) for size, entry in zip(sizes, config.data.sources, strict=True)]
+    chosen = proportions(config.data, config.batch_samples, epochs, [sys.maxsize] * len(sizes))
+    return np.array(chosen.counts(samples or 10**12))
+
+
 def slot_advice(config: Config, tables: Sequence[np.ndarray]) -> str:
     """What budgets suit the mixture; "" where no sample is usable."""
     rng, parts = np.random.default_rng(0), []
-    weights = np.array([entry.weight for entry in config.data.sources])
+    weights = drawn_by(config, [len(table) for table in tables], config.steps * config.batch_samples)
     for table, share in zip(tables, weights / weights.sum(), strict=True):
         good = np.flatnonzero(usable(table))
         if len(good):
