@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.prompt.strip() and not options.image:
             raise UserError("--prompt: is empty; give a question or an image")
     images = [load_image(file) for file in options.image]
-    assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()), reuse=True)
+    assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()), reuse=True, int8=options.int8)
     if assistant.averaged:
         print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
     conversation = Conversation(assistant, sampler, options.max_new_tokens)
@@ -105,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max-new-tokens", type=read_as(Count), default=1024, help="an answer ends there at the latest (default: 1024)"
     )
+    text = "round the decoder's matrices to 8 bits: less memory, answers may differ a little"
+    add("--int8", action="store_true", help=text)
     return parser
 
 
