@@ -17,6 +17,14 @@ HIGHEST = 1600  # pixels of a page that are shown
 LEAST = 500  # pixels that a window of Chromium is wide at least
 CHROMIUM = ("chromium", "--headless=new", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=10000")
 DEMO = ("--config", "configs/demo.py")
+PLANNED = ("--config", "configs/navil_2b_s1_1.py", "--topology", "v5p-128", "--batch", "64", "--no-search")
+PAGES = (
+    ("doctor", "doctor/report.html"),
+    ("rows", "rows.html"),
+    ("study", "study.html"),
+    ("run", "run/report.html"),
+    ("attention", "look/index.html"),
+)
 
 
 def commands(folder: Path) -> dict[Path, tuple[str, ...]]:
@@ -28,6 +36,14 @@ def commands(folder: Path) -> dict[Path, tuple[str, ...]]:
         folder / "doctor/report.html": ("navil_jax.data", "doctor", *DEMO, "--out", f"{folder}/doctor"),
         folder / "rows.html": ("navil_jax.data", "preview", *DEMO, "--out", f"{folder}/rows.html"),
         folder / "study.html": ("navil_jax.study", "report", "--out", f"{folder}/study.html"),
+        run / "report.html": ("navil_jax.train", "report", str(run)),
+        folder / "look/index.html": (
+            "navil_jax.generate", "attention", "--checkpoint", str(run), "--image", str(photo), "--prompt",
+            "what shape is in the image?", "--out", f"{folder}/look",
+        ),
+        folder / "plan.png": (
+            "navil_jax.plan", *PLANNED, "--png", f"{folder}/plan.png",
+        ),
         folder / "tokens.png": (
             "navil_jax.data", "tokens", "--image", str(photo), "--config.images.max_patches=1024", "--out",
             f"{folder}/tokens.png",
@@ -67,9 +83,9 @@ def main(folder: Path) -> None:
             subprocess.run([sys.executable, "-m", *arguments], check=False)  # the doctor's status tells of its findings
     for name in ("loss", "answers"):
         keep(folder / "run" / f"{name}.png", IMAGES / f"gallery_{name}.png")
-    for name in ("tokens", "extrapolation"):
+    for name in ("tokens", "extrapolation", "plan"):
         keep(folder / f"{name}.png", IMAGES / f"gallery_{name}.png")
-    for name, page in (("doctor", "doctor/report.html"), ("rows", "rows.html"), ("study", "study.html")):
+    for name, page in PAGES:
         for kind, width in WIDTHS.items():
             photograph(folder / page, width, IMAGES / f"gallery_{name}_{kind}.png")
 
