@@ -9,15 +9,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 IMAGES = Path(__file__).parent / "images"
 WIDTHS = {"desk": 1100, "phone": 390}
 HIGHEST = 1600  # pixels of a page that are shown
 LEAST = 500  # pixels that a window of Chromium is wide at least
+BAR = 120  # pixels of a window's height that it keeps for itself, at most
 CHROMIUM = ("chromium", "--headless=new", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=10000")
 DEMO = ("--config", "configs/demo.py")
-PLANNED = ("--config", "configs/navil_2b_s1_1.py", "--topology", "v5p-128", "--batch", "64", "--no-search")
 PAGES = (
     ("doctor", "doctor/report.html"),
     ("rows", "rows.html"),
@@ -38,11 +38,8 @@ def commands(folder: Path) -> dict[Path, tuple[str, ...]]:
         folder / "study.html": ("navil_jax.study", "report", "--out", f"{folder}/study.html"),
         run / "report.html": ("navil_jax.train", "report", str(run)),
         folder / "look/index.html": (
-            "navil_jax.generate", "attention", "--checkpoint", str(run), "--image", str(photo), "--prompt",
+            "navil_jax.generate", "attention", "--checkpoint", str(run), "--image", f"{folder}/shape.png", "--prompt",
             "what shape is in the image?", "--out", f"{folder}/look",
-        ),
-        folder / "plan.png": (
-            "navil_jax.plan", *PLANNED, "--png", f"{folder}/plan.png",
         ),
         folder / "tokens.png": (
             "navil_jax.data", "tokens", "--image", str(photo), "--config.images.max_patches=1024", "--out",
@@ -61,15 +58,16 @@ def photograph(page: Path, width: int, target: Path) -> None:
         style = f"border:0;width:{width}px;height:{HIGHEST}px"
         inner = html.escape(page.read_text())
         outer.write_text(f'<!doctype html><body style="margin:0"><iframe style="{style}" srcdoc="{inner}"></iframe>')
-        window = f"--window-size={max(width, LEAST)},{HIGHEST}"
+        window = f"--window-size={max(width, LEAST)},{HIGHEST + BAR}"
         subprocess.run([*CHROMIUM, window, f"--screenshot={target}", str(outer)], check=True, capture_output=True)
     keep(target, target, width)
 
 
 def keep(drawn: Path, target: Path, width: int = 0) -> None:
-    """The left `width` pixels (0: all) of an image, in few colours."""
+    """The left `width` pixels (0: all) of an image, a page's down to `HIGHEST`, in few colours."""
     image = Image.open(drawn).convert("RGB")
-    image = image.crop((0, 0, width or image.width, image.height))
+    if width:
+        image = image.crop((0, 0, width, HIGHEST))
     image.thumbnail((1100, HIGHEST))
     image.quantize(96).save(target, optimize=True)
 
@@ -78,12 +76,16 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "photo.png").exists():
         Image.effect_mandelbrot((900, 600), (-2, -1, 1, 1), 60).save(folder / "photo.png")
+    if not (folder / "shape.png").exists():
+        shape = Image.new("RGB", (64, 64), "honeydew")
+        ImageDraw.Draw(shape).polygon([(8, 52), (32, 8), (56, 52)], fill="firebrick")
+        shape.save(folder / "shape.png")
     for made, arguments in commands(folder).items():
         if not made.exists():
             subprocess.run([sys.executable, "-m", *arguments], check=False)  # the doctor's status tells of its findings
     for name in ("loss", "answers"):
         keep(folder / "run" / f"{name}.png", IMAGES / f"gallery_{name}.png")
-    for name in ("tokens", "extrapolation", "plan"):
+    for name in ("tokens", "extrapolation"):
         keep(folder / f"{name}.png", IMAGES / f"gallery_{name}.png")
     for name, page in PAGES:
         for kind, width in WIDTHS.items():
