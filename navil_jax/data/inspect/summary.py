@@ -199,7 +199,7 @@ def box(summary: Summary, budgets: dict[str, int]) -> str:
     return frame(summary.name, rows)
 
 
-def _spread(low: str, middle: str, high: str, what: str) -> str:
+def _said(low: str, middle: str, high: str, what: str) -> str:
     """Example: "34 to 40 per sample, median 37"; "5 in every sample" """
     return f"{low} in every {what}" if low == high else f"{low} to {high} per {what}, median {middle}"
 
@@ -210,7 +210,7 @@ def summary_rows(summary: Summary, budgets: dict[str, int]) -> list[tuple[str, s
     rows = [("samples", f"{summary.samples:,}, {usable} of them usable"), ("images", f"{summary.images:,}")]
     if summary.ratios:
         low, middle, high = summary.ratios
-        rows.append(("width / height", _spread(f"{low:.2f}", f"{middle:.2f}", f"{high:.2f}", "image")))
+        rows.append(("width / height", _said(f"{low:.2f}", f"{middle:.2f}", f"{high:.2f}", "image")))
     for field in (*SIZES, "learnt_tokens", "characters"):
         if summary.sizes:
             low, middle, high = summary.sizes[field]
@@ -218,7 +218,7 @@ def summary_rows(summary: Summary, budgets: dict[str, int]) -> list[tuple[str, s
             rows.append(
                 (
                     field.replace("_", " "),
-                    f"{summary.sums[field]:,}; {_spread(f'{low:,}', f'{middle:,}', f'{high:,}', 'sample')}{room}",
+                    f"{summary.sums[field]:,}; {_said(f'{low:,}', f'{middle:,}', f'{high:,}', 'sample')}{room}",
                 )
             )
     resized = f"; {summary.resized:,} more fit with smaller images" if summary.resized else ""
