@@ -70,6 +70,18 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         joined = re.sub(r"(?m)^(\S.{90,})\n(?=\S)", r"\1 ", kept)  # lines of a paragraph, before it is filled anew
         return "\n".join(part for line in joined.split("\n") for part in _narrowed(line, width))
 
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        """As argparse, which puts options behind a long name of a command; where they have no room, below it."""
+        text = super()._format_usage(usage, actions, groups, prefix)
+        if max(map(len, text.splitlines())) <= self._width:
+            return text
+        lines = [""]
+        for part in re.findall(r"\[(?:[^][]|\[[^][]*\])*\]|\S+", text):
+            if len(lines[-1]) + 1 + len(part) > self._width:
+                lines.append("   ")
+            lines[-1] += f" {part}" if lines[-1] else part
+        return "\n".join(lines) + "\n\n"
+
 
 def _narrowed(line: str, width: int) -> list[str]:
     """A line of a help text as lines of at most so many characters; a long word stays whole."""

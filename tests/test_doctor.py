@@ -81,7 +81,7 @@ def test_every_fault_is_counted_and_listed(lines: str, tmp_path: Path, capsys: p
     for label, value in (
         ("samples", "28, 22 of them usable"),
         ("images", "22"),
-        ("width / height", "0.83 to 1.62, median 1.19"),
+        ("width / height", "0.83 to 1.62 per image, median 1.19"),
         ("longer than a row", "2"),
         ("duplicates", "1"),
         ("markers in text", "2"),
