@@ -27,14 +27,8 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="Chromium is absent: apt install chromium"),
 ]
 needs_axe = pytest.mark.skipif(not AXE.exists(), reason="axe-core is absent: npm install axe-core, or AXE_CORE=FILE")
-MOST_HEIGHT = {
-    "clean": 14000,
-    "doctor": 6000,
-    "rows": 4000,
-    "study": 4500,
-    "attention": 4000,
-    "run": 6000,
-}  # on a phone
+# pixels on a phone
+MOST_HEIGHT = {"clean": 14000, "doctor": 6000, "rows": 4000, "study": 4500, "attention": 4000, "run": 6000}
 PAGES = [pytest.param(name, marks=[needs_packages] if name == "clean" else []) for name in MOST_HEIGHT]
 MEASURE = """
 const said = {height: document.documentElement.scrollHeight, width: document.documentElement.scrollWidth};
