@@ -85,6 +85,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         ("turns", 3, "each way is timed; the best counts"),
     ):
         add(f"--{name}", type=read_as(Count), default=default, help=f"{text} (default: {default})")
+    add("--int8", action="store_true", help="round the decoder's matrices to 8 bits")
 
 
 @report_user_errors
@@ -93,9 +94,12 @@ def main(argv: list[str] | None = None) -> int:
     mesh, opened = make_mesh(config.mesh), open_run(config, None)
     config = opened.config
     params = model_params.initialise(config.model, config.seed)
+    if options.int8:
+        params = model_params.with_int8(config.model, params)
+    size = sum(array.nbytes for array in jax.tree.leaves(params))
     device = f"{mesh.size} {jax.devices()[0].device_kind}, jax {jax.__version__}"
     rows = rows_of(config, params, mesh, opened.tokenizer, options)
-    print(table([("recipe", options.config), ("devices", device), *rows]))
+    print(table([("recipe", options.config), ("devices", device), ("parameters", f"{size / 2**20:,.0f} MiB"), *rows]))
     return 0
 
 

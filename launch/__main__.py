@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, command = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
     parser = Parser(
         prog="python -m launch",
-        usage="%(prog)s [--dry-run] [--settings FILE] ROAD ACTION [-- COMMAND...]",
+        usage="%(prog)s [--dry-run] [--settings FILE]\n    ROAD ACTION [-- COMMAND...]",
         description=_about(),
     )
     parser.add_argument("--dry-run", action="store_true", help="prints the commands and runs none")

@@ -6,16 +6,18 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from navil_jax.config import MeshConfig
 from navil_jax.config.ranges import Amount, Count, NotNegative, PositiveShare, Seed, read_as
 from navil_jax.errors import Parser, UserError, explain, report_user_errors
-from navil_jax.paths import at_home, given_path
+from navil_jax.paths import at_home, given_path, new_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,11 +40,14 @@ a conversation, if there is no --prompt:
   > What animal is this?
   A cat.
   > What colour is it?
+  > /save talk.json
 
 Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.
 """
-HELP = """/image FILE   adds an image to the next question; <image> in the question says where (else in front of it)
+HELP = """/image FILE   adds an image to the next question, as a path alone does; <image> in the question
+              says where (else in front of it)
 /reset        forgets the conversation and its images
+/save FILE    writes the conversation as JSON, in OpenAI's form; images are named by their paths
 /help         shows this; Ctrl-C ends an answer
 /quit         leaves, as Ctrl-D does, and Ctrl-C where a question is due"""
 
@@ -63,12 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.prompt.strip() and not options.image:
             raise UserError("--prompt: is empty; give a question or an image")
     images = [load_image(file) for file in options.image]
-    assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()), reuse=True)
+    assistant = loading.load_assistant(options.checkpoint, make_mesh(MeshConfig()), reuse=True, int8=options.int8)
     if assistant.averaged:
         print("the running averages of the parameters answer, as in the run's evaluations", file=sys.stderr)
     conversation = Conversation(assistant, sampler, options.max_new_tokens)
-    for image in images:
-        conversation.add_image(image)
+    for name, image in zip(options.image, images, strict=True):
+        conversation.add_image(image, name)
     if options.prompt is None:
         _talk(conversation)
     else:
@@ -105,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max-new-tokens", type=read_as(Count), default=1024, help="an answer ends there at the latest (default: 1024)"
     )
+    text = "round the decoder's matrices to 8 bits: less memory, answers may differ a little"
+    add("--int8", action="store_true", help=text)
     return parser
 
 
@@ -118,13 +125,23 @@ class Conversation:
     turns: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # questions with their <image>, answers
     images: list[ImagePatches] = dataclasses.field(default_factory=list)  # of these questions
     waiting: list[ImagePatches] = dataclasses.field(default_factory=list)  # for the next question
+    names: list[str] = dataclasses.field(default_factory=list)  # of the files of all these images
 
-    def add_image(self, source: str | Image.Image) -> None:
+    def add_image(self, source: str | Image.Image, name: str) -> None:
         """Raises `UserError` if it cannot be read."""
         self.waiting.append(self.assistant.read_image(source))
+        self.names.append(os.path.abspath(name))
 
     def reset(self) -> None:
-        self.turns, self.images, self.waiting = [], [], []
+        self.turns, self.images, self.waiting, self.names = [], [], [], []
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The turns so far, as OpenAI's interface has them."""
+        names, found = iter(self.names), list[dict[str, Any]]()
+        for question, answer in self.turns:
+            found.append({"role": "user", "content": list(_parts(question, names))})
+            found.append({"role": "assistant", "content": answer})
+        return found
 
     def ask(self, question: str) -> str:
         """Prints the answer while it is made, and returns it. A question that fails leaves the conversation as it was.
@@ -155,6 +172,17 @@ class Conversation:
         self.turns.append((question, "".join(pieces)))
         self.images, self.waiting = images, []
         return self.turns[-1][1]
+
+
+def _parts(question: str, names: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Texts and images of a question in their order."""
+    from navil_jax.data.prompt import PLACEHOLDER
+
+    for number, text in enumerate(question.split(PLACEHOLDER)):
+        if number:
+            yield {"type": "image_url", "image_url": {"url": next(names)}}
+        if text.strip():
+            yield {"type": "text", "text": text.strip("\n")}
 
 
 def _talk(conversation: Conversation) -> None:
@@ -192,14 +220,38 @@ def _obey(line: str, conversation: Conversation) -> None:
         print(HELP)
     elif command == "/reset":
         conversation.reset()
-    elif command == "/image":
-        conversation.add_image(_file_name(argument.strip()))
+    elif line == "/image":
+        raise UserError("/image: name a file")
+    elif command == "/image" or os.path.isfile(_file_name(line)):  # a path alone, as a terminal pastes it
+        name = _file_name(argument if command == "/image" else line)
+        conversation.add_image(name, name)
         print("goes with the next question")
+    elif command == "/save":
+        _save(conversation, argument.strip())
+    elif "/" in command[1:] and line.startswith("/"):
+        raise UserError(f"{line}: no such file, and no command")
     elif command.startswith("/"):
         raise UserError(f"no command {command}; /help lists them")
     elif line:
         _check_text("the question", line)
         conversation.ask(line)
+
+
+def _save(conversation: Conversation, name: str) -> None:
+    """Writes the conversation. Raises `UserError` where there is none, or a file already."""
+    if not name:
+        raise UserError("/save: name a file")
+    if not conversation.turns:
+        raise UserError("/save: there is no answer yet")
+    try:
+        path = new_file(_file_name(name))
+        with path.open("x", encoding="utf-8") as file:
+            json.dump({"messages": conversation.messages()}, file, ensure_ascii=False, indent=1)
+    except FileExistsError:
+        raise UserError(f"{name}: is there already; name another file") from None
+    except argparse.ArgumentTypeError as error:
+        raise UserError(str(error)) from None
+    print(f"{len(conversation.turns)} questions and answers: {path}")
 
 
 def _check_text(what: str, text: str) -> None:
@@ -211,9 +263,8 @@ def _check_text(what: str, text: str) -> None:
 
 def _file_name(text: str) -> str:
     """A file's name as it is, or as a terminal writes one that is dropped on it: in quotes, or with backslashes."""
-    if not text:
-        raise UserError("/image: name a file")
-    name = at_home(text)
+    text = text.strip()
+    name = at_home(urllib.parse.unquote(text[len("file://") :]) if text.startswith("file://") else text)
     if not os.path.exists(name):
         with contextlib.suppress(ValueError):  # a quote without its end
             words = shlex.split(text)

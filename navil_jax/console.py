@@ -100,16 +100,17 @@ def _broken(line: str, width: int) -> list[str]:
     lines: list[str] = []
     if len(line) <= width or line.startswith("|"):  # a row of a Markdown table stays one
         return [line]
-    for field in line.split("  "):
+    start = " " * (len(line) - len(line.lstrip(" ")))
+    for field in line.strip(" ").split("  "):
         if lines and len(lines[-1]) + 2 + len(field) <= width:
             lines[-1] += f"  {field}"
         else:
-            indent = "  " if lines else ""
+            indent = f"{start}  " if lines else start
             lines += textwrap.wrap(
                 field,
                 width,
                 initial_indent=indent,
-                subsequent_indent="  ",
+                subsequent_indent=f"{start}  ",
                 break_long_words=False,
                 break_on_hyphens=False,
             ) or [field]

@@ -70,6 +70,18 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         joined = re.sub(r"(?m)^(\S.{90,})\n(?=\S)", r"\1 ", kept)  # lines of a paragraph, before it is filled anew
         return "\n".join(part for line in joined.split("\n") for part in _narrowed(line, width))
 
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        """As argparse, which puts options behind a long name of a command; where they have no room, below it."""
+        text = super()._format_usage(usage, actions, groups, prefix)
+        if max(map(len, text.splitlines())) <= self._width:
+            return text
+        lines = [""]
+        for part in re.findall(r"\[(?:[^][]|\[[^][]*\])*\]|\S+", text):
+            if len(lines[-1]) + 1 + len(part) > self._width:
+                lines.append("   ")
+            lines[-1] += f" {part}" if lines[-1] else part
+        return "\n".join(lines) + "\n\n"
+
 
 def _narrowed(line: str, width: int) -> list[str]:
     """A line of a help text as lines of at most so many characters; a long word stays whole."""
@@ -183,7 +195,7 @@ def _report(error: BaseException, stopped: str) -> int:
     said = explain(error)
     if said is not None:
         print(f"error: {said}", file=sys.stderr)
-        return BAD_INPUT
+        return status_of(error)
     traceback.print_exception(error)
     print("this is a fault of navil_jax: please report it with the command and all lines above", file=sys.stderr)
     return 1
@@ -227,8 +239,10 @@ def _explain(error: BaseException) -> str | None:
         where = _where(error)
         known = where or error.errno not in (errno.ENOENT, errno.EEXIST)
         return _refused(error.errno or 0, where) if known else None
-    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror) and not isinstance(error, BrokenPipeError):
+    if _is_of_network(error):
         return f"the network cannot be reached ({first}); check it {AGAIN}"
+    if _is_of_bucket(error):
+        return f"the bucket cannot be used ({first or type(error).__name__}); check it, and your rights, {AGAIN}"
     if isinstance(error, RecursionError) and "JSON" in str(error):
         return f"{_where(error) or 'a JSON text'}: nested too deeply for JSON; give a flatter file"
     if isinstance(error, UnicodeDecodeError) and (where := _where(error)):
@@ -236,6 +250,23 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, json.JSONDecodeError) and (where := _where(error)):
         return f"{where}: not JSON: {first}"
     return _explain_text(first, str(error)) if isinstance(error, RuntimeError | ValueError) else None
+
+
+def _is_of_network(error: BaseException) -> bool:
+    down = isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
+    return down and not isinstance(error, BrokenPipeError)
+
+
+def _is_of_bucket(error: BaseException) -> bool:
+    """Whether a package that reaches buckets raises it, after trying again for half a minute."""
+    return type(error).__module__.startswith(("gcsfs.", "google.auth.", "google.api_core.", "aiohttp."))
+
+
+def status_of(error: BaseException) -> int:
+    """Exit status for what `explain` explains: 1 for what may be over at the next start, else that of a mistake."""
+    by_user = isinstance(error, UserError) or isinstance(error.__cause__, UserError)
+    passes = any(_is_of_network(found) or _is_of_bucket(found) for found in _chain(error))
+    return 1 if passes and not by_user else BAD_INPUT
 
 
 def _explain_text(first: str, text: str) -> str | None:
@@ -281,8 +312,9 @@ def _prepare() -> None:
     from absl import logging as absl  # Orbax logs with it
 
     absl.set_verbosity(absl.ERROR)
-    if _is_news not in absl.get_absl_logger().filters:
-        absl.get_absl_logger().addFilter(_is_news)
+    for logger in (absl.get_absl_logger(), logging.getLogger("gcsfs")):
+        if _is_news not in logger.filters:
+            logger.addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -331,7 +363,7 @@ def _end_of_thread(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
         return
     print(f"error: {said}", file=sys.stderr, flush=True)
-    _leave(BAD_INPUT)
+    _leave(status_of(failed.exc_value) if failed.exc_value else BAD_INPUT)
 
 
 def _unraisable(failed: "sys.UnraisableHookArgs") -> None:

@@ -199,7 +199,7 @@ def test_the_command_writes_drawings_and_a_page_that_needs_nothing_else(checkpoi
     }  # fmt: skip
     page = (tmp_path / "index.html").read_text()
     check_page(page)
-    assert page.count("<img ") == len(drawings) + 2
+    assert page.count("<img ") == len(drawings) + 3  # two curves and the colours
     assert "&lt;b&gt;What?&lt;/b&gt;" in page
     assert "a &amp; b.png" in page
     assert "8 rows of drawings and their page: " in capsys.readouterr().out

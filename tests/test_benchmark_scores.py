@@ -258,13 +258,24 @@ def test_the_folder_holds_all_benchmarks_of_the_paper():
     [
         ('{"id": 1, "prediction": "a", "answer": "a"}\n' * 2, "line 2: id: 1 stands in line 1 already"),
         ('{"id": 1, "prediction": "a", "prediction": "b", "answer": "a"}\n', "line 1: is no JSON: .*prediction"),
-        ('{"id": NaN, "prediction": "a", "answer": "a"}\n', "line 1: is no JSON: NaN is no number"),
+        ('{"id": NaN, "prediction": "a", "answer": "a"}\n', "line 1: id: must be a text or number, not NaN"),
+        ('{"id": 1e999, "prediction": "a", "answer": "a"}\n', "line 1: id: must be a text or number, not Infinity"),
+        ('{"id": 1, "prediction": NaN, "answer": "a"}\n', "line 1: prediction: must be a text, not NaN"),
     ],
 )
 def test_lines_that_say_two_things_or_none_are_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "x.jsonl").write_text(text)
     with pytest.raises(UserError, match=reason):
         read_lines(tmp_path / "x.jsonl", BENCHMARKS["gqa"])
+
+
+def test_what_a_scorer_does_not_read_may_be_nan(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = {"id": 1, "prediction": "a", "capability": "rec", "judge_replies": ["nan"], "expected": math.nan}
+    (tmp_path / "x.jsonl").write_text(json.dumps(line))
+    assert main(["score", str(tmp_path / "x.jsonl"), "--benchmark", "mmvet"]) == 0
+    score, total = map(json.loads, capsys.readouterr().out.splitlines())
+    assert math.isnan(score["score"])
+    assert math.isnan(total["total"]["Overall"])
 
 
 @pytest.mark.parametrize("protocol", [None, "internvl"])

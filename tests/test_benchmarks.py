@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from made_cleaning import needs_packages
 from tiny import tiny_model
 
-from benchmarks import decode, dense_text, layer_time, serve_load, step_time, torch_step
+from benchmarks import decode, dense_text, layer_time, near_duplicates, serve_load, step_time, torch_step
 from benchmarks.routing_flops import Workload, flops, serial_flops
 from navil_jax.config import ModelConfig
 from navil_jax.data.pipeline import batch_spec
@@ -160,3 +161,14 @@ def test_the_load_of_a_server_loses_nothing(tmp_path: Path, capsys):
     assert rows["lost"] == rows["programs compiled after the warm-up"] == "0"
     start, _, end = map(float, rows["memory: start, half, end"].replace(" MiB", "").split(", "))
     assert start < end < start + 300
+
+
+@needs_packages
+@pytest.mark.slow
+def test_near_duplicates_prints_recall_and_precision_of_every_kind_of_image(capsys: pytest.CaptureFixture):
+    assert near_duplicates.main(["--originals", "3", "--records", "2000"]) == 0
+    said = capsys.readouterr().out
+    for line in ("resized to a half ", "cropped by 5%, left ", "precision "):
+        rows = [row.removeprefix(line).split() for row in said.splitlines() if row.startswith(line)]
+        assert [len(row) for row in rows if all(cell.endswith("%") for cell in row)] == [4, 4]
+    assert "samples/s/core" in said

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from navil_jax.convert.loading import load_assistant
 from navil_jax.data.prompt import response_text
 from navil_jax.generate.assistant import Assistant
 from navil_jax.generate.engine import Engine
+from navil_jax.generate.messages import read_messages
 from navil_jax.generate.sampling import Sampler
 from navil_jax.generate.stream import TextStream, stream_text
 from navil_jax.model import lora
@@ -130,9 +132,40 @@ class TestCommand:
         monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
         escaped = str(tmp_path / "red image.png").replace(" ", r"\ ")
         lines = f"/image {typed.format(tmp_path / 'red image.png')}\n/image {escaped}\n"
+        lines += f"{typed.format(tmp_path / 'red image.png')}\n{escaped}\n"
+        lines += f"file://{tmp_path}/red%20image.png\n"
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
         assert run("--checkpoint", "any") == 0
-        assert capsys.readouterr().out.count("goes with the next question") == 2
+        assert capsys.readouterr().out.count("goes with the next question") == 5
+
+    def test_a_conversation_is_saved_with_its_images(self, image: Path, tmp_path: Path, capsys, monkeypatch):
+        monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
+        monkeypatch.chdir(tmp_path)
+        asked = [
+            "/save a.json",
+            "/save",
+            f"/image {image}",
+            "What?",
+            "And now?",
+            "/save 'a b.json'",
+            "/save 'a b.json'",
+        ]
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(asked)))
+        assert run("--checkpoint", "any", "--max-new-tokens", "1") == 0
+        out = capsys.readouterr().out
+        assert "error: /save: there is no answer yet" in out
+        assert "error: /save: name a file" in out
+        assert "2 questions and answers: a b.json" in out
+        assert "error: 'a b.json': is there already; name another file" in out
+        saved = json.loads((tmp_path / "a b.json").read_text())["messages"]
+        assert [message["role"] for message in saved] == ["user", "assistant"] * 2
+        assert saved[0]["content"] == [
+            {"type": "image_url", "image_url": {"url": str(image)}},
+            {"type": "text", "text": "What?"},
+        ]
+        asked_again = read_messages(saved[:-1])
+        assert asked_again.images == (str(image),)
+        assert asked_again.history[0][0] == "<image>\nWhat?"
 
     def test_what_cannot_be_used_is_a_line_and_the_talk_goes_on(self, tmp_path: Path, capsys, monkeypatch):
         (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
@@ -143,6 +176,8 @@ class TestCommand:
             b"/image %s",
             b"/image %s/caf\xe9.png",
             b"/image a\0b",
+            b"/nowhere/cat.png",
+            b"/save nowhere\0",
         ]
         content = b"\n".join(line.replace(b"%s", str(tmp_path).encode()) for line in asked)
         stdin = io.TextIOWrapper(io.BytesIO(content + b"\nWhat is it?\n"), encoding="utf-8")

@@ -14,6 +14,7 @@ import pytest
 from rich.text import Text
 
 from navil_jax.console import LOG_SECONDS, Progress, frame, is_terminal, markdown_table, render, say, table, waiting
+from navil_jax.errors import Parser
 
 ROWS = [("head", "1"), ("vision [red]", "1,036")]
 
@@ -137,6 +138,25 @@ def test_lines_break_between_fields(columns: int) -> None:
     assert max(map(len, lines)) <= columns
     assert "  ".join(line.strip() for line in lines) == "  ".join(FIELDS)
     assert len(lines) == {60: 3, 80: 2, 200: 1}[columns]
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_usage_of_a_command_fits_the_terminal(columns: int) -> None:
+    parser = Parser(prog="python -m navil_jax.generate", description="Answers.")
+    for name in ("--checkpoint", "--max-new-tokens", "--temperature", "--repetition-penalty"):
+        parser.add_argument(name, required=name == "--checkpoint")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    lines = screen_lines(on_terminal(columns, parser.print_help))
+    assert max(map(len, lines)) <= columns
+    assert "[--dtype {float32,bfloat16,float16}]" in " ".join(lines)
+    assert "--checkpoint CHECKPOINT" in " ".join(lines)
+
+
+def test_an_indented_line_breaks_below_its_beginning() -> None:
+    text = "  fits a row: visual tokens 65 of 8,192 (1%), text tokens 10 of 8,192 (0%), patches 256 of 24,576"
+    lines = list(filter(None, screen_lines(on_terminal(60, lambda: say(text)))))
+    assert max(map(len, lines)) <= 60
+    assert [re.match(" *", one)[0] for one in lines] == ["  ", "    "]  # type: ignore[index]
 
 
 def test_a_path_is_never_broken() -> None:

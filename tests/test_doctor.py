@@ -17,6 +17,7 @@ from PIL import Image
 
 from navil_jax.config import Config, SourceConfig
 from navil_jax.data.__main__ import main
+from navil_jax.data.engine import Local
 from navil_jax.data.features import TooLong, fitting_features
 from navil_jax.data.formats import open_format
 from navil_jax.data.inspect import doctor, examination
@@ -80,7 +81,7 @@ def test_every_fault_is_counted_and_listed(lines: str, tmp_path: Path, capsys: p
     for label, value in (
         ("samples", "28, 22 of them usable"),
         ("images", "22"),
-        ("width / height", "0.83 to 1.62, median 1.19"),
+        ("width / height", "0.83 to 1.62 per image, median 1.19"),
         ("longer than a row", "2"),
         ("duplicates", "1"),
         ("markers in text", "2"),
@@ -183,7 +184,7 @@ def test_training_agrees_about_every_sample(lines: str, oversize: str) -> None:
 def test_an_interrupted_report_goes_on(
     lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(examination, "CHUNK", 6)
+    monkeypatch.setattr(examination, "SMALLEST_PART", 6)
     assert run(lines, tmp_path / "whole") == 1
     read: list[int] = []
     check = Checkup.__call__
@@ -285,25 +286,38 @@ def test_a_source_without_faults_is_good(tmp_path: Path) -> None:
 
 def undated(path: Path) -> str:
     """A file's text without the day and command of a report."""
-    return re.sub(r"<p>\d{4}-.*?</p>", "", path.read_text(), flags=re.DOTALL)
+    return re.sub(r"<p>\d{4}-.*?</p>", "", path.read_text(errors="backslashreplace"), flags=re.DOTALL)
 
 
 def test_processes_find_the_same(lines: str, tmp_path: Path) -> None:
     assert run(lines, tmp_path / "alone") == 1
     assert run(lines, tmp_path / "two", "--workers", "2") == 1
-    for name in ("quarantine.jsonl", "findings.jsonl", "report.html"):
+    for name in ("quarantine.jsonl", "findings.jsonl", "report.html", "notes/000.npy"):
         assert undated(tmp_path / "alone" / name) == undated(tmp_path / "two" / name)
 
 
+@pytest.mark.slow
+def test_beam_finds_the_same(lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("apache_beam", reason="the extra [beam] is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setattr(examination, "SMALLEST_PART", 6)
+    assert run(lines, tmp_path / "alone") == 1
+    pipeline = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    assert run(lines, tmp_path / "beam", "--runner=DirectRunner", "--", *pipeline) == 1
+    for name in ("quarantine.jsonl", "findings.jsonl", "report.html", "notes/000.npy", "notes/000/000003.notes"):
+        one, other = (undated(tmp_path / out / name) for out in ("alone", "beam"))
+        assert one == other
+
+
 def test_a_source_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
-    class Local:
+    class Unnamed:
         def __len__(self) -> int:
             return 1
 
     config = doctor_config()
-    checkup = Checkup(Local(), "local", config, TOKENIZER, row_budgets(config))
-    with pytest.raises(UserError, match=r"source local: cannot be copied .* use --workers 0"):
-        examine(config, [checkup], tmp_path, 1)
+    checkup = Checkup(Unnamed(), "local", config, TOKENIZER, row_budgets(config))
+    with pytest.raises(UserError, match=r"of local: cannot be copied .* use --workers 0"):
+        examine(config, [checkup], tmp_path, Local(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,15 +334,15 @@ class Deadly:
 def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:
     config = doctor_config()
     checkup = Checkup(Deadly(), "deadly", config, TOKENIZER, row_budgets(config))
-    with pytest.raises(UserError, match=r"a process died .* while samples of deadly from 0 on were read"):
-        examine(config, [checkup], tmp_path, 1)
+    with pytest.raises(UserError, match=r"a process died 3 times .* at samples 0 to 0 of deadly"):
+        examine(config, [checkup], tmp_path, Local(1))
 
 
 def test_a_source_with_a_mistake_in_its_code_ends_the_report(tmp_path: Path) -> None:
     config = doctor_config()
     checkup = Checkup([None], "faulty", config, TOKENIZER, row_budgets(config))
     with pytest.raises(RuntimeError, match=r"reading sample 0 of source faulty .* AttributeError"):
-        examine(config, [checkup], tmp_path, 0)
+        examine(config, [checkup], tmp_path, Local())
 
 
 @settings(max_examples=50, deadline=None)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from navil_jax.errors import UserError, explain, one_line, report_user_errors
+from navil_jax.errors import UserError, explain, one_line, report_user_errors, status_of
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -95,6 +95,24 @@ def test_a_command_returns_a_status_and_prints_a_line(error, status, line, capsy
 
     assert report_user_errors(main, stopped="stopped; again")() == status
     assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_bucket_or_network_that_is_down_ends_with_a_status_that_is_started_anew(capsys):
+    down = pytest.importorskip("gcsfs.retry").HttpError({"code": 503, "message": "down"})
+    for error, said in (
+        (down, "the bucket cannot be used (down, 503); check it, and your rights, and run the same command again"),
+        (
+            ConnectionRefusedError(111, "no"),
+            "the network cannot be reached ([Errno 111] no); check it and run the same",
+        ),
+    ):
+
+        def main(error: Exception = error) -> int:
+            raise error
+
+        assert report_user_errors(main)() == 1
+        assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert status_of(raised(UserError("no such model"), down)) == 2
 
 
 def test_an_interrupt_within_another_error_is_an_interrupt(capsys):

@@ -129,7 +129,7 @@ def test_every_format_converts_alike(folder: Path, capsys: pytest.CaptureFixture
     }
     for kind, path in jobs.items():
         out = f"memory://out/{kind}"
-        assert main(["convert", "--from", kind, "--path", path, "--out", out, "--prompt", "P"]) == 0
+        assert main(["convert", "--from", kind, "--path", path, "--out", out, "--prompt", "P", "--workers", "0"]) == 0
         assert f'SourceConfig("{kind}", kind="array_record", path="{out}")' in capsys.readouterr().out
         (sample,) = open_format("array_record", out)
         assert (sample.images, sample.turns) == ((jpeg(),), (("P", "c"),))
@@ -186,7 +186,7 @@ def test_one_conversion_at_a_time_writes_a_folder(tmp_path: Path) -> None:
     convert(source, str(tmp_path / "out"))
     with open(tmp_path / "out" / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="out: another conversion writes there"):
+        with pytest.raises(UserError, match="out: another command writes there"):
             convert(source, str(tmp_path / "out"))
     assert convert(source, str(tmp_path / "out")).samples == 1
 

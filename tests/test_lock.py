@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,24 @@ def test_in_a_bucket_a_run_that_lives_keeps_its_workdir_and_a_dead_one_does_not(
     bucket.put(f"bucket/run/{FILE}", b'{"host": "elsewhere", "pid": 1, "run": "0", "renewed": 5}')
     with WorkdirLock(folder, quick) as lock:
         lock.check()
+
+
+def test_in_a_bucket_a_lock_that_cannot_be_renewed_is_tried_again(bucket, monkeypatch, capsys):
+    renew, counts = WorkdirLock._renew, []
+
+    def fail_once(self, count):
+        counts.append(count)
+        if count == 1:
+            raise ConnectionResetError("down")
+        renew(self, count)
+
+    monkeypatch.setattr(WorkdirLock, "_renew", fail_once)
+    with WorkdirLock("gs://bucket/run", 0.05):
+        until = time.monotonic() + 30
+        while counts[-1] < 4 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert b'"renewed": 0' not in bucket.objects["bucket/run/.lock"]
+    assert "gs://bucket/run/.lock: cannot be renewed (down); it is tried again" in capsys.readouterr().out
 
 
 def test_an_error_of_a_run_without_its_workdir_says_so(tmp_path):

@@ -16,13 +16,14 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 OF_THEIR_OWN = {
+    "beam",
     "dev",
     "jxl",
     "lmms-eval",
     "plan",
     "serve",
     "tpu",
-}  # what README or docs install by a command of their own
+}  # docs install them one by one
 
 
 def requirements(name: str) -> list[str]:

@@ -9,12 +9,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from made_cleaning import PACKAGES, SETTINGS, needs_packages, write_faults
 from made_data import talk, write_lines
+from made_runs import copy_case, run_logs
 from made_sources import BUDGETS, TOKENIZER_FOLDER
 from PIL import Image
 
 from navil_jax.data.__main__ import main as data
+from navil_jax.generate.__main__ import main as generate
 from navil_jax.study.__main__ import main as study
+from navil_jax.train.__main__ import main as train
 
 AXE = Path(os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -23,7 +27,9 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="Chromium is absent: apt install chromium"),
 ]
 needs_axe = pytest.mark.skipif(not AXE.exists(), reason="axe-core is absent: npm install axe-core, or AXE_CORE=FILE")
-MOST_HEIGHT = {"doctor": 6000, "rows": 4000, "study": 4500}  # pixels on a phone
+# pixels on a phone
+MOST_HEIGHT = {"clean": 14000, "doctor": 6000, "rows": 4000, "study": 4500, "attention": 4000, "run": 6000}
+PAGES = [pytest.param(name, marks=[needs_packages] if name == "clean" else []) for name in MOST_HEIGHT]
 MEASURE = """
 const said = {height: document.documentElement.scrollHeight, width: document.documentElement.scrollWidth};
 const tell = found => {
@@ -55,11 +61,47 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     recipe = str(Path(__file__).parent / "toy_recipe.py")
     assert data(["preview", "--config", recipe, "--rows", "3", "--out", str(folder / "rows.html")]) == 0
     assert study(["report", "--out", str(folder / "study.html")]) == 0
+    faults = folder / "faults"
+    faults.mkdir()
+    path, _ = write_faults(faults)
+    command = ["clean", "--from", "llava", "--path", path, "--out", str(folder / "clean"), "--workers=0", *SETTINGS]
+    assert not PACKAGES or data(command) == 0
+    model = copy_case("internlm2_small", folder / "model")
+    asked = ["--image", str(folder / "0.png"), "--prompt", "Which?", "--heads", "mean,1"]
+    assert generate(["attention", "--checkpoint", str(model), *asked, "--out", str(folder / "look")]) == 0
+    a_run(folder / "run")
+    assert train(["report", str(folder / "run")]) == 0
     return {
+        **({"clean": folder / "clean" / "report.html"} if PACKAGES else {}),
+        "attention": folder / "look" / "index.html",
+        "run": folder / "run" / "report.html",
         "doctor": folder / "doctor" / "report.html",
         "rows": folder / "rows.html",
         "study": folder / "study.html",
     }
+
+
+def a_run(folder: Path) -> None:
+    """The logs of a run with three held-out sources and ten kinds of question."""
+    run_logs(folder, [4 - step / 20 for step in range(40)])
+    sources = {"easy_vqa_captions": ["caption"], "scenes": [f"kind of question {number}" for number in range(9)]}
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in (20, 40):
+            scores = {
+                f"eval/{source}/{kind}/accuracy": 1 / (step + number)
+                for source, kinds in sources.items()
+                for number, kind in enumerate(kinds)
+            }
+            losses = {f"eval/{source}/loss": 60 / step for source in sources}
+            file.write(json.dumps({"step": step, **scores, **losses}) + "\n")
+    head = ("source", "kind", "samples", "accuracy", "commonest answer", "question only")
+    rows = [
+        head,
+        ("---",) * 6,
+        *(("scenes", f"kind of question {number}", "175", "7.4%", "1.1%", "0.0%") for number in range(9)),
+    ]
+    (folder / "evaluation.md").write_text("".join(f"| {' | '.join(row)} |\n" for row in rows))
+    Image.new("RGB", (1000, 600), "teal").save(folder / "answers.png")
 
 
 def chromium(*arguments: str) -> str:
@@ -83,20 +125,20 @@ def measured(page: Path, width: int, dark: bool, script: str, folder: Path) -> d
 
 @needs_axe
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", list(MOST_HEIGHT))
+@pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing(pages: dict[str, Path], tmp_path: Path, name: str, dark: bool) -> None:
     script = f"{AXE.read_text()};{RUN_AXE}" if AXE.exists() else ""
     assert measured(pages[name], 1100, dark, script, tmp_path)["found"] == []
 
 
-@pytest.mark.parametrize("name", list(MOST_HEIGHT))
+@pytest.mark.parametrize("name", PAGES)
 def test_a_phone_shows_a_page_without_sideways_scroll(pages: dict[str, Path], tmp_path: Path, name: str) -> None:
     found = measured(pages[name], 390, False, "addEventListener('load', () => tell([]))", tmp_path)
     assert found["width"] <= 390
     assert found["height"] <= MOST_HEIGHT[name]
 
 
-@pytest.mark.parametrize("name", list(MOST_HEIGHT))
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_prints(pages: dict[str, Path], tmp_path: Path, name: str) -> None:
     chromium(f"--print-to-pdf={tmp_path / 'page.pdf'}", str(pages[name]))
     pdf = (tmp_path / "page.pdf").read_bytes()

@@ -212,7 +212,7 @@ HOSTILE = {
     "file": (asked([part("file:///etc/passwd")]), "image 1: must be data:"),
     "long prompt": (asked("x y " * 3000), "over the limit of 2000"),
     "many tokens": (asked(max_tokens=10**12), "over the limit of 2000"),
-    "no tokens": (asked(max_tokens=0), "must be at least 1"),
+    "no tokens": (asked(max_tokens=0), "max_tokens: must be at least 1, not 0"),
     "text as number": (asked(temperature="hot"), "temperature: must be a number"),
     "nan": (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature nan"),
     "top_p": (asked(top_p=2), "top-p 2.0"),

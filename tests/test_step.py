@@ -22,7 +22,7 @@ from navil_jax.generate.programs import Programs
 from navil_jax.model import params as model_params
 from navil_jax.model.params import flatten
 from navil_jax.sharding import make_mesh, named
-from navil_jax.train.held_out import SampleScore, accuracies, losses, score_samples, token_accuracies
+from navil_jax.train.held_out import Row, SampleScore, accuracies, learned, losses, score_samples, token_accuracies
 from navil_jax.train.loss import weighted_mean
 from navil_jax.train.profiling import compilations
 from navil_jax.train.step import (
@@ -275,3 +275,18 @@ def test_right_under_teacher_forcing_is_right_under_greedy_decoding(mesh, steps)
     for place in range(4):
         changed = [*written[:place], (written[place] + 1) % config.decoder.vocab_size, *written[place + 1 :]]
         assert not score(changed)[0][0].right
+
+
+def test_what_a_model_can_do_is_told_by_what_it_gains_on_the_baselines() -> None:
+    rows = [
+        Row("scenes", "color", 100, 0.9, 0.2, 0.1),
+        Row("scenes", "is it", 100, 0.88, 0.88, 0.5),
+        Row("scenes", "count", 100, 0.5, 0.25, 0.2),
+        Row("words", "all", 100, 1.0, 1.0, 0.0),
+        Row("words", "none", 100, 0.5, 1.0, 0.0),
+    ]
+    assert learned(rows) == [
+        "It answers: scenes color (90%).",
+        "It answers in part: scenes count (50%).",
+        "It answers no better than without the image: scenes is it (88%), words all (100%), words none (50%).",
+    ]

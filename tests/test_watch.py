@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_recipe
 from bucket_server import BucketServer, serve
 from check_html import check_page
+from made_runs import run_logs
 from PIL import Image
 
-from navil_jax.config.plain import to_json
 from navil_jax.console import render
 from navil_jax.errors import UserError
 from navil_jax.train.__main__ import main
@@ -22,8 +21,6 @@ from navil_jax.train.goodput import Attempt
 from navil_jax.train.overview import Overview, Reader
 from navil_jax.train.recorder import slowest_host
 from navil_jax.train.watch import curve, view
-
-RECIPE = Path(__file__).parent / "toy_recipe.py"
 
 
 @pytest.fixture
@@ -35,30 +32,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketServer]:
         yield server
 
 
-def made(folder: Path, losses: list[float], **about: object) -> Path:
-    """The files of a run, as a trainer leaves them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        {"step": n + 1, "loss": loss, "samples/web/good": 990, "samples/web/bad": 2} for n, loss in enumerate(losses)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    timing = {"step": len(losses), "seconds_per_step": 2.0, "tokens_per_second": 5e4, "data_wait": 0.03, "mfu": 0.41}
-    (folder / "timings.jsonl").write_text(json.dumps(timing | about) + "\n")
-    attempt = {"began": time.time() - 100, "first": 0, "last": len(losses), "seconds": {"start": 40, "steps": 55}}
-    (folder / "goodput.jsonl").write_text(json.dumps(attempt) + "\n")
-    config = json.loads(to_json(toy_recipe.get_config())) | {"steps": 1000}
-    said = {"config": config, "command": ["train", "--config", str(RECIPE)], "host": "a", "processes": 2, "devices": 8}
-    (folder / "run.json").write_text(json.dumps(said | {"device_kind": "TPU v5", "mesh": {"fsdp": 8}}))
-    (folder / "checkpoints" / "100").mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def shown(run: Overview, now: float | None = None) -> str:
     return render(view(run, now or time.time()), 120)
 
 
 def test_a_run_is_seen_as_it_is(tmp_path: Path) -> None:
-    run = Reader(made(tmp_path, list(np.linspace(4, 2, 300)))).read()
+    run = Reader(run_logs(tmp_path, list(np.linspace(4, 2, 300)))).read()
     text = shown(run)
     assert "300 of 1,000, last sign 5 s ago" in text
     assert re.search(r"loss +2\.0000 +█+▇", text)
@@ -78,15 +57,17 @@ def alarms(folder: Path, later: float = 0.0) -> list[str]:
 
 def test_alarms_say_what_is_wrong(tmp_path: Path) -> None:
     quiet = list(2 + 0.1 * np.random.default_rng(0).standard_normal(400))
-    assert alarms(made(tmp_path, quiet)) == []
+    assert alarms(run_logs(tmp_path, quiet)) == []
     assert alarms(tmp_path, 900) == ["no step for 15 minutes"]
     spiked = [*quiet[:370], 6.5, *quiet[371:]]
     assert re.fullmatch(
-        r"loss spike: 6\.5 about step 371, usual was [12]\.\d+ \+- 0\.\d+", alarms(made(tmp_path, spiked))[0]
+        r"loss spike: 6\.5 about step 371, usual was [12]\.\d+ \+- 0\.\d+", alarms(run_logs(tmp_path, spiked))[0]
     )
     slow = {"slowest_host": 3, "slowest_host_data_wait": 0.6, "slowest_host_others_data_wait": 0.01}
-    assert alarms(made(tmp_path, quiet, **slow)) == ["slow host: process 3 waits for data 60% of its time, others 1%"]
-    assert alarms(made(tmp_path, quiet, **slow | {"slowest_host_others_data_wait": 0.5})) == []
+    assert alarms(run_logs(tmp_path, quiet, **slow)) == [
+        "slow host: process 3 waits for data 60% of its time, others 1%"
+    ]
+    assert alarms(run_logs(tmp_path, quiet, **slow | {"slowest_host_others_data_wait": 0.5})) == []
     lines = (tmp_path / "metrics.jsonl").read_text().replace('"samples/web/bad": 2', '"samples/web/bad": 30')
     (tmp_path / "metrics.jsonl").write_text(lines)
     assert alarms(tmp_path) == ["2.9% of the samples of web are bad; quarantine.jsonl says why"]
@@ -95,13 +76,13 @@ def test_alarms_say_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_its_length_raises_no_alarm(tmp_path: Path) -> None:
-    run = Reader(made(tmp_path, [2.0] * 1000)).read()
+    run = Reader(run_logs(tmp_path, [2.0] * 1000)).read()
     assert run.alarms(time.time() + 1e6) == []
     assert ": has its length" in shown(run)
 
 
 def test_what_comes_later_is_read_and_what_is_dropped_is_not(tmp_path: Path) -> None:
-    reader = Reader(made(tmp_path, [3.0, 2.0]))
+    reader = Reader(run_logs(tmp_path, [3.0, 2.0]))
     assert reader.read().step == 2
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
@@ -115,11 +96,11 @@ def test_what_comes_later_is_read_and_what_is_dropped_is_not(tmp_path: Path) -> 
 
 
 def test_a_run_without_a_step_or_its_own_file_is_shown(tmp_path: Path) -> None:
-    made(tmp_path, [])
+    run_logs(tmp_path, [])
     for name in ("goodput.jsonl", "timings.jsonl", "metrics.jsonl"):
         (tmp_path / name).unlink()
     assert "no step yet" in shown(Reader(tmp_path).read())
-    old = made(tmp_path / "old", [2.0])
+    old = run_logs(tmp_path / "old", [2.0])
     (old / "run.json").unlink()
     text = shown(Reader(old).read())
     assert "1 of an unknown number" in text
@@ -136,7 +117,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_command_prints_once_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made(tmp_path, [2.0] * 10)
+    run_logs(tmp_path, [2.0] * 10)
     assert main(["watch", str(tmp_path)]) == 0
     assert "10 of 1,000" in capsys.readouterr().out
     assert main(["watch", str(tmp_path), "--once"]) == 0
@@ -148,7 +129,7 @@ def test_the_command_prints_once_where_there_is_no_terminal(tmp_path: Path, caps
 
 
 def test_a_run_in_a_bucket_is_watched(tmp_path: Path, bucket: BucketServer) -> None:
-    for path in made(tmp_path, [3.0, 2.0]).iterdir():
+    for path in run_logs(tmp_path, [3.0, 2.0]).iterdir():
         if path.is_file():
             bucket.put(f"bucket/run/{path.name}", path.read_bytes())
     bucket.put("bucket/run/checkpoints/2/_CHECKPOINT_METADATA", b"{}")
@@ -161,14 +142,14 @@ def test_a_run_in_a_bucket_is_watched(tmp_path: Path, bucket: BucketServer) -> N
 def test_the_report_needs_nothing_from_outside_and_holds_everything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made(tmp_path, list(np.linspace(4, 2, 1500)))
+    run_logs(tmp_path, list(np.linspace(4, 2, 1500)))
     Image.new("RGB", (8, 8)).save(tmp_path / "answers.png")
     (tmp_path / "evaluation.md").write_text("| colors | <b>12</b> |")
     assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/report.html\n"
     text = (tmp_path / "report.html").read_text()
     check_page(text)
-    assert text.count("<polyline") == 4  # loss, speed, MFU, data wait
+    assert text.count("<polyline") == 1  # the loss; speed, MFU and data wait are known of one step alone
     assert len(text) < 60_000  # a long curve is thinned out
     assert re.search("<td[^>]*>8</td>\\s*<td[^>]*>1000</td>", text)  # steps of the recipe and of the run
     assert "| colors | &lt;b&gt;12" in text

@@ -185,6 +185,7 @@ class SourceConfig:
     max_patches: Count | None = None  # of an image's largest scale; none: images.max_patches
     loss_weight: Literal["token", "sample", "square"] | None = None  # none: data.loss_weight
     transforms: tuple[str, ...] = ()  # what changes training samples, in order: jpeg, resolution, or module:function
+    leave_out: str = ""  # list of training samples that are not used, of `data clean`, or the folder with it
     weight_points: tuple[WeightPoint, ...] = ()  # other weights from later steps on, in their order
 
     def weighted(self, factor: float) -> "SourceConfig":

@@ -203,7 +203,7 @@ def _at_home(config: Config) -> Config:
         return dataclasses.replace(node, **{name: os.path.expanduser(getattr(node, name)) for name in names})
 
     data = expanded(config.data, "tokenizer", "quarantine")
-    sources = tuple(expanded(source, "path", "held_out", "root") for source in data.sources)
+    sources = tuple(expanded(source, "path", "held_out", "root", "leave_out") for source in data.sources)
     evaluators = tuple(expanded(entry, "data") for entry in config.evaluators)
     config = dataclasses.replace(config, data=dataclasses.replace(data, sources=sources), evaluators=evaluators)
     return expanded(config, "workdir", "init_from")

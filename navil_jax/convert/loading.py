@@ -96,7 +96,12 @@ def load_pretrained(path: str | Path, mesh: Mesh | None = None, tokenizer: str =
 
 
 def load_assistant(
-    path: str | Path, mesh: Mesh, slots: int = 1, max_tokens: int = MAX_TOKENS, reuse: bool = False
+    path: str | Path,
+    mesh: Mesh,
+    slots: int = 1,
+    max_tokens: int = MAX_TOKENS,
+    reuse: bool = False,
+    int8: bool = False,
 ) -> Assistant:
     """A checkpoint that answers, with its weights in the dtype they are computed in.
 
@@ -106,6 +111,7 @@ def load_assistant(
       path: as in `open_checkpoint`.
       mesh: devices to spread the parameters over.
       slots, max_tokens, reuse: as in `Engine`.
+      int8: whether the matrices of the decoder's layers are rounded to 8 bits.
 
     Raises:
       UserError: missing, empty, incomplete or of another kind, or without its tokenizer.
@@ -120,5 +126,7 @@ def load_assistant(
         if config.model.special_token_ids and config.model.special_token_ids != tokenizer.special_token_ids:
             raise UserError(f"{path}: the ids of special tokens in its tokenizer and its config.model differ")
         params = checkpoint.restore(config.model, mesh, model_params.computed_dtypes(config.model))
+        if int8:
+            params = model_params.with_int8(config.model, params)
     engine = Engine(config.model, params, mesh, max_tokens, slots, reuse)
     return Assistant(config, tokenizer, engine, checkpoint.averaged)

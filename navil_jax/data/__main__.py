@@ -1,5 +1,6 @@
 """Work on data: `python -m navil_jax.data COMMAND ...`; the commands are
 
+  clean     finds samples that training is better without: duplicates, bad text and images, benchmarks
   convert   data of any kind to sharded ArrayRecord, the format to train from
   doctor    opens every sample before a run does, and reports what is wrong
   mix       says what a run draws from each source
@@ -19,19 +20,23 @@ import difflib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
-from navil_jax.config.ranges import Count, read_as
+from navil_jax.config.ranges import Count, Seed, read_as
 from navil_jax.errors import Parser, UserError, report_user_errors
 from navil_jax.paths import given_path
 
 if TYPE_CHECKING:
+    from navil_jax.data.engine import Engine
     from navil_jax.data.run import OpenRun
-    from navil_jax.data.sample import Split
+    from navil_jax.data.sample import Source, Split
 
 # The commands import what they need when they run: --help needs no JAX, and every process of the doctor imports this.
+SHUFFLE = """write the samples in a random order over all shards. Training draws samples at random and
+needs none; use it where shards are read one after another, or where a few of them shall be like the whole"""
 EXAMPLES = """kinds:
   llava        FILE.jsonl or FILE.json with "image" and "conversations", or a folder of them
   meta         InternVL's JSON file of several such sources; each goes to a folder of its own in --out
@@ -46,6 +51,8 @@ examples:
   python -m navil_jax.data convert --from llava --path train.jsonl --root images --out data/train
   python -m navil_jax.data convert --from webdataset --path "gs://b/{{000..999}}.tar" --out data/web --shards 64
   python -m navil_jax.data convert --from meta --path internvl.json --out data/stage3
+  python -m navil_jax.data convert --from webdataset --path "gs://b/*.tar" --out gs://b/shards --estimate --price 0.06
+  python -m navil_jax.data convert --from webdataset --path t.tar --out s --runner FlinkRunner -- --flink_master=f:8081
 
 Shards that are whole already are not written again, so the same command goes on where it was interrupted; files that
 have changed since are refused. What cannot be used is left out and listed in OUT/*.bad.jsonl with source, key and
@@ -70,15 +77,60 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(argv: Sequence[str]) -> int:
+    from navil_jax.data.engine import engine_of, split_options
+    from navil_jax.data.estimate import check_options
     from navil_jax.data.inspect import doctor
 
-    config, options = parse(argv, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
+    own, pipeline = split_options(argv)
+    config, options = parse(own, doctor.ABOUT, doctor.add_options, default=Config(), command="data doctor")
+    check_options(options)
     out = doctor.out_folder(config, options)
     config = doctor.with_sources(config, options)
-    opened = _opened(config)
+    engine = engine_of(options, pipeline, doctor.notes_folder(out, options))
+    opened = _opened(config, engine)
     if opened.trained:
         opened.tokenizer.save(out / "tokenizer")
-    return doctor.run(opened, out, options, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
+    return doctor.run(opened, out, options, engine, shlex.join(["python", "-m", "navil_jax.data", "doctor", *argv]))
+
+
+def _clean(argv: Sequence[str]) -> int:
+    from navil_jax.data.cleaning import clean
+    from navil_jax.data.cleaning.given import Given
+    from navil_jax.data.cleaning.settings import given_settings
+    from navil_jax.data.formats import files
+    from navil_jax.data.sources import expand_meta, expand_sources, open_source
+
+    config, options = parse(argv, clean.ABOUT, clean.add_options, default=Config(), command="data clean")
+    if bool(options.kind) == bool(config.data.sources):
+        raise UserError("no data given, or twice: use either --config RECIPE or --from KIND --path PATH")
+    name = files.name_of(options.path or "")
+    entries = expand_meta(_entry(options, name)) if options.kind else expand_sources(config).data.sources
+    sources = [open_source(dataclasses.replace(entry, leave_out=""), "train") for entry in entries]
+    given = Given(entries, sources, {f"--against {text}": _reference(text) for text in options.against})
+    command = shlex.join(["python", "-m", "navil_jax.data", "clean", *argv])
+    return clean.run(given, given_settings(options), options, command)
+
+
+def _reference(text: str) -> "Source":
+    """What samples are compared with: a benchmark's questions, or other data."""
+    from navil_jax.data import formats
+    from navil_jax.data.sources import SOURCES, open_source
+    from navil_jax.evaluate.questions.layouts import SPLITS, read_questions
+    from navil_jax.evaluate.questions.source import QuestionSource
+
+    what, _, path = text.partition(":")
+    name, _, split = what.partition("/")
+    if not path and text not in SOURCES:
+        formats.check_kind(name, (*SPLITS, *formats.FORMATS, formats.META, *SOURCES))
+        raise UserError(f"--against {text}: no path given, write {what}:PATH")
+    if name in SPLITS:
+        try:
+            return QuestionSource(read_questions(name, Path(given_path(path)), split))
+        except UserError as error:
+            raise UserError(f"--against {text}: {error}") from error
+    if not path:
+        return open_source(text, "test")
+    return open_source(SourceConfig(text, kind=what, path=given_path(path)), "train")
 
 
 def _preview(argv: Sequence[str]) -> int:
@@ -104,12 +156,12 @@ def _tokens(argv: Sequence[str]) -> int:
     return tokens.run(*parse(argv, tokens.ABOUT, tokens.add_options, default=Config(), command="data tokens"))
 
 
-def _opened(config: Config) -> "OpenRun":
+def _opened(config: Config, engine: "Engine | None" = None) -> "OpenRun":
     from navil_jax.convert.opened import open_start
     from navil_jax.data.run import open_run
 
     with open_start(config, planned=True) as start:
-        opened = open_run(config, start)
+        opened = open_run(config, start, engine)
     if opened.trained:
         said = "a tokenizer was trained on the text of the sources; --config.data.tokenizer=FOLDER takes another one"
         print(said, file=sys.stderr)
@@ -117,11 +169,16 @@ def _opened(config: Config) -> "OpenRun":
 
 
 def _convert(argv: Sequence[str]) -> int:
-    return _convert_options(_parser().parse_args(argv))
+    from navil_jax.data.engine import split_options
+
+    own, pipeline = split_options(argv)
+    return _convert_options(_parser().parse_args(own), pipeline)
 
 
 def _parser() -> argparse.ArgumentParser:
+    from navil_jax.data import estimate
     from navil_jax.data.convert import SHARD_SAMPLES
+    from navil_jax.data.engine import add_options
     from navil_jax.data.sources import SOURCES
 
     about = "Converts data of any kind to sharded ArrayRecord, the format to train from."
@@ -153,34 +210,57 @@ def _parser() -> argparse.ArgumentParser:
         help="coordinates of <box> in texts (default: the records say)",
     )
     add("--split", choices=("train", "test"), help="of a built-in source (default: train)")
+    add("--shuffle", type=read_as(Seed), metavar="SEED", help=SHUFFLE)
+    text = "list of `data clean`, or the folder with it: these samples are not converted"
+    add("--leave-out", type=given_path, metavar="FILE", help=text)
+    add_options(parser)
+    estimate.add_options(parser)
     return parser
 
 
-def _convert_options(options: argparse.Namespace) -> int:
-    from navil_jax.data import formats
+def _convert_options(options: argparse.Namespace, pipeline: Sequence[str]) -> int:
+    from navil_jax.data.estimate import check_options
     from navil_jax.data.formats import files
-    from navil_jax.data.sources import SOURCES, expand_meta
+    from navil_jax.data.sources import expand_meta
 
-    formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
-    if options.kind in SOURCES:
-        _refuse(options, "path", "root", "prompt", "boxes")
-        _report(SourceConfig(options.kind), options.out, options, options.split or "train")
+    check_options(options)
+    entry = _entry(options, files.name_of(options.out))
+    if not entry.kind:
+        _report(entry, options.out, options, pipeline)
         return 0
-    _refuse(options, "split", *WITHOUT_EFFECT.get(options.kind, ()))
-    if not options.path:
-        raise UserError(f"--path: data of kind {options.kind} need a path")
-    name = files.name_of(options.out) or options.kind
-    root, prompt = options.root or "", options.prompt or ""
-    entry = SourceConfig(
-        name, kind=options.kind, path=options.path, root=root, prompt=prompt, boxes=options.boxes or ""
-    )
+    _refuse(options, "split")
     parts = expand_meta(entry)
     for part in parts:
-        _report(part, options.out if parts == (entry,) else files.join(options.out, part.name), options, "train")
+        out = options.out if parts == (entry,) else files.join(options.out, part.name)
+        _report(part, out, options, pipeline)
     if any(part.max_patches for part in parts):
         side = VisionConfig.patch_size
         print(f"max_patches counts patches of {side} x {side} pixels; of P x P: times ({side} / P)^2")
     return 0
+
+
+def _entry(options: argparse.Namespace, name: str) -> SourceConfig:
+    """The source that --from, --path and what goes with them name, called by a name or by its kind."""
+    from navil_jax.data import formats
+    from navil_jax.data.sources import SOURCES
+
+    formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
+    leave_out = getattr(options, "leave_out", None) or ""
+    if options.kind in SOURCES:
+        _refuse(options, "path", "root", "prompt", "boxes")
+        return SourceConfig(options.kind, leave_out=leave_out)
+    _refuse(options, *WITHOUT_EFFECT.get(options.kind, ()))
+    if not options.path:
+        raise UserError(f"--path: data of kind {options.kind} need a path")
+    return SourceConfig(
+        name or options.kind,
+        kind=options.kind,
+        path=options.path,
+        root=options.root or "",
+        prompt=options.prompt or "",
+        boxes=options.boxes or "",
+        leave_out=leave_out,
+    )
 
 
 def _refuse(options: argparse.Namespace, *names: str) -> None:
@@ -190,25 +270,41 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
             raise UserError(f"--{name}: has no effect on data of kind {options.kind}; leave it out")
 
 
-def _report(part: SourceConfig, out: str, options: argparse.Namespace, split: "Split") -> None:
+def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline: Sequence[str]) -> None:
     """Converts one source, and prints what to write into a recipe."""
-    from navil_jax.data.convert import convert
+    from navil_jax.data.convert import WORK, convert
+    from navil_jax.data.engine import engine_of
+    from navil_jax.data.estimate import estimate_conversion
+    from navil_jax.data.formats import files
     from navil_jax.data.inspect.summary import unused_fields
+    from navil_jax.data.left_out import Without
     from navil_jax.data.sources import open_source
 
-    origin = f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt} {part.boxes}".strip()
-    done = convert(open_source(part, split), out, options.shards, origin)
+    split: Split = options.split or "train"
+    origin = (
+        f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt} {part.boxes} {part.leave_out}".strip()
+    )
+    engine = engine_of(options, pipeline, files.join(out, WORK))
+    if options.estimate:
+        found = estimate_conversion(part, lambda entry: open_source(entry, split), options.shuffle)
+        print(f"{out}: {found.text(options.price)}")
+        return
+    source = open_source(part, split, engine)
+    done = convert(source, out, options.shards, origin, options.shuffle, engine)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
     print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
+    if isinstance(source, Without):
+        print(f"  {len(source.left_out):,} more are left out by {part.leave_out}")
     if done.unused:
         print(f"  fields of the records that are not used: {unused_fields(done.unused.most_common())}")
     defaults = {field.name: field.default for field in dataclasses.fields(SourceConfig)}
-    settings = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "transforms")}
-    extra = "".join(f", {name}={value!r}" for name, value in settings.items() if value != defaults[name])
+    changed = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "transforms")}
+    extra = "".join(f", {name}={value!r}" for name, value in changed.items() if value != defaults[name])
     print(f'  SourceConfig("{part.name}", kind="array_record", path="{out}"{extra})')
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "clean": (_clean, "; the same command goes on from here"),
     "convert": (_convert, "; the same command goes on with the first missing shard"),
     "doctor": (_doctor, "; the same command goes on from here"),
     "mix": (_mix, ""),

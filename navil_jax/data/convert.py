@@ -1,23 +1,25 @@
-"""Any source -> sharded ArrayRecord, shard by shard: a shard that is there is whole, and is not written again."""
+"""Any source -> sharded ArrayRecord, in tasks of an engine: a shard that is there is whole and stays."""
 
 import contextlib
 import dataclasses
 import fcntl
+import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from navil_jax.console import Progress
+from navil_jax.data.engine import Engine, Local
 from navil_jax.data.formats import files
-from navil_jax.data.formats.array_record import SUFFIX, pack, shard_name, write_shard
-from navil_jax.data.formats.records import is_of_sample, reason
-from navil_jax.data.sample import BadSample, Source, stamp
+from navil_jax.data.formats.array_record import SUFFIX, shard_name, write_shard
+from navil_jax.data.packed import Tally, count_usable, packed, read_tally, stretch
+from navil_jax.data.sample import Source, stamp
+from navil_jax.data.shuffle import Shuffle
 from navil_jax.errors import UserError
 
 SHARD_SAMPLES = 10_000  # of a shard, if the number of shards is not given
 PLAN_FILE = "conversion.json"  # in the folder: what it is made of
+WORK = ".work"  # folder within it: what is handed from task to task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,33 +29,113 @@ class Converted:
     shards: int
     samples: int
     bad: int
-    # Of the shards written now: fields of the records -> samples that are not made of them.
+    # Fields of the records -> samples that are not made of them.
     unused: Counter[str] = dataclasses.field(default_factory=Counter, compare=False)
 
 
-def convert(source: Source, out: str, shards: int = 0, origin: str = "") -> Converted:
-    """Writes the samples of a source, in its order, as `OUT/data-NNNNN-of-NNNNN.array_record`.
+def convert(
+    source: Source,
+    out: str,
+    shards: int = 0,
+    origin: str = "",
+    shuffle: int | None = None,
+    engine: Engine | None = None,
+) -> Converted:
+    """Writes the samples of a source as `OUT/data-NNNNN-of-NNNNN.array_record`, in its order or shuffled.
 
-    Samples that cannot be used go to `data-NNNNN-of-NNNNN.bad.jsonl` with source, key and reason. Images are stored
-    as the files they were, decoded ones as PNG. An interrupted conversion goes on with the first missing shard; shards
-    in which a bad sample can be used by now are made anew.
+    The n-th shard holds the n-th stretch of the source; with `shuffle`, every order of all samples is as likely as any
+    other. Samples of the n-th stretch that cannot be used go to `data-NNNNN-of-NNNNN.bad.jsonl` with source, key and
+    reason. Images are stored as the files they were, decoded ones as PNG. An interrupted conversion goes on with the
+    shards that are missing; shards in which a bad sample can be used by now are made anew. The bytes depend on the
+    source and these arguments, and not on the engine.
 
     Args:
       out: folder, local or at an address.
       shards: number of files; 0: one per `SHARD_SAMPLES` samples.
       origin: says where the samples come from, to tell conversions apart.
+      shuffle: seed of the order; None: that of the source.
+      engine: where the work is done; None: in this process.
 
     Raises:
-      UserError: `out` holds another conversion or is just written by one, the source's files have changed, or no sample
-        can be used.
+      UserError: `out` holds another conversion or is just written by one, the source's files have changed, no sample
+        can be used, or a shuffled conversion is done and what was bad can be used by now.
     """
-    with _alone_in(out):
-        return _convert(source, out, shards, origin)
+    with alone_in(out):
+        shards = min(shards or -(-len(source) // SHARD_SAMPLES), len(source))
+        said = {"origin": origin, "samples": len(source), "shards": shards, "files": stamp(source), "shuffle": shuffle}
+        _check_plan(out, said)
+        engine = engine or Local()
+        if shuffle is None:
+            tallies = engine.run(WriteShards(source, out, shards), shards, out)
+        else:
+            tallies = _shuffled(source, Shuffle(out, shards, shuffle, files.join(out, WORK)), engine)
+        _clear(out)
+    bad = sum(tally.bad for tally in tallies)
+    if bad == len(source):
+        raise UserError(f"{out}: none of {len(source)} samples can be used, the reasons are in *.bad.jsonl there")
+    return Converted(shards, len(source) - bad, bad, sum((tally.unused for tally in tallies), Counter()))
+
+
+def _shuffled(source: Source, shuffle: Shuffle, engine: Engine) -> list[Tally]:
+    """Writes the shards, or looks at what was bad if they are all there."""
+    out = shuffle.out
+    if not _missing(out, shuffle.shards):
+        counting = CountUsable(WriteShards(source, out, shuffle.shards))
+        found = engine.run(counting, shuffle.shards, f"bad samples of {out}")
+        if usable := sum(count for _, count in found):
+            raise UserError(
+                f"{out}: {usable:,} samples that were bad can be used now; empty it to convert and shuffle all anew"
+            )
+        return [tally for tally, _ in found]
+    tallies = engine.run(shuffle.reading(source), shuffle.shards, f"{out}: reads")
+    if shuffle.regroups:
+        engine.run(shuffle.regrouping(), shuffle.regroups, f"{out}: regroups")
+    engine.run(shuffle.writing(), shuffle.shards, f"{out}: writes")
+    return tallies
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteShards:
+    """Task n writes the n-th stretch of the source as the n-th shard."""
+
+    source: Source
+    out: str
+    shards: int
+
+    def __call__(self, number: int) -> Tally:
+        path = self.path(number)
+        if not files.exists(path) or count_usable(self.source, path):
+            write_shard(path, (record for _, record in packed(self.source, self.stretch(number), path)))
+        return read_tally(path)
+
+    def path(self, number: int) -> str:
+        return files.join(self.out, shard_name(number, self.shards))
+
+    def stretch(self, number: int) -> range:
+        return stretch(len(self.source), self.shards, number)
+
+    def name(self, number: int) -> str:
+        indices = self.stretch(number)
+        return f"samples {indices.start:,} to {indices.stop - 1:,} of {self.out}"
+
+
+@dataclasses.dataclass(frozen=True)
+class CountUsable:
+    """Task n counts the samples of the n-th list of bad ones that can be used by now."""
+
+    written: WriteShards
+
+    def __call__(self, number: int) -> tuple[Tally, int]:
+        path = self.written.path(number)
+        return read_tally(path), count_usable(self.written.source, path)
+
+    def name(self, number: int) -> str:
+        return f"bad {self.written.name(number)}"
 
 
 @contextlib.contextmanager
-def _alone_in(out: str) -> Iterator[None]:
-    """Keeps a local folder for this conversion; raises `UserError` if another one writes there."""
+def alone_in(out: str) -> Iterator[None]:
+    """Keeps a local folder for this command; raises `UserError` if another one writes there."""
     if files.is_remote(out):
         yield
         return
@@ -63,66 +145,16 @@ def _alone_in(out: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{out}: another conversion writes there; wait for it, or give another --out") from error
+            raise UserError(f"{out}: another command writes there; wait for it, or give another --out") from error
+        _remove_partial(folder)
         yield
+        _remove_partial(folder)
 
 
-def _convert(source: Source, out: str, shards: int, origin: str) -> Converted:
-    shards = min(shards or -(-len(source) // SHARD_SAMPLES), len(source))
-    _check_plan(out, {"origin": origin, "samples": len(source), "shards": shards, "files": stamp(source)})
-    bounds = [len(source) * number // shards for number in range(shards + 1)]
-    there = [_is_done(source, files.join(out, shard_name(number, shards))) for number in range(shards)]
-    done = sum(bounds[number + 1] - bounds[number] for number in range(shards) if there[number])
-    unused: Counter[str] = Counter()
-    with Progress(out, len(source), "samples", done) as progress:
-        for number in (number for number in range(shards) if not there[number]):
-            path = files.join(out, shard_name(number, shards))
-            write_shard(path, _records(source, range(bounds[number], bounds[number + 1]), path, progress, unused))
-    bad_count = sum(len(_bad_entries(files.join(out, shard_name(number, shards)))) for number in range(shards))
-    if bad_count == len(source):
-        raise UserError(f"{out}: none of {len(source)} samples can be used, the reasons are in *.bad.jsonl there")
-    return Converted(shards, len(source) - bad_count, bad_count, unused)
-
-
-def _records(source: Source, indices: range, path: str, progress: Progress, unused: Counter[str]) -> Iterator[bytes]:
-    """The packed samples that can be used; then writes the list of the others, before the shard gets its name.
-
-    Args:
-      unused: takes the fields that they are not made of.
-    """
-    bad = []
-    for index in indices:
-        try:
-            sample = source[index]
-            yield pack(sample)
-            unused.update(sample.unused)
-        except (UserError, OSError) as error:
-            if isinstance(error, OSError) and not is_of_sample(error):
-                raise
-            entry = {"source": "", "key": str(index), "reason": reason(error), "index": index}
-            if isinstance(error, BadSample):
-                entry |= {"source": error.source, "key": error.key, "reason": error.reason}
-            bad.append(json.dumps(entry) + "\n")
-        progress.update()
-    if bad or _exists(_bad_file(path)):
-        files.write_file(_bad_file(path), "".join(bad).encode())
-
-
-def _is_done(source: Source, path: str) -> bool:
-    """Whether a shard is there, and what was bad still is."""
-    if not _exists(path):
-        return False
-    for entry in _bad_entries(path):
-        with contextlib.suppress(UserError, OSError):
-            pack(source[entry["index"]])
-            return False
-    return True
-
-
-def _check_plan(out: str, plan: dict[str, str | int]) -> None:
+def _check_plan(out: str, plan: Mapping[str, object]) -> None:
     """Notes in the folder what is converted into it; raises `UserError` if that is something else already."""
     path = files.join(out, PLAN_FILE)
-    if _exists(path):
+    if files.exists(path):
         found = json.loads(files.read_file(path))
         changed = [name for name in plan if found.get(name) != plan[name]]
         if changed == ["files"]:
@@ -138,16 +170,21 @@ def _check_plan(out: str, plan: dict[str, str | int]) -> None:
     files.write_file(path, json.dumps(plan, indent=2).encode())
 
 
-def _exists(path: str) -> bool:
-    system, bare = files.filesystem(path)
-    return system.exists(bare)
+def _remove_partial(folder: str) -> None:
+    """Removes what processes were writing when they were killed."""
+    for partial in glob.glob(os.path.join(glob.escape(folder), f"*{files.PART}")):
+        os.remove(partial)
 
 
-def _bad_file(path: str) -> str:
-    return path.removesuffix(SUFFIX) + ".bad.jsonl"
+def _missing(out: str, shards: int) -> bool:
+    """Whether a shard is not there."""
+    system, bare = files.filesystem(out)
+    there = {files.name_of(path) for path in system.ls(bare, detail=False)}
+    return any(shard_name(number, shards) not in there for number in range(shards))
 
 
-def _bad_entries(path: str) -> list[dict[str, Any]]:
-    """What a shard's list of bad samples says of each."""
-    lines = files.read_file(_bad_file(path)).splitlines() if _exists(_bad_file(path)) else []
-    return [json.loads(line) for line in lines]
+def _clear(out: str) -> None:
+    """Removes what was handed from task to task."""
+    system, bare = files.filesystem(files.join(out, WORK))
+    if system.exists(bare):
+        system.rm(bare, recursive=True)

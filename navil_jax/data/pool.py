@@ -27,6 +27,16 @@ def start_pool(processes: int, shared: Any, module: str) -> concurrent.futures.P
     return concurrent.futures.ProcessPoolExecutor(processes, context, _start, (shared,))
 
 
+def stop_pool(pool: concurrent.futures.ProcessPoolExecutor) -> None:
+    """Ends the processes of a pool, whatever they are at."""
+    processes = list((pool._processes or {}).values())  # terminate_workers() does this from Python 3.14 on
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+
+
 def shared_object() -> Any:
     """In a worker: what its pool was started with."""
     return _shared

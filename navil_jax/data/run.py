@@ -7,6 +7,7 @@ from typing import Protocol
 
 from navil_jax.config import Config, validate
 from navil_jax.config.continuing import with_model_of
+from navil_jax.data.engine import Engine
 from navil_jax.data.prompt import role_texts
 from navil_jax.data.sample import Source
 from navil_jax.data.sources import expand_sources, open_source
@@ -43,7 +44,7 @@ class OpenRun:
     trained: bool
 
 
-def open_run(config: Config, earlier: Earlier | None) -> OpenRun:
+def open_run(config: Config, earlier: Earlier | None, engine: Engine | None = None) -> OpenRun:
     """Opens what a run of `config` reads.
 
     1. Model, template and image settings: those of `earlier` if `config.init_model` says so, else the config's.
@@ -53,6 +54,7 @@ def open_run(config: Config, earlier: Earlier | None) -> OpenRun:
     Args:
       config: of the run.
       earlier: the run's newest checkpoint, or what `config.init_from` names; None for a fresh start.
+      engine: as of `formats.open_format`.
 
     Raises:
       UserError: a source cannot be opened, or there is no tokenizer.
@@ -60,7 +62,7 @@ def open_run(config: Config, earlier: Earlier | None) -> OpenRun:
     if earlier is not None and config.init_model:
         config = with_model_of(config, earlier.config)
     config = expand_sources(config)
-    sources = [open_source(entry, "train") for entry in config.data.sources]
+    sources = [open_source(entry, "train", engine) for entry in config.data.sources]
     if earlier is None:
         tokenizer = make_tokenizer(config, sources)
     elif earlier.tokenizer is not None:

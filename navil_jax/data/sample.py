@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
@@ -77,3 +78,19 @@ def usable_samples(source: Source) -> Iterator[Sample]:
     for index in range(len(source)):
         with contextlib.suppress(BadSample):
             yield source[index]
+
+
+def content_hash(sample: Sample) -> int:
+    """64 bits of the images (bytes of a file, pixels of a decoded one) and texts, that tell a sample from others."""
+    digest = hashlib.blake2b(digest_size=8)
+    texts = (text.encode() for turn in sample.turns for text in turn)
+    for content in (*map(_content, sample.images), *texts):
+        digest.update(len(content).to_bytes(8, "big"))  # so that no two lists of contents are added alike
+        digest.update(content)
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _content(image: Image.Image | bytes | Path) -> bytes:
+    if isinstance(image, Image.Image):
+        return b"%d %d %b" % (*image.size, image.tobytes())
+    return image if isinstance(image, bytes) else Path(image).read_bytes()

@@ -8,11 +8,13 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from navil_jax.config import Config, SourceConfig, VisionConfig, validate
 from navil_jax.data import formats
+from navil_jax.data.engine import Engine
 from navil_jax.data.formats.meta import meta_sources
+from navil_jax.data.left_out import without
 from navil_jax.data.sample import SPLITS, Source, Split
 from navil_jax.data.transforms import find_transform
 from navil_jax.errors import UserError
@@ -64,20 +66,29 @@ SOURCES: dict[str, Callable[[Split], Source]] = {
 }
 
 
-def open_source(entry: SourceConfig | str, split: Split) -> Source:
+def open_source(entry: SourceConfig | str, split: Split, engine: Engine | None = None) -> Source:
     """The source of an entry of config.data.sources, or of a name of `SOURCES`; split "test" for held-out samples.
 
+    Args:
+      engine: as of `formats.open_format`.
+
     Raises:
-      UserError: the name, the kind, a transform or the split is unknown, there are no such files, or the package that
-        holds or reads the data is not installed.
+      UserError: the name, the kind, a transform or the split is unknown, there are no such files, the list of samples
+        to leave out does not fit them, or the package that holds or reads the data is not installed.
     """
     entry = SourceConfig(entry) if isinstance(entry, str) else entry
     if split not in SPLITS:
         raise UserError(f"source {entry.name}: no split named {split!r}; use one of {list(SPLITS)}")
     for name in entry.transforms:
         find_transform(name)
-    if entry.kind:
-        return _open_files(entry, split)
+    if entry.kind == formats.META and split == "train":
+        parts = (open_source(part, split, engine) for part in expand_meta(entry))
+        return formats.Concatenated.of(cast(Any, part) for part in parts)
+    source = _open_files(entry, split, engine) if entry.kind else _open_built_in(entry, split)
+    return without(source, entry.leave_out, entry.name) if entry.leave_out and split == "train" else source
+
+
+def _open_built_in(entry: SourceConfig, split: Split) -> Source:
     if entry.name not in SOURCES:
         nearest = difflib.get_close_matches(entry.name, SOURCES, n=1, cutoff=0)[0]
         raise UserError(
@@ -92,17 +103,12 @@ def open_source(entry: SourceConfig | str, split: Split) -> Source:
         ) from error
 
 
-def _open_files(entry: SourceConfig, split: Split) -> Source:
+def _open_files(entry: SourceConfig, split: Split, engine: Engine | None) -> Source:
     formats.check_kind(entry.kind)
     if not has_split(entry, split):
         raise UserError(f"source {entry.name}: no held-out samples; give their path as held_out")
     path = entry.path if split == "train" else entry.held_out
-    if entry.kind == formats.META:
-        parts = expand_meta(entry)
-        return formats.Concatenated.of(
-            formats.open_format(part.kind, part.path, part.root, part.prompt, part.boxes) for part in parts
-        )
-    return formats.open_format(entry.kind, path, entry.root, entry.prompt, entry.boxes)
+    return formats.open_format(entry.kind, path, entry.root, entry.prompt, entry.boxes, engine)
 
 
 def has_split(entry: SourceConfig, split: Split) -> bool:

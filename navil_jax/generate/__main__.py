@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = {name: value for name, value in vars(options).items() if name not in ("file", "out", "slots")}
         size = options.file.stat().st_size
         same_settings(Path(f"{options.out}.settings.json"), {"file": options.file.name, "bytes": size, **given})
-        assistant = _assistant(options.checkpoint, options.slots)
+        assistant = _assistant(options.checkpoint, options.slots, options.int8)
         lines = Lines(assistant, options.file.parent, sampler, options.max_new_tokens)
         answer_lines(lines, options.file, output)
     failed = f"; {output.failed:,} of them hold an error" if output.failed else ""
@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _assistant(checkpoint: str, slots: int = 1) -> "Assistant":
+def _assistant(checkpoint: str, slots: int = 1, int8: bool = False) -> "Assistant":
     from navil_jax.convert.loading import load_assistant
     from navil_jax.sharding import make_mesh
 
-    return load_assistant(checkpoint, make_mesh(MeshConfig()), slots)
+    return load_assistant(checkpoint, make_mesh(MeshConfig()), slots, int8=int8)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         ("max-new-tokens", Count, 1024),
     ):
         add(f"--{name}", type=read_as(kind), default=default, help=f"of lines without (default: {default})")
+    text = "round the decoder's matrices to 8 bits: less memory, answers may differ a little"
+    add("--int8", action="store_true", help=text)
     return parser
 
 

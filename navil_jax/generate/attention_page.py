@@ -16,7 +16,7 @@ from navil_jax.data.inspect import page
 from navil_jax.errors import Parser, UserError
 from navil_jax.generate.assistant import Assistant, Question
 from navil_jax.generate.attention import Looks, look
-from navil_jax.generate.heat_maps import Units, curves, grids, heat_map, units_of
+from navil_jax.generate.heat_maps import Units, curves, grids, heat_map, ramp, units_of
 from navil_jax.generate.programs import length_of
 from navil_jax.paths import given_path, new_folder
 
@@ -58,8 +58,8 @@ def run(argv: Sequence[str], load: Callable[[str], Assistant]) -> int:
     units, texts = units_of(prompt, assistant.config.model), list(_texts(assistant, prompt, tokens))
     options.out.mkdir(parents=True, exist_ok=True)
     rows = list(_rows(looks, heads, tokens, units, shown, assistant, options.out))
-    charts = [_saved(drawing, options.out / name) for name, drawing in _charts(looks)]
-    head = ("layer", "attention on visual tokens", "on text tokens", "norm of visual tokens in front", "of text tokens")
+    charts = [(_saved(drawing, options.out / name), said) for name, drawing, said in _charts(looks)]
+    head = ("layer", "attention on visual tokens", "on text tokens", "norm of visual tokens", "of text tokens")
     values = list(_layer_rows(looks))
     text = page.render(
         Path(__file__).parent / "attention.html.jinja",
@@ -67,6 +67,7 @@ def run(argv: Sequence[str], load: Callable[[str], Assistant]) -> int:
         checkpoint=options.checkpoint,
         prompt=options.prompt,
         rows=rows,
+        ramp=page.data_uri(ramp()),
         charts=charts,
         head=head,
         layers=values,
@@ -153,12 +154,15 @@ def _rows(
                 yield {"title": f"layer {layer}, head {head}, token {token}", "most": most, "figures": figures}
 
 
-def _charts(looks: Looks) -> Iterator[tuple[str, Image.Image]]:
+def _charts(looks: Looks) -> Iterator[tuple[str, Image.Image, str]]:
+    """Name of the file, drawing, and what is seen in it."""
+    found = [("norms.png", "mean norm of tokens in front of each layer, and behind the last", looks.norms)]
     if looks.shares is not None:
-        title = "attention of text tokens behind the image, by layer"
-        yield "shares.png", curves(title, dict(zip(("visual", "text"), looks.shares.T, strict=True)))
-    title = "mean norm of tokens in front of each layer, and behind the last"
-    yield "norms.png", curves(title, dict(zip(("visual", "text"), looks.norms.T, strict=True)))
+        found.insert(0, ("shares.png", "share of attention of text tokens behind the image, by layer", looks.shares))
+    for name, title, values in found:
+        lines = dict(zip(("visual tokens", "text tokens"), values.T, strict=True))
+        ends = (f"{kind} {of[0]:.3g} in layer 0, {of[-1]:.3g} at the end" for kind, of in lines.items())
+        yield name, curves(title, lines), f"{title}: {'; '.join(ends)}"
 
 
 def _layer_rows(looks: Looks) -> Iterator[tuple[str, ...]]:

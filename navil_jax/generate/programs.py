@@ -79,7 +79,7 @@ class Programs:
 
     def load(self, params: Params) -> None:
         """Puts parameters on the mesh, in the place of those before; the compiled programs serve them too."""
-        self.params = jax.device_put(params, model_params.shardings(self.config, self.mesh))
+        self.params = model_params.put(self.config, params, self.mesh)
 
     @property
     def rows(self) -> int:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from navil_jax.batch import AnyArray
 from navil_jax.config import ModelConfig
+from navil_jax.model.int8 import Int8
 from navil_jax.model.linear import Linear
 from navil_jax.model.lora import LoraLinear
 from navil_jax.sharding import constrain
@@ -126,6 +127,8 @@ def unsharded(module: nnx.Module, config: ModelConfig) -> nnx.Module:
     """
 
     def whole(variable: nnx.Variable) -> nnx.Variable:
+        if isinstance(variable.get_value(), Int8):
+            return variable
         names = variable.get_metadata()["out_sharding"][-variable.ndim :]
         if variable.ndim == 1 or "embed" not in names:  # biases and norms are small, and added up in float32
             return variable

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from navil_jax.model.int8 import Int8, int8_product
 from navil_jax.sharding import jax_setting
 
 
@@ -16,7 +17,8 @@ class Linear(nnx.LinearGeneral):
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # no out_sharding
         """[..., *inputs] -> [..., *outputs] in the layer's dtype."""
-        y = product(x.astype(self.dtype), self.kernel[...], len(self.in_features))
+        x, kernel, inputs = x.astype(self.dtype), self.kernel.get_value(), len(self.in_features)
+        y = int8_product(x, kernel, inputs) if isinstance(kernel, Int8) else product(x, kernel, inputs)
         if self.bias is None:
             return y
         return (y.astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(y.dtype)

@@ -13,6 +13,8 @@ from jax.typing import DTypeLike
 from navil_jax import sharding
 from navil_jax.config import ModelConfig
 from navil_jax.errors import UserError
+from navil_jax.model import int8
+from navil_jax.model.linear import Linear
 from navil_jax.model.navil import NaViL
 from navil_jax.sharding import AnyMesh
 
@@ -74,6 +76,28 @@ def _check_divides(name: str, shape: tuple[int, ...], logical: tuple[str | None,
 def initialise(config: ModelConfig, seed: int) -> Params:
     """Fresh parameters; the same for the same seed, whatever the devices."""
     return nnx.to_pure_dict(nnx.state(NaViL(config, nnx.Rngs(seed)), nnx.Param))
+
+
+def with_int8(config: ModelConfig, params: Params) -> Params:
+    """Matrices of the decoder's layers as `int8.Int8`, the rest as it is; `params` is emptied on the way."""
+    flat = flatten(params)
+    params.clear()
+    rounded = jax.jit(int8.rounded, static_argnums=(1, 2))
+    for path, module in nnx.iter_modules(nnx.merge(*abstract(config))):
+        name = "/".join(map(str, (*path, "kernel")))
+        if isinstance(module, Linear) and name.startswith("decoder/layers/"):
+            flat[name] = rounded(flat[name], len(module.in_features), True)
+    return unflatten(flat)
+
+
+def put(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
+    """The parameters on the mesh, as `shardings` says."""
+
+    def placed(value: Any, own: NamedSharding) -> Any:
+        return int8.put(value, own) if isinstance(value, int8.Int8) else jax.device_put(value, own)
+
+    is_int8 = lambda value: isinstance(value, int8.Int8)  # noqa: E731
+    return jax.tree.map(placed, params, shardings(config, mesh), is_leaf=is_int8)
 
 
 def bind(config: ModelConfig, params: Params) -> NaViL:

@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"anybody who reaches {options.host} may ask: {KEYS} is not set", file=sys.stderr)
         limits = Limits(requests=options.requests, images_folder=options.images, fetch=options.fetch_images)
         mesh = make_mesh(MeshConfig())
-        assistant = load_assistant(options.checkpoint, mesh, options.slots, options.max_tokens, reuse=True)
+        sizes = options.slots, options.max_tokens
+        assistant = load_assistant(options.checkpoint, mesh, *sizes, reuse=True, int8=options.int8)
         name, faults = options.name or Path(options.checkpoint).name or "navil", list[Exception]()
 
         def fail(error: Exception) -> None:
@@ -89,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     folder = lambda text: local_path(given_path(text))  # noqa: E731
     add("--images", type=folder, metavar="FOLDER", help="clients may name images in it, as file:NAME")
     add("--fetch-images", action="store_true", help="clients may name images of public hosts, by http(s)")
+    text = "round the decoder's matrices to 8 bits: less memory, answers may differ a little"
+    add("--int8", action="store_true", help=text)
     return parser
 
 

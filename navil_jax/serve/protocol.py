@@ -86,6 +86,9 @@ def read_request(fields: dict[str, Any], assistant: Assistant, model: str, limit
     contents = _contents(talk.images, assistant, limits)
     patches = [assistant.read_image(content, f"image {number}") for number, content in enumerate(contents, 1)]
     prompt = assistant.with_system(talk.system).prompt(talk.history, talk.question, patches)
+    for name in ("max_tokens", "max_completion_tokens"):
+        if (asked := read_number(fields, name, int, 1)) < 1:
+            raise UserError(f"{name}: must be at least 1, not {asked}")
     room = assistant.engine.max_tokens - length_of(prompt)
     most = read_number(fields, "max_tokens", int, max(1, min(limits.new_tokens, room)))
     question = Question(

@@ -170,7 +170,7 @@ def _draw(found: Projection, steps: np.ndarray, losses: np.ndarray, name: str, w
         if step <= found.to:
             axis.axvline(step, color="0.5", linestyle="--")
             axis.annotate(text, (step, 0.02), (3, 0), ("data", "axes fraction"), "offset points", fontsize=8)
-    head = f"{name} {Value.of(found.law.loss(found.last))} now, {found.gain(1)} less after a doubling of the steps"
+    head = f"by the law: {name} {Value.of(found.law.loss(found.last))} now, {found.gain(1)} less after a doubling"
     low, high = min(draws[:, 0].min(), found.losses.min()), found.losses.max()
     axis.set(
         xscale="log",

@@ -31,6 +31,8 @@ from navil_jax.train.metrics import Answer
 from navil_jax.train.step import EvalScores, global_batch, make_eval_step
 
 SHOWN_ANSWERS = 16
+NO_BETTER = "It answers no better than without the image"
+MASTERED, GUESSED = 0.6, 0.1  # of what the baselines leave open: from here on it is learned, and up to here it is not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,8 @@ class HeldOut(Evaluator):
         if not final:
             kinds = {name: value for name, value in self.metrics(scores).items() if name.count("/") == 2}
             return "  ".join([*(f"{name} {value:.4f}" for name, value in kinds.items()), *self._gaps()])
-        text = "\n\n".join([table(self.rows(scores)), *self._gaps()])
+        rows = self.rows(scores)
+        text = "\n\n".join([table(rows), *learned(rows), *self._gaps()])
         (folder / "evaluation.md").write_text(text + "\n")
         return text
 
@@ -205,6 +208,12 @@ class Row:
     commonest_answer: float  # of the best constant answer
     question_only: float  # of the most frequent training answer to the same question
 
+    @property
+    def gained(self) -> float:
+        """How much of what the baselines leave open is right: 1 all of it, 0 or less: no better than without images."""
+        baseline = max(self.commonest_answer, self.question_only)
+        return (self.accuracy - baseline) / (1 - baseline) if baseline < 1 else float(self.accuracy == 1) - 1
+
 
 def table(rows: Iterable[Row]) -> str:
     """The rows as a Markdown table."""
@@ -216,3 +225,12 @@ def table(rows: Iterable[Row]) -> str:
         shares = " | ".join(f"{100 * share:.1f}%" for share in (row.accuracy, row.commonest_answer, row.question_only))
         lines.append(f"| {row.source} | {row.kind} | {row.samples} | {shares} |")
     return "\n".join(lines)
+
+
+def learned(rows: Iterable[Row]) -> list[str]:
+    """What a model can do and what not, in up to three sentences: all rows by what they gain on the baselines."""
+    found: dict[str, list[str]] = {"It answers": [], "It answers in part": [], NO_BETTER: []}
+    for row in sorted(rows, key=lambda row: -row.gained):
+        part = "It answers" if row.gained >= MASTERED else "It answers in part" if row.gained > GUESSED else NO_BETTER
+        found[part].append(f"{row.source} {row.kind} ({row.accuracy:.0%})")
+    return [f"{part}: {', '.join(names)}." for part, names in found.items() if names]

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from navil_jax.config import Config
 from navil_jax.config.plain import differences, from_json, to_json
-from navil_jax.errors import UserError
+from navil_jax.errors import UserError, one_line
 from navil_jax.paths import is_remote, path_of
 
 FILE = ".lock"
@@ -110,7 +110,11 @@ class WorkdirLock:
     def _keep(self) -> None:
         count = 0
         while not self._ended.wait(self._every):
-            self._renew(count := count + 1)
+            count += 1
+            try:
+                self._renew(count)
+            except Exception as error:  # whatever the packages of a bucket raise
+                print(f"warning: {self._path}: cannot be renewed ({one_line(error)}); it is tried again", flush=True)
 
     def _renew(self, count: int) -> None:
         self._own = self._own | {"renewed": count}

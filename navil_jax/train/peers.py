@@ -15,7 +15,7 @@ import numpy as np
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
-from navil_jax.errors import BAD_INPUT, explain
+from navil_jax.errors import explain, status_of
 from navil_jax.train.checksums import DamagedCheckpoint
 
 CONNECT_SECONDS = 10.0  # for all processes to find the first one
@@ -67,7 +67,7 @@ class Peers:
         self._tell(f"{'failed' if error else 'over'} {self._number}")
         if error and self._connections:
             alone = not self._all_leave()
-            status = 1 if isinstance(error, DamagedCheckpoint) or not explain(error) else BAD_INPUT
+            status = 1 if isinstance(error, DamagedCheckpoint) or not explain(error) else status_of(error)
             # A write that hangs, or waits for the others, would keep this process.
             leaving = threading.Timer(LEAVE_SECONDS, os._exit, (status,))
             leaving.daemon = True

@@ -100,6 +100,8 @@ def plot_answers(path: str | Path, answers: Sequence[Answer], columns: int = 4) 
             0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=9,
             color=RIGHT if shown.right else WRONG, fontweight="normal" if shown.right else "bold", parse_math=False,
         )  # fmt: skip
+    if any(shown.answer.endswith(" ...") for shown in answers):
+        figure.supxlabel("... stands where an answer goes on behind its first wrong token", fontsize=9)
     figure.tight_layout()
     figure.savefig(path)
 

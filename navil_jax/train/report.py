@@ -1,6 +1,7 @@
 """Report of a run as one HTML page: `python -m navil_jax.train report DIR`."""
 
 import base64
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -30,6 +31,17 @@ Curves, held-out answers, samples by source, goodput, what the config changes of
 Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
 WIDTH, HEIGHT = 480, 200  # of a curve
 POINTS = 400  # of a curve, at most
+DOTS = 12  # so few points are marked, and one alone is seen
+COLOURS = 8  # of the page's; curves behind them are dashed
+ALONE = {
+    "learning_rate": "learning rate",
+    "gradient_norm": "norm of the gradient",
+    "tokens_per_second": "tokens per second",
+    "mfu": "share of the devices' peak (MFU)",
+    "data_wait": "share of the time that waits for data",
+    "checkpoint/blocked_seconds": "seconds that steps waited for a save",
+    "goodput/productive": "share of the time that trains (goodput)",
+}
 FREE = ("workdir",)  # keys that every run sets
 
 
@@ -58,9 +70,9 @@ def page(run: Overview, recipe: str = "", now: float | None = None) -> str:
         Path(__file__).with_name("report.html.jinja"),
         title=f"Run {run.folder.name}",
         alarms=run.alarms(now),
-        facts=facts(run, now),
+        facts=facts(run, now, drawn=True),
         curves=curves(run),
-        evaluation=_text(run.folder / "evaluation.md"),
+        evaluation=_blocks(_text(run.folder / "evaluation.md")),
         answers=_png(run.folder / "answers.png"),
         kinds=kinds,
         samples=[(name, *(f"{of_one.get(kind, 0):,}" for kind in kinds)) for name, of_one in counts.items()],
@@ -94,46 +106,63 @@ def _changed(config: Config | None, recipe: str) -> list[tuple[str, str, str]]:
 
 
 def curves(run: Overview) -> list[dict[str, Any]]:
-    """The curves of the logs, those of one unit in one drawing."""
+    """The curves of the logs: losses in one drawing, the held-out scores of a source in one, others alone."""
     points: dict[str, list[tuple[int, float]]] = {}
     for line in (*run.metrics, *run.timings):
         for name, value in line.items():
             if name != "step" and math.isfinite(value):
                 points.setdefault(name, []).append((line["step"], value))
-    losses = ["loss", *sorted(name for name in points if name.startswith("eval/") and name.endswith("loss"))]
-    scores = sorted(name for name in points if name.startswith("eval/") and name not in losses)
-    drawings = [("loss", losses), ("held-out scores", scores)]
-    drawings += [(name, [name]) for name in ("learning_rate", "gradient_norm", "tokens_per_second", "mfu", "data_wait")]
-    drawings += [("seconds that steps waited for a save", ["checkpoint/blocked_seconds"])]
-    drawings += [("goodput", ["goodput/productive"])]
-    return [
-        drawing(title, {name: points[name] for name in names if name in points})
-        for title, names in drawings
-        if any(name in points for name in names)
-    ]
+    drawings: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name in sorted(points):
+        if name == "loss" or (name.startswith("eval/") and name.endswith("/loss")):
+            said = "training" if name == "loss" else f"held out: {name.removeprefix('eval/').removesuffix('/loss')}"
+            drawings.setdefault("loss", {})[said] = points[name]
+    for name in sorted(name for name in points if name.startswith("eval/") and not name.endswith("/loss")):
+        _, source, *rest = name.split("/")
+        drawings.setdefault(f"held-out scores: {source}", {})["/".join(rest) or source] = points[name]
+    drawings |= {title: {title: points[name]} for name, title in ALONE.items() if name in points}
+    return [drawing(title, named) for title, named in drawings.items()]
 
 
 def drawing(title: str, named: dict[str, list[tuple[int, float]]]) -> dict[str, Any]:
-    """What the template of a curve shows; long curves as means of equal stretches."""
+    """What the template of a curve shows; long curves as means of equal stretches, wide ranges logarithmic."""
     thinned = {name: _thinned(np.array(points, float)) for name, points in named.items()}
     everything = np.concatenate(list(thinned.values()))
     (left, low), (right, high) = everything.min(0), everything.max(0)
-    across, up = (right - left) or 1.0, (high - low) or 1.0
+    logarithmic = title == "loss" and 0 < low * 8 < high
+    scaled = np.log if logarithmic else np.array
+    across, up = (right - left) or 1.0, (scaled(high) - scaled(low)) or 1.0
     lines = []
     for number, (name, points) in enumerate(thinned.items()):
-        x, y = (points[:, 0] - left) / across * WIDTH, HEIGHT - (points[:, 1] - low) / up * HEIGHT
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-        lines.append({"name": name, "path": path, "hue": number * 137 % 360, "last": f"{points[-1, 1]:.4g}"})
+        x, y = (points[:, 0] - left) / across * WIDTH, HEIGHT - (scaled(points[:, 1]) - scaled(low)) / up * HEIGHT
+        placed = [(f"{a:.1f}", f"{b:.1f}") for a, b in zip(x, y, strict=True)]
+        lines.append(
+            {
+                "name": "" if name == title else name,
+                "path": " ".join(map(",".join, placed)),
+                "dots": placed if len(placed) <= DOTS else [],
+                "colour": number % COLOURS,
+                "dashes": "dashed" if number >= COLOURS else "",
+                "last": _said(points[-1, 1]),
+            }
+        )
+    ends = "; ".join(f"{name} {_said(points[0, 1])} to {_said(points[-1, 1])}" for name, points in thinned.items())
     return {
         "title": title,
+        "said": f"{title} from step {left:,.0f} to {right:,.0f}: {ends}",
+        "logarithmic": logarithmic,
         "lines": lines,
-        "low": f"{low:.4g}",
-        "high": f"{high:.4g}",
+        "low": _said(low),
+        "high": _said(high),
         "left": f"{left:,.0f}",
         "right": f"{right:,.0f}",
         "width": WIDTH,
         "height": HEIGHT,
     }
+
+
+def _said(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _thinned(points: np.ndarray) -> np.ndarray:
@@ -145,6 +174,19 @@ def _thinned(points: np.ndarray) -> np.ndarray:
 
 def _text(path: epath.Path) -> str:
     return path.read_text() if path.exists() else ""
+
+
+def _blocks(markdown: str) -> list[tuple[list[str], Any]]:
+    """Head and rows of each table in a text, and no head where there is other text."""
+    blocks: list[tuple[list[str], Any]] = []
+    for is_table, lines in itertools.groupby(markdown.splitlines(), lambda line: line.startswith("|")):
+        text = "\n".join(lines).strip()
+        rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()]
+        if is_table and len(rows) > 1 and not set(rows[1][0]) - set(":-"):
+            blocks.append((rows[0], rows[2:]))
+        elif text:
+            blocks.append(([], text))
+    return blocks
 
 
 def _png(path: epath.Path) -> str:

@@ -15,6 +15,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -331,6 +332,14 @@ def _report(run: Run, state: TrainState, recorder: Recorder) -> None:
     if recorder.alarm:
         _say(f"the mean loss is {metrics['loss_mean']:.2f} at the end, {recorder.alarm}")
     _say(f"see loss.png, answers.png, evaluation.md in {config.workdir}")
+    _say("next:\n" + "\n".join(f"  python -m navil_jax.{command}" for command in _next_commands(config.workdir)))
+
+
+def _next_commands(workdir: str) -> Iterator[str]:
+    workdir = shlex.quote(workdir)
+    yield f"chat --checkpoint {workdir} --image IMAGE.png"
+    yield f"serve --checkpoint {workdir}"
+    yield f"train report {workdir}"
 
 
 def _say(text: str) -> None:

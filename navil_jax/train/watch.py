@@ -76,14 +76,14 @@ def state(run: Overview, now: float, minutes: float) -> str:
     return "running" if run.lives or now - run.seen <= 60 * minutes else "silent"
 
 
-def facts(run: Overview, now: float) -> list[tuple[str, str]]:
-    """Name and value of what is known."""
+def facts(run: Overview, now: float, drawn: bool = False) -> list[tuple[str, str]]:
+    """Name and value of what is known; `drawn`: without what a page draws, the loss's curve and evaluations."""
     losses = [loss for _, loss in run.losses()]
     seen = f", last sign {age(now - run.seen)}" if run.seen is not None else ""
     found = [("step", f"{run.step:,} of {f'{run.steps:,}' if run.steps else 'an unknown number'}{seen}")]
     if losses:
-        found.append(("loss", f"{losses[-1]:.4f}  {curve(losses)}"))
-    for name, value in sorted(_evaluations(run).items()):
+        found.append(("loss", f"{losses[-1]:.4f}" + ("" if drawn else f"  {curve(losses)}")))
+    for name, value in () if drawn else sorted(_evaluations(run).items()):
         found.append((name, f"{value:.4f}"))
     speed = run.last("tokens_per_second")
     if speed is not None:

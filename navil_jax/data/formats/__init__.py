@@ -1,6 +1,7 @@
 """Files that users have -> `Source`: one class per format, all of them a `records.RecordSource`."""
 
 import bisect
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -9,8 +10,11 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+from navil_jax.data.engine import Engine
 from navil_jax.data.formats import files
+from navil_jax.data.formats.many_files import IndexedFile, indexed_files
 from navil_jax.data.formats.records import TEXTS_SAMPLES, RecordSource
 from navil_jax.data.grounding import Coordinates
 from navil_jax.data.sample import Sample, check_index
@@ -35,11 +39,11 @@ _WHOLE_FOLDER = ("array_record", "huggingface", "tfds")  # open a folder themsel
 class Concatenated:
     """Sources one after another, as one."""
 
-    sources: "tuple[RecordSource | Concatenated, ...]"
+    sources: "tuple[RecordSource | IndexedFile | Concatenated, ...]"
     ends: tuple[int, ...]  # samples up to and with each source
 
     @classmethod
-    def of(cls, sources: "Iterable[RecordSource | Concatenated]") -> "Concatenated":
+    def of(cls, sources: "Iterable[RecordSource | IndexedFile | Concatenated]") -> "Concatenated":
         sources = tuple(sources)
         return cls(sources, tuple(itertools.accumulate(len(source) for source in sources)))
 
@@ -87,7 +91,7 @@ def check_kind(kind: str, known: Sequence[str] = (*FORMATS, META)) -> None:
 
 
 def open_format(
-    kind: str, path: str, root: str = "", prompt: str = "", boxes: Coordinates = ""
+    kind: str, path: str, root: str = "", prompt: str = "", boxes: Coordinates = "", engine: Engine | None = None
 ) -> RecordSource | Concatenated:
     """The samples of a file, a folder or a pattern such as `shards/{0000..0999}.tar`, local or at an address.
 
@@ -96,6 +100,7 @@ def open_format(
       root: folder of the images that records name; empty: that of the file.
       prompt: the question of samples that are a caption only; empty: `sources.CAPTION_PROMPT`.
       boxes: coordinates of boxes in their texts; empty: the records say.
+      engine: indexes several files, which are opened only when they are read; None: all are opened now.
 
     Raises:
       UserError: unknown kind, no such file, a file that cannot be used at all, or a package is not installed.
@@ -107,20 +112,42 @@ def open_format(
         raise UserError(
             f"{root}: no such folder of images (root, or --root); give the one below which records name them"
         )
-    module, name = FORMATS[kind]
-    try:
-        format_class = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    with _naming_packages(kind, path):
+        format_class = _format_class(kind)
         found = [path]
         if kind not in _WHOLE_FOLDER:
             found = files.expand(path, format_class.suffixes)
             for file in found:
                 files.check_is_content(file)
             _tell_of_others(path, format_class.suffixes)
+        if engine is not None and len(found) > 1:
+            return Concatenated.of(indexed_files(format_class, found, root, prompt, boxes, engine))
         sources = [format_class(file, root, prompt) for file in found]
+    for source in sources:
+        source.boxes = boxes
+    return sources[0] if len(sources) == 1 else Concatenated.of(sources)
+
+
+def files_of(kind: str, path: str) -> list[str]:
+    """The files that `open_format` opens one by one; none where a format opens a folder itself."""
+    check_kind(kind, tuple(FORMATS))
+    if kind in _WHOLE_FOLDER:
+        return []
+    with _naming_packages(kind, path):
+        return files.expand(path, _format_class(kind).suffixes)
+
+
+def _format_class(kind: str) -> Any:
+    module, name = FORMATS[kind]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+@contextlib.contextmanager
+def _naming_packages(kind: str, path: str) -> Iterator[None]:
+    """Raises `UserError` for a package that a format needs and that is not installed."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         missing = error.name or str(error)
         package = _PACKAGES.get(missing, missing)
         raise UserError(f"{path}: data of kind {kind} need another package: pip install {package}") from error
-    for source in sources:
-        source.boxes = boxes
-    return sources[0] if len(sources) == 1 else Concatenated.of(sources)

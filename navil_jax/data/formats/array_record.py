@@ -8,7 +8,6 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -61,20 +60,13 @@ def unpack(record: bytes) -> dict[str, Any]:
 
 def write_shard(path: str, records: Iterable[bytes]) -> None:
     """Writes one file of packed samples, which has its name only when it is whole."""
-    remote = files.is_remote(path)
-    partial = files.cached_name(path, ".part") if remote else Path(f"{path}.part")
-    writer = ArrayRecordWriter(str(partial), "group_size:1,zstd:1")
-    try:
-        for record in records:
-            writer.write(record)
-    finally:
-        writer.close()
-    if remote:
-        system, bare = files.filesystem(path)
-        system.put_file(str(partial), bare)
-        partial.unlink()
-    else:
-        partial.replace(path)
+    with files.written_whole(path) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1,zstd:1")
+        try:
+            for record in records:
+                writer.write(record)
+        finally:
+            writer.close()
 
 
 class ArrayRecord(RecordSource):

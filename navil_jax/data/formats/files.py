@@ -1,5 +1,6 @@
 """Files by path or address (gs://, s3://, memory://, ...) through one interface."""
 
+import contextlib
 import errno
 import functools
 import glob
@@ -7,7 +8,9 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -35,7 +38,10 @@ _KINDS = (
 _MAY_BE_DATA = re.compile(r"\.(?:jsonl?|ndjson|parquet|tar|arrow|csv|tsv|array_record|tfrecord)\b")
 _OWN = re.compile(r"\.index$|\.bad\.jsonl$|^conversion\.json$")  # what this program writes beside data
 LOOKED_AT, _DEPTH = 10_000, 4  # files, and folders within folders, that are looked through for more data
+AHEAD = 1 << 24  # bytes
 _BLOCK, _BLOCKS = 1 << 13, 16  # bytes, and how many blocks of a large file tell its version
+PART = ".part"  # ending of a file that is being written, or was when its process was killed
+SHARED_VARIABLE = "NAVIL_INDICES"  # environment variable: folder, at an address, of indices that all machines share
 CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
 
 
@@ -231,17 +237,43 @@ def fingerprint(samples: int, versions: Iterable[Version]) -> str:
     return f"{samples} samples ({hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()})"
 
 
+def total_size(paths: Sequence[str]) -> int:
+    """Bytes of some files."""
+    return sum(system.size(bare) for system, bare in map(filesystem, paths))
+
+
 def open_binary(path: str) -> BinaryIO:
     """The file for reading from its start."""
     system, bare = filesystem(path)
     return system.open(bare, "rb")
 
 
+class _ReadAhead(threading.local):
+    """What a thread has read of a file at an address; once it reads on where it ended, a block is read at a time."""
+
+    path, begin, content, end = "", 0, b"", -1  # of the content, and where the last range ended
+
+    def read(self, path: str, begin: int, end: int) -> bytes:
+        if path != self.path or not self.begin <= begin <= end <= self.begin + len(self.content):
+            reads_on = (path, begin) == (self.path, self.end)
+            system, bare = filesystem(path)
+            self.content = system.cat_file(bare, start=begin, end=max(end, begin + AHEAD) if reads_on else end)
+            self.path, self.begin = path, begin
+        self.end = end
+        return self.content[begin - self.begin : end - self.begin]
+
+
+_read_ahead = _ReadAhead()
+
+
 def read_range(path: str, begin: int, end: int) -> bytes:
-    """Bytes begin..end-1. ValueError if the file ends before."""
+    """Bytes begin..end-1; ranges of a remote file that follow each other cost a request per `AHEAD` bytes.
+
+    Raises:
+      ValueError: the file ends before.
+    """
     if is_remote(path):
-        system, bare = filesystem(path)
-        content = system.cat_file(bare, start=begin, end=end)
+        content = _read_ahead.read(path, begin, end)
     else:
         with open(path, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), end - begin, begin)
@@ -272,6 +304,12 @@ def cached_name(path: str, suffix: str = "") -> Path:
     return cache_folder() / f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}-{name_of(path)}{suffix}"
 
 
+def shared_index(path: str, suffix: str) -> str:
+    """Where the index of a file at an address is kept for all machines; empty: nowhere, or the file is local."""
+    folder = os.environ.get(SHARED_VARIABLE, "")
+    return join(folder, cached_name(path, suffix).name) if folder and is_remote(path) else ""
+
+
 def local_copy(path: str) -> str:
     """A local path with the file's content: the file itself, or a copy in the cache folder, made once per version."""
     if not is_remote(path):
@@ -286,12 +324,33 @@ def local_copy(path: str) -> str:
     return str(copy)
 
 
+@contextlib.contextmanager
+def written_whole(path: str) -> Iterator[Path]:
+    """A local path to write a large file to; then it gets its name or goes to its address, unless writing failed."""
+    suffix = f".{uuid.uuid4().hex}{PART}"
+    partial = cached_name(path, suffix) if is_remote(path) else Path(at_home(path) + suffix)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        if is_remote(path):
+            system, bare = filesystem(path)
+            system.put_file(str(partial), bare)
+        else:
+            partial.replace(at_home(path))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def exists(path: str) -> bool:
+    system, bare = filesystem(path)
+    return system.exists(bare)
+
+
 def write_file(path: str, content: bytes) -> None:
     """Writes a small file; it has its name only when it is whole."""
     system, bare = filesystem(path)
     if is_remote(path):
         system.pipe_file(bare, content)
         return
-    partial = Path(f"{path}.{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_bytes(content)

@@ -3,7 +3,8 @@
 A file of samples is cut into consecutive byte ranges, one per sample. `FILE.index` holds a header of 56 bytes (magic,
 kind, version of FILE as `files.Version`, number of offsets, number of marked samples), the offsets as little-endian
 uint64, one per sample and a last one for the end, and the numbers of the marked samples. It lies beside FILE, or in the
-cache folder where that cannot be written or is remote. An index that is not of FILE's version is written anew.
+cache folder where that cannot be written or is remote; `files.shared_index` has that of a remote file for all machines.
+An index that is not of FILE's version is written anew.
 """
 
 import os
@@ -51,7 +52,7 @@ class FileIndex:
         if not files.is_remote(path):
             places.insert(0, Path(path + SUFFIX))
         found = [place for place in places if _fits(place, header)]
-        self.file = str(found[0] if found else _build(path, scan, header, places))
+        self.file = str(found[0] if found else _shared(path, header) or _build(path, scan, header, places))
         self._arrays: tuple[np.ndarray, np.ndarray] | None = None
         if not len(self):
             raise UserError(f"{path}: has no samples")
@@ -114,6 +115,15 @@ def _fits(place: Path, header: Header) -> bool:
         return False
 
 
+def _shared(path: str, header: Header) -> Path | None:
+    """A copy of the index that another machine made of a file at an address, if there is one."""
+    there, place = files.shared_index(path, SUFFIX), files.cached_name(path, SUFFIX)
+    if there and files.exists(there):
+        with files.written_whole(str(place)) as partial:
+            partial.write_bytes(files.read_file(there))
+    return place if _fits(place, header) else None
+
+
 def _build(path: str, scan: Scan, header: Header, places: list[Path]) -> Path:
     """Writes the index under another name in the first place that can be written, then renames it."""
     place = next((place for place in places if os.access(place.parent, os.W_OK)), places[-1])
@@ -134,6 +144,8 @@ def _build(path: str, scan: Scan, header: Header, places: list[Path]) -> Path:
             target.seek(0)
             target.write(_HEADER.pack(*header, count, len(marked)))
         partial.replace(place)
+        if there := files.shared_index(path, SUFFIX):
+            files.write_file(there, place.read_bytes())
     finally:
         partial.unlink(missing_ok=True)
     return place

@@ -2,14 +2,12 @@
 
 import dataclasses
 import functools
-import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from navil_jax.config import SPECIAL_TOKENS, Config
 from navil_jax.data.features import Skipped, smaller_images
@@ -17,7 +15,7 @@ from navil_jax.data.formats.placeholders import placeholders
 from navil_jax.data.grounding import MARKERS
 from navil_jax.data.images import load_image
 from navil_jax.data.prompt import PLACEHOLDER, encode_conversation, image_tokens
-from navil_jax.data.sample import BadSample, Sample, Source
+from navil_jax.data.sample import BadSample, Sample, Source, content_hash
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.errors import UserError
 
@@ -36,7 +34,6 @@ NOTE = np.dtype(
         ("narrowest", "f4"),  # width / height of the image where that is smallest
         ("widest", "f4"),
         ("hash", "u8"),  # of images and text; 0 of bad samples
-        ("unused", "u4"),  # number of the set of fields that are not used, see `examination.FieldSets`
     ]
 )
 SIZES = ("visual_tokens", "text_tokens", "patches")
@@ -46,9 +43,9 @@ _EMPTY_ANSWER = re.compile(r"answer( \d+)? is empty")
 class Notes(NamedTuple):
     """What was noted of some samples."""
 
-    table: np.ndarray  # [n] NOTE, without its numbers of sets of unused fields
+    table: np.ndarray  # [n] NOTE
     bad: list[Skipped]
-    unused: list[tuple[str, ...]]  # fields of each sample's record that it is not made of
+    unused: Counter[str]  # fields of the records -> samples that are not made of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +66,14 @@ class Checkup:
           RuntimeError: the source failed in a way that says nothing about the sample.
         """
         notes, bad = np.zeros(len(indices), NOTE), list[Skipped]()
-        unused: list[tuple[str, ...]] = [()] * len(indices)
+        unused = Counter[str]()
         for place, index in enumerate(indices):
             key = f"{self.name}/{index}"
             try:
                 sample = self.source[index]
                 key = sample.key
-                notes[place], unused[place] = self.note(sample), sample.unused
+                notes[place] = self.note(sample)
+                unused.update(sample.unused)
                 continue
             except BadSample as error:
                 key, reason = error.key, error.reason
@@ -99,7 +97,7 @@ class Checkup:
         config, vision = self.config, self.config.model.vision
         if sample.images and vision is None:
             raise UserError(f"{sample.key}: has images, but config.model.vision is None")
-        sizes, digest = self._images_and_hash(sample)
+        sizes = self._image_sizes(sample)
         system = config.data.system_message if sample.system is None else sample.system
         tokens = encode_conversation(
             self.tokenizer,
@@ -116,7 +114,7 @@ class Checkup:
         for name, length in zip(SIZES, lengths.tolist(), strict=True):
             note[name] = length
         note["learnt_tokens"] = np.count_nonzero(tokens["text_weights"])
-        note["images"], note["hash"] = len(sizes), digest
+        note["images"], note["hash"] = len(sizes), content_hash(sample)
         if sizes:
             ratios = [width / height for height, width in sizes]
             note["narrowest"], note["widest"] = min(ratios), max(ratios)
@@ -126,17 +124,13 @@ class Checkup:
         note["status"] = self._status(note, sizes)
         return note
 
-    def _images_and_hash(self, sample: Sample) -> tuple[list[tuple[int, int]], int]:
-        """(height, width) of the images, all of which were decoded, and 64 bits that tell the sample from others."""
-        digest, sizes = hashlib.blake2b(digest_size=8), []
-        for number, content in enumerate(sample.images):
-            name = f"{sample.key}, image {number + 1}" if isinstance(content, bytes) else ""
-            image = load_image(content, name)
-            sizes.append((image.height, image.width))
-            _add(digest, _content(content))
-        for text in (text for turn in sample.turns for text in turn):
-            _add(digest, text.encode())
-        return sizes, int.from_bytes(digest.digest(), "big")
+    def _image_sizes(self, sample: Sample) -> list[tuple[int, int]]:
+        """(height, width) of the images, all of which were decoded."""
+        loaded = (
+            load_image(content, f"{sample.key}, image {number}" if isinstance(content, bytes) else "")
+            for number, content in enumerate(sample.images, 1)
+        )
+        return [(image.height, image.width) for image in loaded]
 
     def marks(self, sample: Sample) -> set[str]:
         """What stands in the text as plain text, and marks an image or a turn elsewhere: `<|image_pad|>`, `<img>`."""
@@ -169,16 +163,3 @@ def _image_sizes(sizes: Sequence[tuple[int, int]], config: Config) -> np.ndarray
         cost = image_tokens(width, height, config)
         total += [getattr(cost, name) for name in SIZES]
     return total
-
-
-def _content(image: Image.Image | bytes | Path) -> bytes:
-    """What tells an image from others: a file's bytes, or the pixels of a decoded one."""
-    if isinstance(image, Image.Image):
-        return b"%d %d %b" % (*image.size, image.tobytes())
-    return image if isinstance(image, bytes) else Path(image).read_bytes()
-
-
-def _add(digest: hashlib.blake2b, content: bytes) -> None:
-    """Adds a part and its length, so that no two lists of parts are added alike."""
-    digest.update(len(content).to_bytes(8, "big"))
-    digest.update(content)

@@ -4,21 +4,22 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from navil_jax.config import Config, SourceConfig, validate
 from navil_jax.config.plain import to_json
-from navil_jax.config.ranges import Amount, Processes, read_as
+from navil_jax.config.ranges import Amount, read_as
 from navil_jax.console import say
 from navil_jax.data import formats
+from navil_jax.data.engine import Engine
+from navil_jax.data.engine import add_options as add_engine_options
+from navil_jax.data.estimate import add_options as add_estimate_options
+from navil_jax.data.estimate import estimate_examination
 from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
-from navil_jax.data.inspect.examination import FieldSets, examine
+from navil_jax.data.inspect.examination import TABLES, Examined, examine
 from navil_jax.data.inspect.report import LISTED, Head, report
 from navil_jax.data.inspect.summary import (
     bad_reasons,
@@ -55,7 +56,7 @@ markers such as <img> or [IMG] in their text, and which fields of the records ar
   report.html        the same with histograms, and some samples in which you see what is trained, with which weight
   quarantine.jsonl   the bad samples, for data.quarantine
   findings.jsonl     samples that are worth a look: too long, seen twice, markers in text, empty answers
-  notes/             44 bytes per sample. After Ctrl-C the same command goes on; remove the folder to begin anew.
+  notes/             80 bytes per sample. After Ctrl-C the same command goes on; remove the folder to begin anew.
 
 Tokens are counted with the tokenizer of the run in config.workdir, else in config.init_from, else with data.tokenizer;
 if there is none, one is trained on the text of the sources, which says little about the tokens of a large model.
@@ -64,7 +65,7 @@ Exit status: 0 good, 1 more bad samples than data.max_bad_share allows, 2 bad in
 Ctrl-C."""
 
 
-def run(opened: OpenRun, out: Path, options: argparse.Namespace, command: str) -> int:
+def run(opened: OpenRun, out: Path, options: argparse.Namespace, engine: Engine, command: str) -> int:
     """Examines every sample of the opened sources, and writes the report to `out`; the exit status.
 
     Args: command: as it was given, for the report.
@@ -76,18 +77,33 @@ def run(opened: OpenRun, out: Path, options: argparse.Namespace, command: str) -
         for number, (source, entry) in enumerate(zip(opened.sources, config.data.sources, strict=True))
     ]
     checkups += [
-        Checkup(open_source(entry, "test"), f"{entry.name} (held out)", for_source(config, number), tokenizer, budgets)
+        Checkup(
+            open_source(entry, "test", engine),
+            f"{entry.name} (held out)",
+            for_source(config, number),
+            tokenizer,
+            budgets,
+        )
         for number, entry in enumerate(config.data.sources)
         if has_split(entry, "test")
     ]
-    tables = examine(config, checkups, out, options.workers)
-    return _tell(config, checkups, tables, out, options.samples, command)
+    if options.estimate:
+        for checkup in checkups:
+            print(f"{checkup.name}: {estimate_examination(checkup).text(options.price)}")
+        return 0
+    examined = examine(config, checkups, out, engine, notes_folder(out, options))
+    return _tell(config, checkups, examined, out, options.samples, command)
 
 
 def out_folder(config: Config, options: argparse.Namespace) -> Path:
     """Where the report goes. Raises `UserError` for an address."""
     own = bool(config.workdir) and not is_remote(config.workdir)
     return local_path(options.out or (f"{config.workdir}/doctor" if own else "runs/doctor"))
+
+
+def notes_folder(out: Path, options: argparse.Namespace) -> str:
+    """Where parts of the tables go."""
+    return options.notes or str(out / TABLES)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -101,9 +117,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--root", type=given_path, metavar="DIR", help="folder of the images that records of --source name")
     add("--out", type=new_folder, metavar="DIR", help="folder of the report (default: WORKDIR/doctor, or runs/doctor)")
-    cores = os.cpu_count() or 1
-    text = f"processes; 0: this one alone (default: {cores})"
-    add("--workers", type=read_as(Processes), default=cores, metavar="N", help=text)
+    add_engine_options(parser)
+    add_estimate_options(parser)
+    text = "folder of the notes, at an address where workers of --runner are on other machines (default: OUT/notes)"
+    add("--notes", type=given_path, metavar="DIR", help=text)
     add(
         "--samples",
         type=read_as(Amount),
@@ -143,21 +160,22 @@ def _entry(given: str, root: str, taken: set[str]) -> SourceConfig:
 
 
 def _tell(
-    config: Config, checkups: Sequence[Checkup], tables: Sequence[np.ndarray], out: Path, samples: int, command: str
+    config: Config, checkups: Sequence[Checkup], examined: Sequence[Examined], out: Path, samples: int, command: str
 ) -> int:
     """Prints the summaries and writes the report; the exit status."""
     quarantine = out / FILE
     quarantine.touch()
     reasons = bad_reasons(quarantine)
+    tables = [found.table for found in examined]
     summaries = [
         summarise(
             checkup.name,
-            table,
+            found.table,
             reasons.get(checkup.name, Counter()),
-            marks_in_text(checkup, table),
-            FieldSets(out, number).counts(table),
+            marks_in_text(checkup, found.table),
+            found.unused,
         )
-        for number, (checkup, table) in enumerate(zip(checkups, tables, strict=True))
+        for checkup, found in zip(checkups, examined, strict=True)
     ]
     for checkup, summary in zip(checkups, summaries, strict=True):
         print(box(summary, row_budgets(checkup.config)))

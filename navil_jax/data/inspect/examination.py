@@ -1,119 +1,140 @@
-"""Every sample of every source noted in tables on disk, by several processes, and on where it was interrupted."""
+"""Every sample of every source noted in tables: parts of sources are the tasks of an engine, and combined in order."""
 
-import concurrent.futures
+import bisect
+import dataclasses
 import itertools
 import json
-import pickle
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import msgpack
 import numpy as np
 
 from navil_jax.config import Config
 from navil_jax.config.plain import differences, from_json, to_json
-from navil_jax.console import Progress
-from navil_jax.data.inspect.checkup import BAD, NOTE, UNREAD, Checkup, Notes
-from navil_jax.data.pool import shared_object, start_pool
+from navil_jax.data.engine import Engine
+from navil_jax.data.features import Skipped
+from navil_jax.data.formats import files
+from navil_jax.data.inspect.checkup import NOTE, Checkup, Notes
 from navil_jax.data.quarantine import FILE, Quarantine
 from navil_jax.data.sample import stamp
 from navil_jax.errors import UserError
 
-CHUNK = 32  # samples that a process reads at a time
+SMALLEST_PART, LARGEST_PART, PARTS = 64, 8192, 4096  # samples of a part, and how many parts are enough
 CONFIG_FILE, SOURCES_FILE, TABLES = "config.json", "sources.json", "notes"
 _MATTERS = re.compile(r"(images|model\.vision|data)(\..*)?")  # keys of a config that change what is noted
 _FREE: tuple[str, ...] = ("threads", "workers", "quarantine", "max_bad_share", "seed", "rows", "streams")
 _FREE += ("packing_lookahead", "balance_window")
 
-_checkups: Sequence[Checkup] = ()  # in a worker process: those of its pool
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """What was noted of one source."""
+
+    table: np.ndarray  # [samples] `checkup.NOTE`
+    unused: Counter[str]  # fields of the records -> samples that are not made of them
 
 
-def examine(config: Config, checkups: Sequence[Checkup], out: Path, workers: int) -> list[np.ndarray]:
-    """Notes of all samples; bad ones are appended to `OUT/quarantine.jsonl` as they are found.
+def examine(config: Config, checkups: Sequence[Checkup], out: Path, engine: Engine, notes: str = "") -> list[Examined]:
+    """Notes of all samples; bad ones are listed in `OUT/quarantine.jsonl`.
 
-    `OUT/notes/` holds a table per source, in which a sample's row is filled once it is read: that is the state from
-    which the same call goes on; bad samples are read again, for what they name may be there by now. 44 bytes per
-    sample, mapped into memory.
+    A part's notes are a file, written once the part is read: that is the state from which the same call goes on. Bad
+    samples are read again, for what they name may be there by now. The tables, in `OUT/notes/`, have 40 bytes per
+    sample, mapped into memory. They are the same whatever the engine.
 
     Args:
       checkups: one per source.
-      workers: processes; 0: all in this one.
+      notes: folder of the parts, where all workers reach it; empty: `OUT/notes`.
 
     Returns:
-      One array [samples] of `checkup.NOTE` per source.
+      One per source.
 
     Raises:
-      UserError: `out` belongs to another config or the data have changed, a source cannot be copied into processes, or
-        one of them died.
+      UserError: `out` belongs to another config or the data have changed, or what the engine raises.
     """
     _check_config(config, out)
     _check_sources(checkups, out)
-    tables = [_open_table(out / TABLES / f"{number:03}.npy", checkup) for number, checkup in enumerate(checkups)]
-    (out / FILE).unlink(missing_ok=True)  # of bad samples, all of which are read again
+    parts = ExamineParts(tuple(checkups), notes or str(out / TABLES))
+    engine.run(parts, parts.starts[-1], "examines")
+    (out / FILE).unlink(missing_ok=True)  # of bad samples, all of which were read again
     quarantine = Quarantine(out)
-    for checkup in checkups:
-        quarantine.known(checkup.name, len(checkup.source), stamp(checkup.source))
-    with _pool(checkups, workers) as pool:
-        try:
-            for number, (checkup, table) in enumerate(zip(checkups, tables, strict=True)):
-                results = _results(pool, number, checkup.name, _unread(table), 2 * workers)
-                _fill(table, results, quarantine, FieldSets(out, number), checkup.name)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return tables
+    return [_combined(parts, number, out, quarantine) for number in range(len(checkups))]
 
 
-class FieldSets:
-    """Sets of fields that samples do not use, by number, in `OUT/notes/NNN.fields.jsonl`: a line for each new one.
+class ExamineParts:
+    """Task n notes the samples of the n-th part of all sources."""
 
-    Number 0 is the empty set, and n the set of line n.
-    """
+    def __init__(self, checkups: tuple[Checkup, ...], folder: str) -> None:
+        self.checkups, self.folder = checkups, folder
+        self.sizes = [_part_samples(len(checkup.source)) for checkup in checkups]
+        counts = (-(-len(checkup.source) // size) for checkup, size in zip(checkups, self.sizes, strict=True))
+        self.starts = [0, *itertools.accumulate(counts)]  # number of each source's first part, and of all
 
-    def __init__(self, out: Path, number: int) -> None:
-        """Args: number: of the source."""
-        self._path = out / TABLES / f"{number:03}.fields.jsonl"
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        self._sets = [(), *(tuple(json.loads(line)) for line in lines if line.endswith(b"\n"))]
-        self._numbers = {fields: number for number, fields in enumerate(self._sets)}
+    def __call__(self, number: int) -> None:
+        """Writes the part's notes; where they are there, reads again the samples that were bad."""
+        checkup, indices = self._part(number)
+        path = self.path(number)
+        if not files.exists(path):
+            files.write_file(path, _packed(checkup(indices)))
+        elif (found := read_notes(path)).bad:
+            again = [sample.index for sample in found.bad]
+            notes = checkup(again)
+            found.table[np.array(again) - indices.start] = notes.table
+            files.write_file(path, _packed(Notes(found.table, notes.bad, found.unused + notes.unused)))
 
-    def number(self, fields: tuple[str, ...]) -> int:
-        """The number of a set; a new one is on disk when this returns."""
-        if fields not in self._numbers:
-            self._numbers[fields] = len(self._sets)
-            self._sets.append(fields)
-            with self._path.open("ab") as file:
-                file.write(json.dumps(fields).encode() + b"\n")
-        return self._numbers[fields]
+    def name(self, number: int) -> str:
+        checkup, indices = self._part(number)
+        return f"samples {indices.start:,} to {indices.stop - 1:,} of {checkup.name}"
 
-    def counts(self, table: np.ndarray) -> Counter[str]:
-        """Field -> samples of a table that do not use it."""
-        found: Counter[str] = Counter()
-        for fields, count in zip(self._sets, np.bincount(table["unused"]).tolist(), strict=False):
-            found.update(dict.fromkeys(fields, count))
-        return found
+    def path(self, number: int) -> str:
+        """Of the notes of a part. Example: report/notes/001/000000.part"""
+        source = bisect.bisect_right(self.starts, number) - 1
+        return files.join(self.folder, f"{source:03}/{number - self.starts[source]:06}.notes")
+
+    def _part(self, number: int) -> tuple[Checkup, range]:
+        source = bisect.bisect_right(self.starts, number) - 1
+        checkup, size = self.checkups[source], self.sizes[source]
+        begin = (number - self.starts[source]) * size
+        return checkup, range(begin, min(begin + size, len(checkup.source)))
 
 
-def _fill(
-    table: np.ndarray,
-    results: Iterator[tuple[list[int], Notes]],
-    quarantine: Quarantine,
-    sets: FieldSets,
-    name: str,
-) -> None:
-    done = int(np.count_nonzero(table["status"]))
-    with Progress(name, len(table), "samples", done) as progress:
-        for indices, notes in results:
-            for sample in notes.bad:
-                quarantine.add(sample)
-            notes.table["unused"] = [sets.number(fields) for fields in notes.unused]
-            table[indices] = notes.table
-            progress.update(len(indices))
-    if isinstance(table, np.memmap):
-        table.flush()
+def _part_samples(samples: int) -> int:
+    """Samples of a part of a source that has so many: the number of parts is bounded, and so is what a kill loses."""
+    return min(max(samples // PARTS, SMALLEST_PART), LARGEST_PART)
+
+
+def _packed(notes: Notes) -> bytes:
+    bad = [dataclasses.astuple(sample) for sample in notes.bad]
+    return msgpack.packb((str(NOTE), notes.table.tobytes(), bad, dict(notes.unused)))
+
+
+def read_notes(path: str) -> Notes:
+    """The notes of a part. Raises `UserError` if another version of this program wrote them."""
+    kind, table, bad, unused = msgpack.unpackb(files.read_file(path))
+    if kind != str(NOTE):
+        raise UserError(f"{path}: is of another version of this program; remove the folder of the report")
+    return Notes(np.frombuffer(table, NOTE).copy(), [Skipped(*sample) for sample in bad], Counter(unused))
+
+
+def _combined(parts: ExamineParts, source: int, out: Path, quarantine: Quarantine) -> Examined:
+    """The table of a source; its bad samples go to the quarantine in their order."""
+    checkup = parts.checkups[source]
+    quarantine.known(checkup.name, len(checkup.source), stamp(checkup.source))
+    table = np.lib.format.open_memmap(out / TABLES / f"{source:03}.npy", "w+", NOTE, (len(checkup.source),))
+    unused, end = Counter[str](), 0
+    for number in range(parts.starts[source], parts.starts[source + 1]):
+        notes = read_notes(parts.path(number))
+        table[end : end + len(notes.table)] = notes.table
+        end += len(notes.table)
+        unused += notes.unused
+        for sample in notes.bad:
+            quarantine.add(sample)
+    if end != len(table):
+        raise UserError(f"{parts.folder}: is of another version of this program; remove the folder of the report")
+    table.flush()
+    return Examined(table, unused)
 
 
 def _check_config(config: Config, out: Path) -> None:
@@ -135,86 +156,11 @@ def _check_config(config: Config, out: Path) -> None:
 def _check_sources(checkups: Sequence[Checkup], out: Path) -> None:
     """Notes in the folder what the sources' files are known by; raises `UserError` if they have changed."""
     path = out / SOURCES_FILE
-    now = {checkup.name: stamp(checkup.source) for checkup in checkups}
-    if not path.exists() and not any((out / TABLES).glob("*.npy")):
+    now = {checkup.name: [len(checkup.source), stamp(checkup.source)] for checkup in checkups}
+    if not path.exists():
         path.write_text(json.dumps(now, indent=2))
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = json.loads(path.read_text())
     if changed := [name for name in now if before.get(name) != now[name]]:
         raise UserError(
             f"source {changed[0]}: its files have changed since {out} was begun; remove it or give another --out"
         )
-
-
-def _open_table(path: Path, checkup: Checkup) -> np.ndarray:
-    samples = len(checkup.source)
-    if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        np.lib.format.open_memmap(temporary, "w+", NOTE, (samples,)).flush()
-        temporary.replace(path)
-    table = np.lib.format.open_memmap(path, "r+")
-    if table.dtype != NOTE:
-        raise UserError(f"{path}: is of another version of this program; remove {path.parent.parent}")
-    if len(table) != samples:
-        raise UserError(
-            f"source {checkup.name}: {samples:,} samples, {len(table):,} when {path.parent.parent} was begun; "
-            "remove that folder or give another --out"
-        )
-    table["status"][table["status"] == BAD] = UNREAD
-    return table
-
-
-def _unread(table: np.ndarray) -> Iterator[list[int]]:
-    for start in range(0, len(table), CHUNK):
-        part = table["status"][start : start + CHUNK]
-        if indices := (start + np.flatnonzero(part == UNREAD)).tolist():
-            yield indices
-
-
-def _results(
-    pool: concurrent.futures.Executor, number: int, name: str, chunks: Iterator[list[int]], ahead: int
-) -> Iterator[tuple[list[int], Notes]]:
-    """The notes of one source in its order; so many chunks are under way."""
-    waiting: deque = deque()
-    try:
-        while True:
-            for indices in itertools.islice(chunks, ahead + 1 - len(waiting)):
-                waiting.append((indices, pool.submit(_check, number, indices)))
-            if not waiting:
-                return
-            indices, future = waiting.popleft()
-            yield indices, future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a process died (out of memory, or a crash in a decoder) while samples of {name} from {indices[0]} on "
-            "were read; fewer --workers need less memory, and the same command goes on from there"
-        ) from error
-
-
-class _ThisProcess(concurrent.futures.Executor):
-    """Runs what is submitted at once, on checkups of its own."""
-
-    def __init__(self, checkups: Sequence[Checkup]) -> None:
-        self._checkups = checkups
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **_: Any) -> concurrent.futures.Future:
-        future: concurrent.futures.Future = concurrent.futures.Future()
-        future.set_result(function(*arguments, checkups=self._checkups))
-        return future
-
-
-def _pool(checkups: Sequence[Checkup], workers: int) -> concurrent.futures.Executor:
-    if not workers:
-        return _ThisProcess(checkups)
-    for checkup in checkups:
-        try:
-            pickle.dumps(checkup)
-        except Exception as error:  # pickle raises many types
-            raise UserError(
-                f"source {checkup.name}: cannot be copied into other processes ({error}); use --workers 0"
-            ) from error
-    return start_pool(workers, tuple(checkups), __name__)
-
-
-def _check(number: int, indices: Sequence[int], checkups: Sequence[Checkup] | None = None) -> Notes:
-    """The notes of some samples; in a worker with the checkups of its pool."""
-    return (shared_object() if checkups is None else checkups)[number](indices)

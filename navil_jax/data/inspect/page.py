@@ -12,7 +12,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 THUMBNAIL = 240  # pixels, the longer side
 TEXT_LIMIT = 20_000  # characters of a stretch that are shown
-WIDTH, HEIGHT = 320, 120  # of a histogram
+WIDTH, HEIGHT, EDGE = 320, 120, 50  # of a histogram; a label so near to its side does not stand in the middle
 
 
 def render(template: Path, **values: Any) -> str:
@@ -42,13 +42,16 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def histogram(title: str, values: np.ndarray, limit: float | None = None, bins: int = 40) -> dict[str, Any]:
+def histogram(
+    title: str, values: np.ndarray, limit: float | None = None, bins: int = 40, mark: str = "a row's room"
+) -> dict[str, Any]:
     """What the template of a histogram shows; logarithmic where the largest value is over 50 times the smallest.
 
     Of values that are all alike nothing is drawn, and the caption says which it is.
 
     Args:
       limit: is marked by a line where it lies inside, such as the room of a row.
+      mark: what stands at that line.
     """
     low, high = float(values.min()), float(values.max())
     if low == high:
@@ -58,10 +61,10 @@ def histogram(title: str, values: np.ndarray, limit: float | None = None, bins: 
     edges[0], edges[-1] = low, high
     counts = np.histogram(values, edges)[0]
     step, most = WIDTH / bins, counts.max()
-    mark = None
+    at = None
     if limit is not None and low < limit < high:
         share = np.log(limit / low) / np.log(high / low) if logarithmic else (limit - low) / (high - low)
-        mark = round(share * WIDTH, 1)
+        at = round(share * WIDTH, 1)
     labels = ((0, low, "start"), (WIDTH / 2, edges[bins // 2], "middle"), (WIDTH, high, "end"))
     return {
         "caption": f"{title}{', logarithmic' if logarithmic else ''}; upwards: how many",
@@ -74,6 +77,8 @@ def histogram(title: str, values: np.ndarray, limit: float | None = None, bins: 
             if count
         ],
         "bar_width": step - 1,
-        "mark": mark,
+        "mark": at,
+        "mark_label": mark,
+        "mark_anchor": "middle" if at is None or EDGE < at < WIDTH - EDGE else "start" if at <= EDGE else "end",
         "labels": [(x, anchor, f"{number:,.4g}") for x, number, anchor in labels],
     }

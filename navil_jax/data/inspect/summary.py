@@ -72,7 +72,7 @@ def summarise(
 
     Args:
       notes: [n] `checkup.NOTE`.
-      reasons, marks, unused: what `bad_reasons`, `marks_in_text` and `examination.FieldSets.counts` give for it.
+      reasons, marks, unused: what `bad_reasons`, `marks_in_text` and `examination.Examined` give for it.
     """
     status = Counter(dict(enumerate(np.bincount(notes["status"], minlength=5).tolist())))
     good = notes[usable(notes)]
@@ -201,15 +201,18 @@ def box(summary: Summary, budgets: dict[str, int]) -> str:
     return frame(summary.name, rows)
 
 
+def _said(low: str, middle: str, high: str, what: str) -> str:
+    """Example: "34 to 40 per sample, median 37"; "5 in every sample" """
+    return f"{low} in every {what}" if low == high else f"{low} to {high} per {what}, median {middle}"
+
+
 def summary_rows(summary: Summary, budgets: dict[str, int]) -> list[tuple[str, str]]:
     """(label, text) of what is said of a source but for the reasons."""
-    rows = [
-        ("samples", f"{summary.samples:,}, {summary.usable:,} of them usable"),
-        ("images", f"{summary.images:,}"),
-    ]
+    usable = "all" if summary.usable == summary.samples else f"{summary.usable:,}"
+    rows = [("samples", f"{summary.samples:,}, {usable} of them usable"), ("images", f"{summary.images:,}")]
     if summary.ratios:
         low, middle, high = summary.ratios
-        rows.append(("width / height", f"{low:.2f} to {high:.2f}, median {middle:.2f}"))
+        rows.append(("width / height", _said(f"{low:.2f}", f"{middle:.2f}", f"{high:.2f}", "image")))
     for field in (*SIZES, "learnt_tokens", "characters"):
         if summary.sizes:
             low, middle, high = summary.sizes[field]
@@ -217,7 +220,7 @@ def summary_rows(summary: Summary, budgets: dict[str, int]) -> list[tuple[str, s
             rows.append(
                 (
                     field.replace("_", " "),
-                    f"{summary.sums[field]:,}; {low:,} to {high:,} per sample, median {middle:,}{room}",
+                    f"{summary.sums[field]:,}; {_said(f'{low:,}', f'{middle:,}', f'{high:,}', 'sample')}{room}",
                 )
             )
     resized = f"; {summary.resized:,} more fit with smaller images" if summary.resized else ""

@@ -27,10 +27,10 @@ _LARGEST, _HIGHEST = 768, 2000  # pixels, longer side of small images' largest s
 _NUMBERED = 28  # pixels of a window that has room for a number
 _LINE = 180  # characters of a line
 _PATCH, _UNIT, _WINDOW, _EDGE = (255, 255, 255, 70), (255, 255, 255, 190), (255, 140, 0, 255), (0, 220, 255, 255)
-_LEGEND = {
-    "patches (thin) and merged units, one visual token each": (80, 80, 80),
-    "windows, with the number of their first visual token": (170, 85, 0),
-    "end of the image: what lies beyond is padding": (0, 105, 140),
+_LEGEND: dict[str, tuple[int, ...]] = {
+    "patches (thin) and merged units, one visual token each": _UNIT,
+    "windows, with the number of their first visual token": _WINDOW,
+    "end of the image: what lies beyond is padding": _EDGE,
 }
 
 
@@ -122,7 +122,14 @@ def _titled(text: str, drawing: Image.Image) -> Image.Image:
 
 
 def _legend() -> Image.Image:
-    return _flow([_text(text, colour) for text, colour in _LEGEND.items()])
+    return _flow([_flow([_swatch(colour), _text(text, (60, 60, 60))]) for text, colour in _LEGEND.items()])
+
+
+def _swatch(colour: tuple[int, ...]) -> Image.Image:
+    """A line as it stands in the drawings, on their dark ground."""
+    drawing = Image.new("RGB", (36, 18), "black")
+    ImageDraw.Draw(drawing).line([(4, 9), (32, 9)], colour[:3], 3)
+    return drawing
 
 
 def _text(text: str, colour: tuple[int, int, int], size: int = 15) -> Image.Image:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from navil_jax.config import Config
-from navil_jax.console import table
+from navil_jax.console import say, table
 from navil_jax.data.images import load_image
 from navil_jax.data.inspect.token_map import draw_tokens, row_budgets
 from navil_jax.data.prompt import ImageTokens, image_tokens
@@ -46,7 +46,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([{"image": file, **_values(count, config)} for file, count in counts.items()], indent=2))
     else:
-        print("\n\n".join(_table(file, count, config, turned[file]) for file, count in counts.items()))
+        say("\n\n".join(_table(file, count, config, turned[file]) for file, count in counts.items()))
     if options.out:
         draw_tokens(options.out, images, config)
         print(f"drawn: {options.out}", file=sys.stderr)

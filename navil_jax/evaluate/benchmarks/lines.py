@@ -1,6 +1,7 @@
 """Files of predictions, one JSON object a line, and the report of their scores."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is one; NaN and infinity are none."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
 
 
 def _are_texts(value: Any) -> bool:
@@ -60,7 +64,7 @@ def read_lines(path: Path, benchmark: Benchmark) -> list[dict[str, Any]]:
         if not text.strip():
             continue
         try:
-            line = json.loads(text.decode(), object_pairs_hook=unique_keys, parse_constant=_no_number)
+            line = json.loads(text.decode(), object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number}: is no JSON: {error}") from None
         if wrong := first_fault(line, benchmark):
@@ -73,10 +77,6 @@ def read_lines(path: Path, benchmark: Benchmark) -> list[dict[str, Any]]:
     if not lines:
         raise UserError(f"{path}: holds no lines")
     return lines
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def first_fault(line: Any, benchmark: Benchmark) -> str | None:
