@@ -253,7 +253,7 @@ class TestHuggingFace:
         data.to_parquet(tmp_path / "a.parquet")
         for kind, name in (("huggingface", "saved"), ("parquet", "a.parquet")):
             bad, good = outcomes(open_format(kind, str(tmp_path / name)))
-            assert "video names what is not read" in bad
+            assert "video" in bad
             assert good.turns == (("", "y"),)
 
 

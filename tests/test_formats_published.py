@@ -76,9 +76,9 @@ def test_images_stand_anywhere_in_the_turns_of_the_user(tmp_path: Path) -> None:
     assert second == "2 images but <image> stands 3 times in the questions"
 
 
-def test_videos_are_refused_and_not_trained_without_their_frames(tmp_path: Path) -> None:
+def test_records_of_videos_that_are_not_there_are_refused(tmp_path: Path) -> None:
     records = [
         {"video": "a.mp4", "conversations": talk(f"{mark}\nWhat?", "A cat."), "data_source": "0_30_s_academic"}
         for mark in ("<image>", "<video>")
     ]
-    assert read(tmp_path, *records) == ["video names what is not read (a.mp4); images stand in images"] * 2
+    assert all(str(found).startswith("no such file") for found in read(tmp_path, *records))

@@ -89,10 +89,10 @@ def test_images_are_found_where_they_clearly_stand(folder: Path, record: dict, i
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"video": "c.mp4", "conversations": talk("What?", "x")}, "video names what is not read (c.mp4)"),
+        ({"video": "c.mp4", "conversations": talk("What?", "x")}, "no such file"),
         ({"conversations": talk("<video>\nWhat?", "x")}, "its text has <video> and it has no image"),
-        ({"image": "a.jpg", "conversations": talk("<image><video>What?", "x")}, "videos are not read"),
-        ({"image": "a.jpg", "video": "c.mp4", "text": "x"}, "video names what is not read"),
+        ({"image": "a.jpg", "conversations": talk("<image><video>What?", "x")}, "it has no such video"),
+        ({"image": "a.jpg", "video": "c.mp4", "text": "x"}, "no such file"),
         ({"clip": "c.mp4", "text": "x"}, "clip names what is not read"),
         ({"path": "c.MP4", "text": "x"}, "path names what is not read"),
         ({"image1": "a.jpg", "text": "x"}, "image1 names what is not read"),

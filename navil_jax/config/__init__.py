@@ -180,6 +180,8 @@ class SourceConfig:
     root: str = ""  # folder of the images that records name; empty: that of the file
     repeat: Passes = 1.0  # passes over its samples that are shuffled as one; below 1: only the first part of them
     prompt: str = ""  # question of samples that are a caption only; empty: data.sources.CAPTION_PROMPT
+    video_frames: Count = 8  # images that a video becomes, evenly spread; all where it has fewer
+    video_fps: Positive | None = None  # frames for each second of a video, at most video_frames; none: video_frames
     boxes: Literal["", "0..1", "0..1000", "pixels"] = ""  # coordinates of <box> in its texts; empty: the records say
     system_message: str | None = None  # none: data.system_message; a message that a sample brings counts first
     max_patches: Count | None = None  # of an image's largest scale; none: images.max_patches

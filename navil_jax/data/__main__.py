@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
-from navil_jax.config.ranges import Count, Seed, read_as
+from navil_jax.config.ranges import Count, Positive, Seed, read_as
 from navil_jax.errors import Parser, UserError, report_user_errors
 from navil_jax.paths import given_path
 
@@ -209,6 +209,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=("0..1", "0..1000", "pixels"),
         help="coordinates of <box> in texts (default: the records say)",
     )
+    text = f"images that a video becomes, evenly spread (default: {SourceConfig.video_frames})"
+    add("--video-frames", type=read_as(Count), metavar="N", help=text)
+    add("--video-fps", type=read_as(Positive), metavar="X", help="frames for each second of a video, at most N")
     add("--split", choices=("train", "test"), help="of a built-in source (default: train)")
     add("--shuffle", type=read_as(Seed), metavar="SEED", help=SHUFFLE)
     text = "list of `data clean`, or the folder with it: these samples are not converted"
@@ -247,7 +250,7 @@ def _entry(options: argparse.Namespace, name: str) -> SourceConfig:
     formats.check_kind(options.kind, (*formats.FORMATS, formats.META, *SOURCES))
     leave_out = getattr(options, "leave_out", None) or ""
     if options.kind in SOURCES:
-        _refuse(options, "path", "root", "prompt", "boxes")
+        _refuse(options, "path", "root", "prompt", "boxes", "video_frames", "video_fps")
         return SourceConfig(options.kind, leave_out=leave_out)
     _refuse(options, *WITHOUT_EFFECT.get(options.kind, ()))
     if not options.path:
@@ -259,6 +262,8 @@ def _entry(options: argparse.Namespace, name: str) -> SourceConfig:
         root=options.root or "",
         prompt=options.prompt or "",
         boxes=options.boxes or "",
+        video_frames=getattr(options, "video_frames", None) or SourceConfig.video_frames,
+        video_fps=getattr(options, "video_fps", None),
         leave_out=leave_out,
     )
 
@@ -266,8 +271,8 @@ def _entry(options: argparse.Namespace, name: str) -> SourceConfig:
 def _refuse(options: argparse.Namespace, *names: str) -> None:
     """Raises a `UserError` for options that have no effect on the kind of data."""
     for name in names:
-        if getattr(options, name):
-            raise UserError(f"--{name}: has no effect on data of kind {options.kind}; leave it out")
+        if getattr(options, name, None):
+            raise UserError(f"--{name.replace('_', '-')}: has no effect on data of kind {options.kind}; leave it out")
 
 
 def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline: Sequence[str]) -> None:
@@ -284,6 +289,8 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     origin = (
         f"{part.kind or part.name} {part.path or split} {part.root} {part.prompt} {part.boxes} {part.leave_out}".strip()
     )
+    own = {name: getattr(part, name) for name in ("video_frames", "video_fps")}
+    origin += "".join(f" {name}={value}" for name, value in own.items() if value != getattr(SourceConfig, name))
     engine = engine_of(options, pipeline, files.join(out, WORK))
     if options.estimate:
         found = estimate_conversion(part, lambda entry: open_source(entry, split), options.shuffle)

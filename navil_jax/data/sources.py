@@ -14,6 +14,7 @@ from navil_jax.config import Config, SourceConfig, VisionConfig, validate
 from navil_jax.data import formats
 from navil_jax.data.engine import Engine
 from navil_jax.data.formats.meta import meta_sources
+from navil_jax.data.formats.record_videos import Frames
 from navil_jax.data.left_out import without
 from navil_jax.data.sample import SPLITS, Source, Split
 from navil_jax.data.transforms import find_transform
@@ -108,7 +109,8 @@ def _open_files(entry: SourceConfig, split: Split, engine: Engine | None) -> Sou
     if not has_split(entry, split):
         raise UserError(f"source {entry.name}: no held-out samples; give their path as held_out")
     path = entry.path if split == "train" else entry.held_out
-    return formats.open_format(entry.kind, path, entry.root, entry.prompt, entry.boxes, engine)
+    frames = Frames(entry.video_frames, entry.video_fps)
+    return formats.open_format(entry.kind, path, entry.root, entry.prompt, entry.boxes, engine, frames)
 
 
 def has_split(entry: SourceConfig, split: Split) -> bool:

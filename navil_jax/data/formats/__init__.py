@@ -15,6 +15,7 @@ from typing import Any
 from navil_jax.data.engine import Engine
 from navil_jax.data.formats import files
 from navil_jax.data.formats.many_files import IndexedFile, indexed_files
+from navil_jax.data.formats.record_videos import FRAMES, Frames
 from navil_jax.data.formats.records import TEXTS_SAMPLES, RecordSource
 from navil_jax.data.grounding import Coordinates
 from navil_jax.data.sample import Sample, check_index
@@ -91,7 +92,13 @@ def check_kind(kind: str, known: Sequence[str] = (*FORMATS, META)) -> None:
 
 
 def open_format(
-    kind: str, path: str, root: str = "", prompt: str = "", boxes: Coordinates = "", engine: Engine | None = None
+    kind: str,
+    path: str,
+    root: str = "",
+    prompt: str = "",
+    boxes: Coordinates = "",
+    engine: Engine | None = None,
+    frames: Frames = FRAMES,
 ) -> RecordSource | Concatenated:
     """The samples of a file, a folder or a pattern such as `shards/{0000..0999}.tar`, local or at an address.
 
@@ -101,6 +108,7 @@ def open_format(
       prompt: the question of samples that are a caption only; empty: `sources.CAPTION_PROMPT`.
       boxes: coordinates of boxes in their texts; empty: the records say.
       engine: indexes several files, which are opened only when they are read; None: all are opened now.
+      frames: which ones of videos become images.
 
     Raises:
       UserError: unknown kind, no such file, a file that cannot be used at all, or a package is not installed.
@@ -121,10 +129,10 @@ def open_format(
                 files.check_is_content(file)
             _tell_of_others(path, format_class.suffixes)
         if engine is not None and len(found) > 1:
-            return Concatenated.of(indexed_files(format_class, found, root, prompt, boxes, engine))
+            return Concatenated.of(indexed_files(format_class, found, root, prompt, boxes, frames, engine))
         sources = [format_class(file, root, prompt) for file in found]
     for source in sources:
-        source.boxes = boxes
+        source.boxes, source.frames = boxes, frames
     return sources[0] if len(sources) == 1 else Concatenated.of(sources)
 
 

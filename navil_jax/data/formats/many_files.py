@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from navil_jax.data.engine import Engine
 from navil_jax.data.formats import files
+from navil_jax.data.formats.record_videos import Frames
 from navil_jax.data.formats.records import RecordSource
 from navil_jax.data.grounding import Coordinates
 from navil_jax.data.sample import Sample
@@ -39,6 +40,7 @@ class IndexedFile:
     root: str
     prompt: str
     boxes: Coordinates
+    frames: Frames
     samples: int
     known: tuple[files.Version, ...]
 
@@ -56,16 +58,18 @@ class IndexedFile:
 
     def _opened(self) -> RecordSource:
         """Raises OSError if the file is not the one that was indexed."""
-        source = _open(self.format_class, self.path, self.root, self.prompt, self.boxes)
+        source = _open(self.format_class, self.path, self.root, self.prompt, self.boxes, self.frames)
         if tuple(source.versions()) != self.known:
             raise OSError(f"{self.path} has changed since it was indexed; start again")
         return source
 
 
 @functools.lru_cache(maxsize=OPEN)
-def _open(format_class: type[RecordSource], path: str, root: str, prompt: str, boxes: Coordinates) -> RecordSource:
+def _open(
+    format_class: type[RecordSource], path: str, root: str, prompt: str, boxes: Coordinates, frames: Frames
+) -> RecordSource:
     source = format_class(path, root, prompt)
-    source.boxes = boxes
+    source.boxes, source.frames = boxes, frames
     return source
 
 
@@ -75,12 +79,13 @@ def indexed_files(
     root: str,
     prompt: str,
     boxes: Coordinates,
+    frames: Frames,
     engine: Engine,
 ) -> list[IndexedFile]:
     """The files in their order. Raises `UserError` as the format does for a file that cannot be used at all."""
     job = IndexFiles(format_class, tuple(paths), root, prompt)
     found = engine.run(job, len(paths), f"indices of {len(paths):,} files")
     return [
-        IndexedFile(format_class, path, root, prompt, boxes, samples, tuple(versions))
+        IndexedFile(format_class, path, root, prompt, boxes, frames, samples, tuple(versions))
         for path, (samples, versions) in zip(paths, found, strict=True)
     ]

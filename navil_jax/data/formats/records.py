@@ -23,6 +23,7 @@ from navil_jax.data.formats.record_images import (
     read_image,
 )
 from navil_jax.data.formats.record_text import SYSTEM_FIELDS, TEXT_FIELDS, Conversation, conversation
+from navil_jax.data.formats.record_videos import FRAMES, VIDEO_FIELDS, Frames, video_values, with_frames
 from navil_jax.data.grounding import Coordinates, grounded_turns
 from navil_jax.data.prompt import PLACEHOLDER
 from navil_jax.data.sample import BadSample, Sample, check_index
@@ -49,6 +50,7 @@ class RecordSource(abc.ABC):
         """
         self.path, self.root, self.prompt = path, root or files.folder_of(path), prompt
         self.boxes: Coordinates = ""  # coordinates of boxes in its texts; "": the records say
+        self.frames = FRAMES  # of its videos
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -81,7 +83,7 @@ class RecordSource(abc.ABC):
         """Raises `BadSample` for a record that cannot be used, OSError if the disk or the network fails."""
         check_index(index, len(self))
         try:
-            return to_sample(self.record(index), self.key(index), self.root, self.prompt, self.boxes)
+            return to_sample(self.record(index), self.key(index), self.root, self.prompt, self.boxes, self.frames)
         except (ValueError, UserError, OSError, RecursionError) as error:
             if isinstance(error, OSError) and not is_of_sample(error):
                 raise
@@ -148,7 +150,9 @@ def check_columns(path: str, names: Sequence[str]) -> None:
         raise UserError(f"{path}: has addresses of images only; download them (img2dataset writes parquet with them)")
 
 
-def to_sample(record: Any, key: str, root: str = "", prompt: str = "", boxes: Coordinates = "") -> Sample:
+def to_sample(
+    record: Any, key: str, root: str = "", prompt: str = "", boxes: Coordinates = "", frames: Frames = FRAMES
+) -> Sample:
     """A sample of a record.
 
     Images stand where the questions say `<image>`, in order, or in front of the first question if none does.
@@ -157,17 +161,20 @@ def to_sample(record: Any, key: str, root: str = "", prompt: str = "", boxes: Co
       record: images under one of `IMAGE_FIELDS` or in the questions (see `record_images.read_image`); text as
         `conversation` reads it; "key" and "kind" where there are.
       boxes: coordinates of the boxes in its texts; "": the record says, see `grounding`.
+      frames: which ones of its videos become images.
 
     Raises:
       ValueError, OSError: the record cannot be used, or holds something to be seen that is not; the message says why.
     """
     said = conversation(record, prompt)
-    values = _all_images(record, said)
-    check_all_seen(record, FIELDS, values)
+    values, videos = _all_images(record, said), video_values(record)
+    check_all_seen(record, (*FIELDS, *VIDEO_FIELDS), [*values, *videos])
+    if videos:
+        said.turns, values = with_frames(said.turns, values, videos, root, frames)
     _check_placeholders(said, len(values))
     images = tuple(read_image(value, root) for value in values)
     turns, grounded, used = grounded_turns(record, said.turns, boxes, lambda: [image_size(image) for image in images])
-    said.used += used
+    said.used += [*used, *VIDEO_FIELDS]
     name, kind = (_name(record.get(field), field) for field in ("key", "kind"))
     unused = _unused(record, said, bool(values))
     return Sample(name or key, images, tuple(turns), kind, said.system, grounded, unused)
@@ -203,8 +210,8 @@ def _check_placeholders(said: Conversation, images: int) -> None:
     if others and not images:
         raise ValueError(f"its text has {others[0]} and it has no image")
     if clip := next((mark for mark in others if re.search("video|audio", mark, re.IGNORECASE)), None):
-        kind = "videos" if "video" in clip.lower() else "sounds"
-        raise ValueError(f"its text has {clip}; {kind} are not read")
+        kind = "video" if "video" in clip.lower() else "sound"
+        raise ValueError(f"its text has {clip}, and it has no such {kind}")
 
 
 def _name(value: Any, field: str) -> str:

@@ -7,8 +7,16 @@ from typing import Any
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.index import FileIndex
-from navil_jax.data.formats.record_images import IMAGE_FIELDS, IMAGE_SUFFIXES, NAME_FIELDS, image_values, is_seen
+from navil_jax.data.formats.record_images import (
+    CLIP_SUFFIXES,
+    IMAGE_FIELDS,
+    IMAGE_SUFFIXES,
+    NAME_FIELDS,
+    image_values,
+    is_seen,
+)
 from navil_jax.data.formats.record_text import CAPTION_FIELDS
+from navil_jax.data.formats.record_videos import VIDEO_FIELDS, video_values
 from navil_jax.data.formats.records import FIELDS, RecordSource, parse_json, reason
 from navil_jax.data.formats.scan_tar import scan_tar, tar_key
 
@@ -22,7 +30,7 @@ class WebDataset(RecordSource):
     their numbers) and its text as KEY.json (a record such as those of JSON lines), KEY.txt (a caption) or KEY.cls (a
     class, taken for a caption). KEY.question.txt is the field "question" of its record, and so on. The text of a .json
     counts before that of a .txt. A mask (KEY.seg.png, KEY.mask.png) and other members beside an image are not used; a
-    second image makes the sample bad.
+    second image makes the sample bad. Where there is no image, KEY.mp4 (or another ending of a video) is the video.
     """
 
     suffixes = (".tar",)
@@ -92,7 +100,8 @@ def _images(key: str, members: Mapping[str, bytes]) -> list[bytes]:
     several = [*alone, *(numbered[number] for number in sorted(numbered))]
     if len(alone) > 1 or (alone and numbered):
         raise ValueError(f"which are its images, and in which order? {', '.join(several)}; number them 0.jpg, 1.jpg")
-    if not several and (others := [extension for extension in members if extension not in _TEXTS]):
+    others = [extension for extension in members if extension not in _TEXTS]
+    if not several and others and not _clip(members):
         raise ValueError(
             f"{f'{key}.{others[0]}'.rstrip('.')} is not read; an image is called KEY.jpg, several KEY.0.jpg, KEY.1.jpg"
         )
@@ -119,10 +128,21 @@ def _record(images: list[bytes], members: Mapping[str, bytes], key: str) -> dict
         record = {name: value for name, value in record.items() if name not in (*IMAGE_FIELDS, *NAME_FIELDS)}
         others = {name: content for name, content in others.items() if members[name] not in images}
         record["images"] = images
+    elif clip := _clip(members):
+        if len(video_values(record)) > 1:
+            raise ValueError(f"{key}.json names several videos, and 1 stands beside it")
+        record = {name: value for name, value in record.items() if name not in VIDEO_FIELDS}
+        record["video"] = others.pop(clip)
     for name in texts.keys() & record.keys():
         if record[name] != texts[name]:
             raise ValueError(f"{key}.{name} and {name} of {key}.json are different texts; keep one")
     return {**texts, **others, **record, "key": key}
+
+
+def _clip(members: Mapping[str, bytes]) -> str:
+    """The extension of the only video, KEY.mp4; empty: there is none, or several."""
+    clips = [extension for extension in members if f".{extension.rpartition('.')[2]}" in CLIP_SUFFIXES]
+    return clips[0] if len(clips) == 1 and "." not in clips[0] else ""
 
 
 def _is_text(name: str) -> bool:
