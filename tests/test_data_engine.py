@@ -225,10 +225,12 @@ def test_what_a_killed_process_left_behind_is_no_shard(folder: Path) -> None:
 
 
 INTERRUPTED = """
+import signal
 import sys
 from test_data_engine import Texts
 from navil_jax.data.convert import convert
 from navil_jax.data.engine import Local
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 if __name__ == "__main__":
     convert(Texts(200, seconds=0.02), "killed", 20, "", eval(sys.argv[1]), Local(2))
 """

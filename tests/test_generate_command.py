@@ -25,7 +25,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "load_assistant", lambda *_: assistant())
+    monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
 
 
 def requests(image: Path) -> list[object]:

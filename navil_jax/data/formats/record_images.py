@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from navil_jax.data.formats import files
+from navil_jax.data.images import FORMATS
 from navil_jax.errors import UserError
 
 IMAGE_FIELDS: tuple[str, ...] = ("images", "image", "jpg", "jpeg", "png", "webp", "img", "imgs", "picture", "photo")
@@ -328,7 +329,7 @@ def _from_base64(text: str, what: str) -> bytes:
 def image_size(image: Image.Image | bytes) -> tuple[int, int]:
     """(width, height) of an image, of a file from its header. ValueError: it is no image."""
     try:
-        return (Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image).size
+        return (Image.open(io.BytesIO(image), formats=FORMATS) if isinstance(image, bytes) else image).size
     except Exception as error:  # Pillow raises many types on broken files
         raise ValueError(f"the size of an image cannot be read: {error}") from error
 
