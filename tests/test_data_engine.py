@@ -237,8 +237,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shuffle", [None, 7])
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(("shuffle", "signal_number"), [(None, signal.SIGINT), (7, signal.SIGKILL)])
 def test_a_conversion_that_is_killed_goes_on(folder: Path, shuffle: int | None, signal_number: int) -> None:
     (folder / "interrupted.py").write_text(INTERRUPTED)
     command = [sys.executable, "interrupted.py", repr(shuffle)]

@@ -108,7 +108,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [2])
 def test_a_full_disk_ends_the_run_with_a_line(processes: int, small_disk: Path, tmp_path: Path) -> None:
     workdir = small_disk / "run"
     status, output, _ = hit(workdir, f"{processes - 1} disk-full 6", processes)
