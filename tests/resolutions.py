@@ -19,7 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESOLUTION = {"lowest": "lowest-direct", "newest": "highest"}
 ROOMS_ABOVE = ("benchmark", "docs", "evaluate", "launch", "multihost", "plan", "study")  # not the core
-HOLDS_BACK = "apache-beam"  # allows no newest Pillow, pyarrow and protobuf
 SHOWN = ("jax", "flax", "numpy", "numba", "orbax-checkpoint", "grain", "tensorflow-datasets", "pyarrow", "datasets")
 UV = (sys.executable, "-m", "uv")
 LOCK = ROOT / "launch" / "lock.txt"
@@ -47,8 +46,6 @@ def main() -> int:
 def installed(resolution: str) -> list[list[str]]:
     """Arguments of `uv pip install`, one call after the other."""
     dev = (ROOT / "requirements-dev.txt").read_text().splitlines()
-    if resolution != "lowest":
-        dev = [line for line in dev if not line.startswith(HOLDS_BACK)]
     if resolution != "locked":
         return [["--resolution", RESOLUTION[resolution], f"--requirements={ROOT / 'requirements.txt'}", *dev]]
     return [["--require-hashes", f"--requirements={LOCK}"], [f"--constraints={LOCK}", *dev]]
