@@ -274,6 +274,8 @@ MISTAKES = [
         {"network": "net works"},
         "network: 'net works' is not a network's name, or of another project",
     ),
+    ("queued", "create", {"bucket": "gs://goog-b"}, "bucket: 'gs://goog-b' is not an address"),
+    ("queued", "create", {"bucket": "gs://192.168.5.4/x"}, "bucket: 'gs://192.168.5.4/x' is not an address"),
     ("queued", "create", {"bucket": "gs://b/"}, "bucket: 'gs://b/' is not an address"),
     ("queued", "create", {"project": "My Project"}, "project: 'My Project' is not a project's id"),
     ("queued", "create", {"libtpu_init_args": "xla_a"}, "libtpu_init_args: xla_a: is no flag; they begin with --"),
@@ -362,9 +364,11 @@ def test_no_settings_file(tmp_path):
     done = launch("--settings", str(tmp_path / "none.toml"), "queued", "create")
     assert done.status == 2
     assert "none.toml: no such file; copy launch/settings.example.toml to launch/settings.toml" in done.err
-    (tmp_path / "none.toml").write_text("project = my-project\n")
-    done = launch("--settings", str(tmp_path / "none.toml"), "queued", "create")
-    assert "none.toml: is no TOML: " in done.err and done.err.count("\n") == 1
+    for content in (b"project = my-project\n", b"\xff\xfe"):
+        (tmp_path / "none.toml").write_bytes(content)
+        done = launch("--settings", str(tmp_path / "none.toml"), "queued", "create")
+        assert done.status == 2
+        assert "none.toml: is no TOML: " in done.err and done.err.count("\n") == 1
 
 
 NAMES = st.text(string.ascii_letters + string.digits + "-_./: $\n", min_size=1, max_size=50)
