@@ -42,10 +42,15 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BITS = 2**24  # bytes that are repeated
 
 
-def blocks(opened: OpenRun, folder: Path, count: int, saves: int) -> Iterator[tuple[float, float, list[Cost]]]:
+def blocks(
+    opened: OpenRun, folder: Path, count: int, saves: int, late: list[str]
+) -> Iterator[tuple[float, float, list[Cost]]]:
     """Seconds of a step in a block that saves nothing and in the one after it that saves, and the costs of its saves.
 
     A block has `saves` times `config.checkpoint_every` steps; the last save comes that many steps before its end.
+
+    Args:
+      late: gets a line for each save that came later, as the one before was still being written.
     """
     config, mesh = opened.config, make_mesh(opened.config.mesh)
     iterator = iter(make_dataset(config, opened.sources, opened.tokenizer))
@@ -53,7 +58,7 @@ def blocks(opened: OpenRun, folder: Path, count: int, saves: int) -> Iterator[tu
     state, _ = jax.block_until_ready(train_step(state, global_batch(next(iterator), mesh)))  # compiles
     step, record = config.checkpoint_every, Record(config, opened.tokenizer.files(), {})
     with Checkpoints(folder, 2) as checkpoints:
-        saving = Saving(config, checkpoints)
+        saving = Saving(config, checkpoints, late.append)
         for _ in range(count):
             seconds, costs = [], list[Cost | None]()
             for is_saving in (False, True):
@@ -61,8 +66,8 @@ def blocks(opened: OpenRun, folder: Path, count: int, saves: int) -> Iterator[tu
                 for _ in range(saves * config.checkpoint_every):
                     state, metrics = train_step(state, global_batch(next(iterator), mesh))
                     jax.block_until_ready(metrics)
-                    costs.append(saving.finished())
                     if is_saving and saving.due(step):
+                        costs.append(saving.finished())  # of the one before
                         waits = time.perf_counter()
                         checkpoints.save(step, state.params, record, state.optimizer, iterator, state.ema)
                         saving.began(step, time.perf_counter() - waits, (state.params, state.optimizer, state.ema))
@@ -75,7 +80,8 @@ def blocks(opened: OpenRun, folder: Path, count: int, saves: int) -> Iterator[tu
 
 def step_rows(opened: OpenRun, folder: Path, count: int, saves: int) -> list[Row]:
     """Measures as `blocks` does."""
-    plain, saved, costs = zip(*blocks(opened, folder, count, saves), strict=True)
+    late: list[str] = []
+    plain, saved, costs = zip(*blocks(opened, folder, count, saves, late), strict=True)
     more = [100 * (b / a - 1) for a, b in zip(plain, saved, strict=True)]
     all_costs = [cost for of_block in costs for cost in of_block]
     blocked, background = ([getattr(cost, name) for cost in all_costs] for name in ("blocked", "background"))
@@ -88,6 +94,7 @@ def step_rows(opened: OpenRun, folder: Path, count: int, saves: int) -> list[Row
             "more time a step, by pair of blocks",
             f"{statistics.median(more):+.1f}% ({min(more):+.1f} to {max(more):+.1f})",
         ),
+        ("saves", f"{len(all_costs)}, of which {len(late)} came later than due, behind the one before"),
         ("steps waited for a save", _spread(blocked)),
         ("written in the background", _spread(background)),
     ]

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 from made_cleaning import needs_packages
 from tiny import tiny_model
@@ -223,10 +225,16 @@ def test_saves_writes_and_restores_a_state(tmp_path: Path, capsys: pytest.Captur
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_saves_prints_steps_with_and_without_saves(capsys: pytest.CaptureFixture):
+def test_saves_prints_steps_with_and_without_saves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """With a step that computes nothing."""
+    state = SimpleNamespace(params={"a": jnp.ones(2**18)}, optimizer={"m": jnp.ones(2)}, ema={})
+    monkeypatch.setattr(saves, "initial_params", lambda *_: None)
+    monkeypatch.setattr(saves, "initial_state", lambda *_: state)
+    monkeypatch.setattr(saves, "make_train_step", lambda *_: lambda state, batch: (state, {}))
     recipe = Path(__file__).parent / "toy_recipe.py"
-    assert saves.main(["--config", str(recipe), "--blocks", "1", "--config.checkpoint_every=2"]) == 0
+    assert saves.main(["--config", str(recipe), "--blocks", "2", "--config.checkpoint_every=2"]) == 0
     rows = dict(line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
-    assert rows["a save every"].startswith("2 steps, ")
-    assert float(rows["steps waited for a save"].split(" s")[0]) >= 0
+    assert rows["a save every"] == "2 steps, 1.0 MiB each"
+    assert rows["blocks of each kind"] == "2 of 4 steps"
+    assert rows["saves"].startswith("4, of which ")
+    assert 0 <= float(rows["steps waited for a save"].split(" s")[0]) < 60
