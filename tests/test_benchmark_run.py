@@ -146,6 +146,8 @@ def test_other_settings_need_another_folder(model, checkpoint, tmp_path, capsys)
     assert "give another --out" in error
     assert run(checkpoint, tmp_path, "gqa", "--protocol", "lmms_eval") == 0  # other prompts, other folder
     assert len(model.asked) == 24
+    (tmp_path / "gqa-testdev-internvl" / "answers.jsonl").write_text("")  # nothing is answered, so nothing binds
+    assert run(checkpoint, tmp_path, "gqa", "--config.images.max_patches=1024") == 0
 
 
 @pytest.mark.parametrize("flag", ["--config.steps=3", "--config.model.decoder.depth=3", "--config.data.rows=2"])

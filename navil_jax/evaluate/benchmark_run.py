@@ -60,7 +60,7 @@ def run_benchmark(options: argparse.Namespace, config_of: Callable[[Config], Con
     folder = out / f"{plan.benchmark.name}-{plan.questions.split}-{plan.style}"
     settings = _settings(plan, assistant, checkpoint)
     _check_alike(settings | {"protocol": plan.protocol, "limit": plan.limit, "questions": len(plan.questions.records)})
-    on_first(lambda: same_settings(folder / "settings.json", settings))
+    on_first(lambda: same_settings(folder / "settings.json", settings, folder / "answers.jsonl"))
     records = first_questions(plan.questions.records, plan.limit)
     answers = answer_all(
         assistant, plan.benchmark.name, plan.style, records, plan.most_tokens, folder / "answers.jsonl"
