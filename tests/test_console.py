@@ -14,6 +14,7 @@ import pytest
 from rich.text import Text
 
 from navil_jax.console import LOG_SECONDS, Progress, frame, is_terminal, markdown_table, render, say, table, waiting
+from navil_jax.data.__main__ import main
 from navil_jax.errors import Parser
 
 ROWS = [("head", "1"), ("vision [red]", "1,036")]
@@ -83,6 +84,16 @@ def test_a_log_gets_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_a_slow_rate_is_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    stream = io.StringIO()
+    with Progress("x", 4, "requests", stream=stream) as progress:
+        now[0] += 40
+        progress.update(2)
+    assert stream.getvalue().splitlines()[0] == "x: 50%, 2/4 requests, 20.00 s/requests, 00:40 left"
+
+
 def test_a_quick_job_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
@@ -150,6 +161,12 @@ def test_the_usage_of_a_command_fits_the_terminal(columns: int) -> None:
     assert max(map(len, lines)) <= columns
     assert "[--dtype {float32,bfloat16,float16}]" in " ".join(lines)
     assert "--checkpoint CHECKPOINT" in " ".join(lines)
+
+
+def test_the_list_of_the_data_commands_fits_the_terminal() -> None:
+    lines = screen_lines(on_terminal(60, lambda: main(["--help"]) and None))
+    assert max(map(len, lines)) <= 60
+    assert "  python -m navil_jax.data preview --config \\" in lines
 
 
 def test_an_indented_line_breaks_below_its_beginning() -> None:

@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import difflib
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
 from navil_jax.config.ranges import Count, Positive, Seed, read_as
-from navil_jax.errors import Parser, UserError, report_user_errors
+from navil_jax.errors import Parser, UserError, fitted, report_user_errors
 from navil_jax.paths import given_path
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.
 def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(__doc__.strip())
+        print(fitted(__doc__.strip(), shutil.get_terminal_size().columns))
         return 0
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
