@@ -98,7 +98,7 @@ def say(*fields: str) -> None:
 def _broken(line: str, width: int) -> list[str]:
     """A line as lines of at most so many characters; words that are longer alone, such as paths, stay whole."""
     lines: list[str] = []
-    if len(line) <= width or line.startswith("|"):  # a row of a Markdown table stays one
+    if Text.from_ansi(line).cell_len <= width or line.startswith("|"):  # a row of a Markdown table stays one
         return [line]
     start = " " * (len(line) - len(line.lstrip(" ")))
     for field in line.strip(" ").split("  "):

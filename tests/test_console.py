@@ -14,8 +14,9 @@ import pytest
 from rich.text import Text
 
 from navil_jax.console import LOG_SECONDS, Progress, frame, is_terminal, markdown_table, render, say, table, waiting
-from navil_jax.data.__main__ import main
+from navil_jax.data import __main__ as data
 from navil_jax.errors import Parser
+from navil_jax.study import __main__ as study
 
 ROWS = [("head", "1"), ("vision [red]", "1,036")]
 
@@ -164,9 +165,16 @@ def test_the_usage_of_a_command_fits_the_terminal(columns: int) -> None:
 
 
 def test_the_list_of_the_data_commands_fits_the_terminal() -> None:
-    lines = screen_lines(on_terminal(60, lambda: main(["--help"]) and None))
+    lines = screen_lines(on_terminal(60, lambda: data.main(["--help"]) and None))
     assert max(map(len, lines)) <= 60
     assert "  python -m navil_jax.data preview --config \\" in lines
+
+
+def test_a_plan_of_a_study_fits_the_terminal() -> None:
+    plan = ["plan", "--llm", "1.8B", "--samples", "742M"]
+    lines = screen_lines(on_terminal(60, lambda: study.main(plan) and None))
+    assert max(map(len, lines)) <= 60
+    assert [line.split()[:3] for line in lines if line.startswith("  S1.1")] == [["S1.1", "490M", "70,040"]]
 
 
 def test_an_indented_line_breaks_below_its_beginning() -> None:
