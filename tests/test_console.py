@@ -16,7 +16,6 @@ from rich.text import Text
 from navil_jax.console import LOG_SECONDS, Progress, frame, is_terminal, markdown_table, render, say, table, waiting
 from navil_jax.data import __main__ as data
 from navil_jax.errors import Parser
-from navil_jax.study import __main__ as study
 
 ROWS = [("head", "1"), ("vision [red]", "1,036")]
 
@@ -38,6 +37,7 @@ def test_numbers_are_aligned_at_the_right() -> None:
     ]
     assert table(("group", "tensors"), ROWS, indent=2).splitlines()[1] == "  head                1"
     assert table(("group", "tensors"), []) == "group  tensors"
+    assert table(("benchmark", "score", ""), [("gqa", "1.0", "")]).splitlines() == ["benchmark  score", "gqa          1.0"]
 
 
 def test_a_table_is_as_wide_as_the_terminal(terminal: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +45,25 @@ def test_a_table_is_as_wide_as_the_terminal(terminal: None, monkeypatch: pytest.
     assert "\x1b[1m" in table(("text", "number"), rows)
     monkeypatch.setenv("NO_COLOR", "1")
     assert max(map(len, table(("text", "number"), rows).splitlines()[1:])) <= 40
+
+
+@pytest.mark.parametrize(
+    ("columns", "last"),
+    [
+        (32, ["  easy_vqa   19,480    1,185,001"]),
+        (28, ["  easy_vqa  samples 19,480", "    visual tokens 1,185,001"]),
+    ],
+)
+def test_no_number_is_cut_on_a_narrow_terminal(columns: int, last: list[str], terminal: None, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    written = table(("source", "samples", "visual tokens"), [("easy_vqa", "19,480", "1,185,001")], indent=2)
+    assert screen_lines(written)[-len(last) :] == last
+
+
+def test_a_text_goes_on_below_its_beginning(terminal: None, monkeypatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    lines = render(Text("  head\n    " + "word " * 9 + "\n\nend")).splitlines()
+    assert lines == ["  head", "    " + "word " * 6 + "word", "      word word", "", "end"]
 
 
 def test_lines_of_files_and_pipes_are_not_wrapped() -> None:
@@ -170,11 +189,10 @@ def test_the_list_of_the_data_commands_fits_the_terminal() -> None:
     assert "  python -m navil_jax.data preview --config \\" in lines
 
 
-def test_a_plan_of_a_study_fits_the_terminal() -> None:
-    plan = ["plan", "--llm", "1.8B", "--samples", "742M"]
-    lines = screen_lines(on_terminal(60, lambda: study.main(plan) and None))
-    assert max(map(len, lines)) <= 60
-    assert [line.split()[:3] for line in lines if line.startswith("  S1.1")] == [["S1.1", "490M", "70,040"]]
+def test_escapes_take_no_room() -> None:
+    bold = "\x1b[1m" + "  ".join(["word"] * 10) + "\x1b[0m"
+    lines = list(filter(None, screen_lines(on_terminal(60, lambda: say(bold)))))
+    assert lines == ["  ".join(["word"] * 10)]
 
 
 def test_an_indented_line_breaks_below_its_beginning() -> None:
