@@ -273,7 +273,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     if min(width, height) < 1:
         raise UserError(f"{name}: the image has no pixels ({width} x {height})")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise UserError(f"{name}: {width} x {height} pixels, one side is over {MAX_ASPECT_RATIO} times the other; crop it")
+        raise UserError(f"{name}: {width} x {height}, one side is over {MAX_ASPECT_RATIO} times the other; crop it")
     if width * height > MAX_PIXELS:
         raise UserError(f"{name}: {width} x {height} pixels are over the limit of {MAX_PIXELS:,}; shrink it")
 
