@@ -93,7 +93,9 @@ def test_interrupted_run_ends_as_one_that_was_not(tmp_path):
     signal_after(stopped, parts, 28, signal.SIGTERM)
     status, output = finish(stopped)
     assert status == 128 + signal.SIGTERM, output
-    assert re.search(r"stopped after step \d+ of 40, saved; the same command goes on", output)
+    assert re.search(
+        r"stopped after step \d+ of 40, saved \d+\.\d s after the signal; the same command goes on", output
+    )
     status, output = finish(start(parts, *RESUME))
     assert status == 0, output
 
