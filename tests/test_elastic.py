@@ -114,8 +114,7 @@ FLAGS |= {"eval_every": 0, "model.decoder.num_kv_heads": 2, "optimizer.peak_lear
 LEGS = (
     (4, 1, {"fsdp": 4}, 3),
     (2, 2, {"data": 2, "tensor": 2, "fsdp": 1}, 6),
-    (1, 1, {}, 9),
-    (4, 1, {"data": 2, "fsdp": 2}, STEPS),
+    (1, 1, {}, STEPS),
 )
 
 
@@ -168,7 +167,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_elastic_run_of_four_two_one_and_four_processes_is_as_if_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
+def test_elastic_run_of_four_two_and_one_processes_is_as_if_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
     for processes, devices, mesh, steps in LEGS:
         status, output = train(tmp_path, processes, devices, flags(tmp_path, steps, mesh))
         assert status == 0, output
@@ -200,14 +199,12 @@ def test_elastic_run_goes_on_exactly_after_a_signal_to_one_of_two_processes(undi
     assert status == 128 + signal.SIGTERM, output
     (stopped,) = re.findall(r"stopped after step (\d+) of 12, saved \d\.\d s after all processes knew", output)
     assert 2 <= int(stopped) < 10
-    for killed in (1, 0):
-        status, output = train(tmp_path, 2, 1, flags(tmp_path), f"{killed} {int(signal.SIGKILL)} {12 - 2 * killed}")
-        assert status == 128 + signal.SIGKILL
-        assert output.count("going on after step") == 1
-        lines = [line for line in output.splitlines() if line.startswith(f"{1 - killed}: ")]
-        assert "has died" in lines[-1], output
-        assert lines[-1].startswith(f"{1 - killed}: error: process {killed} of 2 has died (killed, out of memory or a ")
-        assert not re.search("Traceback|fault of navil_jax|Check failure", output)
+    status, output = train(tmp_path, 2, 1, flags(tmp_path), f"1 {int(signal.SIGKILL)} 10")
+    assert status == 128 + signal.SIGKILL
+    assert output.count("going on after step") == 1
+    lines = [line for line in output.splitlines() if line.startswith("0: ")]
+    assert lines[-1].startswith("0: error: process 1 of 2 has died (killed, out of memory or a "), output
+    assert not re.search("Traceback|fault of navil_jax|Check failure", output)
     status, output = train(tmp_path, 1, 1, flags(tmp_path))
     assert status == 0, output
     check_like(tmp_path, undisturbed)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from quick_xla import QUICK
 
 from navil_jax.paths import RunFiles
 from navil_jax.train.__main__ import main
@@ -35,7 +36,7 @@ def start(workdir, *flags, fatal=0):
     """Starts the command in a process of its own, on one device; it dies before step `fatal`."""
     program = [str(KILL), str(fatal)] if fatal else ["-m", "navil_jax.train"]
     command = [sys.executable, *program, "--config", str(RECIPE), f"--config.workdir={workdir}", *flags]
-    settings = {"XLA_FLAGS": "", "PYTHONPATH": str(RECIPE.parents[1])}
+    settings = {"XLA_FLAGS": QUICK, "PYTHONPATH": str(RECIPE.parents[1])}
     return subprocess.Popen(
         command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -82,8 +83,6 @@ def test_interrupted_run_ends_as_one_that_was_not(tmp_path):
     assert status == 0, output
 
     killed = start(parts, *RESUME, fatal=4)
-    assert finish(killed)[0] == -signal.SIGKILL
-    killed = start(parts, *RESUME, fatal=16)
     assert finish(killed)[0] == -signal.SIGKILL
     killed = start(parts, *RESUME)
     signal_after(killed, parts, 20, signal.SIGKILL)
