@@ -96,22 +96,26 @@ def _doctor(argv: Sequence[str]) -> int:
 def _clean(argv: Sequence[str]) -> int:
     from navil_jax.data.cleaning import clean
     from navil_jax.data.cleaning.given import Given
+    from navil_jax.data.cleaning.parts import MEASURES
     from navil_jax.data.cleaning.settings import given_settings
+    from navil_jax.data.engine import engine_of, split_options
     from navil_jax.data.formats import files
     from navil_jax.data.sources import expand_meta, expand_sources, open_source
 
-    config, options = parse(argv, clean.ABOUT, clean.add_options, default=Config(), command="data clean")
+    own, pipeline = split_options(argv)
+    config, options = parse(own, clean.ABOUT, clean.add_options, default=Config(), command="data clean")
     if bool(options.kind) == bool(config.data.sources):
         raise UserError("no data given, or twice: use either --config RECIPE or --from KIND --path PATH")
+    engine = engine_of(options, pipeline, files.join(options.out, MEASURES))
     name = files.name_of(options.path or "")
     entries = expand_meta(_entry(options, name)) if options.kind else expand_sources(config).data.sources
-    sources = [open_source(dataclasses.replace(entry, leave_out=""), "train") for entry in entries]
-    given = Given(entries, sources, {f"--against {text}": _reference(text) for text in options.against})
+    sources = [open_source(dataclasses.replace(entry, leave_out=""), "train", engine) for entry in entries]
+    given = Given(entries, sources, {f"--against {text}": _reference(text, engine) for text in options.against})
     command = shlex.join(["python", "-m", "navil_jax.data", "clean", *argv])
-    return clean.run(given, given_settings(options), options, command)
+    return clean.run(given, given_settings(options), options, engine, command)
 
 
-def _reference(text: str) -> "Source":
+def _reference(text: str, engine: "Engine") -> "Source":
     """What samples are compared with: a benchmark's questions, or other data."""
     from navil_jax.data import formats
     from navil_jax.data.sources import SOURCES, open_source
@@ -130,7 +134,7 @@ def _reference(text: str) -> "Source":
             raise UserError(f"--against {text}: {error}") from error
     if not path:
         return open_source(text, "test")
-    return open_source(SourceConfig(text, kind=what, path=given_path(path)), "train")
+    return open_source(SourceConfig(text, kind=what, path=given_path(path)), "train", engine)
 
 
 def _preview(argv: Sequence[str]) -> int:

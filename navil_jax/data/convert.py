@@ -69,7 +69,7 @@ def convert(
             tallies = engine.run(WriteShards(source, out, shards), shards, out)
         else:
             tallies = _shuffled(source, Shuffle(out, shards, shuffle, files.join(out, WORK)), engine)
-        _clear(out)
+        files.remove_folder(files.join(out, WORK))
     bad = sum(tally.bad for tally in tallies)
     if bad == len(source):
         raise UserError(f"{out}: none of {len(source)} samples can be used, the reasons are in *.bad.jsonl there")
@@ -172,7 +172,7 @@ def _check_plan(out: str, plan: Mapping[str, object]) -> None:
 
 def _remove_partial(folder: str) -> None:
     """Removes what processes were writing when they were killed."""
-    for partial in glob.glob(os.path.join(glob.escape(folder), f"*{files.PART}")):
+    for partial in glob.glob(os.path.join(glob.escape(folder), "**", files.PARTIAL), recursive=True):
         os.remove(partial)
 
 
@@ -181,10 +181,3 @@ def _missing(out: str, shards: int) -> bool:
     system, bare = files.filesystem(out)
     there = {files.name_of(path) for path in system.ls(bare, detail=False)}
     return any(shard_name(number, shards) not in there for number in range(shards))
-
-
-def _clear(out: str) -> None:
-    """Removes what was handed from task to task."""
-    system, bare = files.filesystem(files.join(out, WORK))
-    if system.exists(bare):
-        system.rm(bare, recursive=True)
