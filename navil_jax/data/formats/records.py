@@ -16,11 +16,11 @@ from navil_jax.data.formats.record_images import (
     IMAGE_FIELDS,
     NAME_FIELDS,
     check_all_seen,
-    image_size,
     image_values,
     is_missing,
     is_there,
     read_image,
+    size_under_boxes,
 )
 from navil_jax.data.formats.record_text import SYSTEM_FIELDS, TEXT_FIELDS, Conversation, conversation
 from navil_jax.data.formats.record_videos import FRAMES, VIDEO_FIELDS, Frames, video_values, with_frames
@@ -173,7 +173,7 @@ def to_sample(
         said.turns, values = with_frames(said.turns, values, videos, root, frames)
     _check_placeholders(said, len(values))
     images = tuple(read_image(value, root) for value in values)
-    turns, grounded, used = grounded_turns(record, said.turns, boxes, lambda: [image_size(image) for image in images])
+    turns, grounded, used = grounded_turns(record, said.turns, boxes, lambda: list(map(size_under_boxes, images)))
     said.used += [*used, *VIDEO_FIELDS]
     name, kind = (_name(record.get(field), field) for field in ("key", "kind"))
     unused = _unused(record, said, bool(values))
