@@ -21,11 +21,12 @@ IMAGE_FIELDS: tuple[str, ...] = ("images", "image", "jpg", "jpeg", "png", "webp"
 _PATH_FIELDS = ("image_path", "image_paths", "img_path", "image_file", "image_files")
 NAME_FIELDS = ("file_name", "filename", "image_name", "image_filename", "image_file_name", *_PATH_FIELDS)
 _NAMES_OF_ANY = ("file_name", "filename")  # of them, those that may name another thing than an image
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jxl")
+IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2")
+IMAGE_SUFFIXES += (".jxl", ".heic", ".heif")  # each with a package of its own
 CLIP_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")
 _SOUNDS = (".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus", ".wma", ".aiff")
 _SHAPES = (".ply", ".pcd", ".las", ".laz", ".obj", ".glb", ".gltf", ".stl", ".npy", ".npz", ".exr", ".dcm", ".nii")
-_OTHER_SUFFIXES = (".heic", ".heif", ".svg", ".eps", ".tga", ".ppm", ".pgm", *CLIP_SUFFIXES, *_SOUNDS, *_SHAPES)
+_OTHER_SUFFIXES = (".svg", ".eps", ".tga", ".ppm", ".pgm", *CLIP_SUFFIXES, *_SOUNDS, *_SHAPES)
 # Of addresses in records. A server that does not answer ends a run, so no record may name just any.
 PROTOCOLS = ("file", "memory", "gs", "gcs", "s3", "s3a", "az", "abfs", "abfss")
 
