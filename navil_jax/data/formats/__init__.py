@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from navil_jax.data.engine import Engine
 from navil_jax.data.formats import files
@@ -20,6 +20,9 @@ from navil_jax.data.formats.records import TEXTS_SAMPLES, RecordSource
 from navil_jax.data.grounding import Coordinates
 from navil_jax.data.sample import Sample, check_index
 from navil_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from navil_jax.data.formats.hub import Stream
 
 # kind -> module of this package, class. A module is imported when needed: nobody needs the packages of the others.
 FORMATS = {
@@ -134,6 +137,24 @@ def open_format(
     for source in sources:
         source.boxes, source.frames = boxes, frames
     return sources[0] if len(sources) == 1 else Concatenated.of(sources)
+
+
+def is_streamed(kind: str, path: str) -> bool:
+    """Whether data are read as `open_stream` does: of the hub, and not saved by `Dataset.save_to_disk`."""
+    saved = (files.join(path, name) for name in ("state.json", "dataset_dict.json"))
+    return kind == "huggingface" and bool(path) and not any(map(files.exists, saved))
+
+
+def open_stream(path: str, root: str, prompt: str, boxes: Coordinates, frames: Frames) -> "Stream":
+    """The files of a data set of the hub; arguments are as of `open_format`.
+
+    Raises:
+      UserError: as `hub.Stream.of`, or the package is not installed.
+    """
+    with _naming_packages("huggingface", path):
+        from navil_jax.data.formats.hub import Stream
+
+        return Stream.of(path, root, prompt, boxes, frames)
 
 
 def files_of(kind: str, path: str) -> list[str]:
