@@ -54,7 +54,7 @@ def main() -> None:
             make_tar(Path(folder, f"{number}.tar"), number, options.samples // TARS)
         source = open_format("webdataset", f"{folder}/*.tar")
         paths = tuple(str(path) for path in sorted(Path(folder).glob("*.tar")))
-        start = IndexFiles(WebDataset, paths, "", "")
+        start = IndexFiles(WebDataset, paths)
         Local(options.workers).run(start, TARS, "start")  # imports what the processes of all rounds are forked from
         measure(source, start, engines(options.workers, folder), options.rounds, Path(folder))
 

@@ -13,7 +13,7 @@ from navil_jax.data import formats
 from navil_jax.data.__main__ import main
 from navil_jax.data.convert import WriteStream
 from navil_jax.data.formats import open_format
-from navil_jax.data.formats.record_videos import FRAMES
+from navil_jax.data.formats.records import Reading
 
 datasets = pytest.importorskip("datasets")
 hub = pytest.importorskip("navil_jax.data.formats.hub")
@@ -89,7 +89,7 @@ def test_a_conversion_goes_on_with_the_file_that_could_not_be_read(folder: Path,
 
 
 def test_other_files_are_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    job = WriteStream(formats.open_stream("charts", "", "", "", FRAMES), "out")
+    job = WriteStream(formats.open_stream("charts", Reading()), "out")
     assert convert() == 0
     os.utime(folder / "charts/data/train-00000-of-00003.parquet", (1, 1))
     hub._opened.cache_clear()

@@ -289,6 +289,7 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     from navil_jax.data.estimate import estimate_conversion
     from navil_jax.data.formats import files
     from navil_jax.data.formats.record_videos import Frames
+    from navil_jax.data.formats.records import Reading
     from navil_jax.data.inspect.summary import unused_fields
     from navil_jax.data.left_out import Without
     from navil_jax.data.sources import open_source
@@ -310,8 +311,8 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     source: Source | None = None
     if streamed:
         frames = Frames(part.video_frames, part.video_fps)
-        stream = formats.open_stream(part.path, part.root, part.prompt, part.boxes, frames)
-        done = convert_stream(stream, out, origin, engine)
+        reading = Reading(part.root, part.prompt, part.boxes, frames)
+        done = convert_stream(formats.open_stream(part.path, reading), out, origin, engine)
     else:
         source = open_source(part, split, engine)
         done = convert(source, out, options.shards, origin, options.shuffle, engine)

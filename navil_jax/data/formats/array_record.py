@@ -16,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.record_images import encoded
-from navil_jax.data.formats.records import RecordSource
+from navil_jax.data.formats.records import READING, Reading, RecordSource
 from navil_jax.data.sample import Sample
 from navil_jax.errors import UserError
 
@@ -88,8 +88,8 @@ class ArrayRecord(RecordSource):
 
     suffixes = (SUFFIX,)
 
-    def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
-        super().__init__(path, root, prompt)
+    def __init__(self, path: str, reading: Reading = READING) -> None:
+        super().__init__(path, reading)
         self._shards = shards = files.expand(path, self.suffixes)
         if shards != [path] and not glob.has_magic(path) and "{" not in path:  # then the path is a folder's
             _check_complete(path, shards)

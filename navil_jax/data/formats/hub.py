@@ -11,9 +11,7 @@ import datasets
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.huggingface import with_names
-from navil_jax.data.formats.record_videos import Frames
-from navil_jax.data.formats.records import RecordSource, check_columns
-from navil_jax.data.grounding import Coordinates
+from navil_jax.data.formats.records import Reading, RecordSource, check_columns
 from navil_jax.errors import UserError
 
 
@@ -28,36 +26,30 @@ class Stream:
     """
 
     path: str
-    root: str
-    prompt: str
-    boxes: Coordinates
-    frames: Frames
+    reading: Reading
     count: int
     stamp: str
 
     @classmethod
-    def of(cls, path: str, root: str, prompt: str, boxes: Coordinates, frames: Frames) -> "Stream":
+    def of(cls, path: str, reading: Reading) -> "Stream":
         """Raises `UserError` if there is no such data set, configuration or split, or the hub cannot be reached."""
         data, stamp = _opened(path)
-        place, _, _ = _parsed(path)
-        root = root or (place if os.path.isdir(place) else f"hf://datasets/{place}")
-        return cls(path, root, prompt, boxes, frames, data.num_shards, stamp)
+        return cls(path, reading, data.num_shards, stamp)
 
     def file(self, number: int) -> "StreamedFile":
         """Raises OSError if the files are others by now."""
         data, stamp = _opened(self.path)
         if stamp != self.stamp:
             raise OSError(f"{self.path} has changed since the conversion began; start again")
-        file = StreamedFile(self.path, data.shard(self.count, number), number)
-        file.root, file.prompt, file.boxes, file.frames = self.root, self.prompt, self.boxes, self.frames
-        return file
+        return StreamedFile(self.path, self.reading, data.shard(self.count, number), number)
 
 
 class StreamedFile(RecordSource):
     """The rows of one file, of which the last that `read_on` came to can be had."""
 
-    def __init__(self, path: str, rows: datasets.IterableDataset, number: int) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, reading: Reading, rows: datasets.IterableDataset, number: int) -> None:
+        place, _, _ = _parsed(path)
+        super().__init__(path, reading, place if os.path.isdir(place) else f"hf://datasets/{place}")
         self._rows, self._number = rows, number
         self._row: dict[str, Any] = {}
         self._read = 0

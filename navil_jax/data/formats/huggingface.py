@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.records import RecordSource, check_columns
+from navil_jax.data.formats.records import READING, Reading, RecordSource, check_columns
 from navil_jax.errors import UserError
 
 
@@ -15,8 +15,8 @@ class HuggingFace(RecordSource):
     Its columns have the names of a record's fields, see `records.to_sample`.
     """
 
-    def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
-        super().__init__(path, root or path, prompt)
+    def __init__(self, path: str, reading: Reading = READING) -> None:
+        super().__init__(path, reading, path)
         try:
             data = datasets.load_from_disk(path)
         except Exception as error:  # of the network, of Arrow, of the package
