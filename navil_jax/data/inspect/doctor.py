@@ -89,7 +89,7 @@ def run(opened: OpenRun, out: Path, options: argparse.Namespace, engine: Engine,
     ]
     if options.estimate:
         for checkup in checkups:
-            print(f"{checkup.name}: {estimate_examination(checkup).text(options.price)}")
+            say(f"{checkup.name}: {estimate_examination(checkup).text(options.price)}")
         return 0
     examined = examine(config, checkups, out, engine, notes_folder(out, options))
     return _tell(config, checkups, examined, out, options.samples, command)
