@@ -20,6 +20,7 @@ from navil_jax.data.quarantine import SampleWatch
 
 SIZES = ("visual_tokens", "text_tokens", "patches")  # the features whose lengths are a sample's three sizes
 MAX_WAITING = 2048  # samples, so that choosing is fast and their places stay small in a checkpoint
+MOST_AHEAD = 16  # samples that few threads have ready; many hold one each
 _UNIT = 1 << 16  # a whole budget in the integers that scores are made of, so that all machines choose alike
 _TRIES = 8  # second samples that are tried
 _GOOD = int(0.985 * _UNIT)  # of a budget: as much as this needs no other try
@@ -157,7 +158,8 @@ class PackedRowsIterator(grain.DatasetIterator[list[SampleFeatures]]):
         threads: int,
         watch: SampleWatch,
     ) -> None:
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+        ahead = max(threads, min(4 * threads, MOST_AHEAD))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         super().__init__(iter(samples.to_iter_dataset(options)))
         self._samples, self._threads, self._watch = samples, threads, watch
         self._budgets, self._enough = budgets, bins * budgets
