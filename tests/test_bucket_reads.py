@@ -59,6 +59,7 @@ def test_many_requests_are_open_at_a_time(bucket: BucketServer, tmp_path: Path, 
     assert (reading_threads(near), reading_threads(far), reading_threads(far, 4)) == (2, 64, 16)
     expected = next(iter(make_dataset(near, [open_source(near.data.sources[0], "train")], TOKENIZER)))
     source = open_source(far.data.sources[0], "train")
+    assert source[0].images  # opens the file, which is a request of its own
     passed = threading.Event()
 
     def open_the_gate() -> None:

@@ -102,7 +102,7 @@ def make_dataset(
     packed = (PackedRows(stream, spec, data.packing_lookahead, threads, watch) for stream in samples)
     grouped = (GroupedRows(stream, rows, data.balance_window, data.seed, cost) for stream in packed)
     steps = Steps(dict(zip(own, grouped, strict=True)), rows, count)
-    batches = steps.map(functools.partial(spec.build, context_id=context_id(config)))
+    batches = steps.map(functools.partial(spec.build, context_id=_context_id(config)))
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
 
 
@@ -203,7 +203,7 @@ def evaluation_batches(
     rows = PackedRows(features[: limit or len(source)], spec, config.data.packing_lookahead, threads, watch)
     start = process_index * local.rows
     batches = rows.batch(
-        spec.rows, batch_fn=lambda rows: local.build(rows[start : start + local.rows], context_id(config))
+        spec.rows, batch_fn=lambda rows: local.build(rows[start : start + local.rows], _context_id(config))
     )
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
 
@@ -255,6 +255,5 @@ def _check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
         )
 
 
-def context_id(config: Config) -> int:
-    """The token of a merged unit of patches; -1 where a model has none."""
+def _context_id(config: Config) -> int:
     return config.model.special_id("<IMG_CONTEXT>") if config.model.special_token_ids else -1

@@ -209,8 +209,10 @@ def inference_text(found: Sequence[Inference], place: Slice) -> str:
     return "\n".join(lines)
 
 
-COLUMNS = ("topology", "mesh", "rows/group", "HBM GiB", "largest", "step s", "MFU", "tokens/s", "days", "chip-hours")
-COLUMNS += ("input of a host",)
+COLUMNS = (
+    *("topology", "mesh", "rows/group", "HBM GiB", "largest"),
+    *("step s", "MFU", "tokens/s", "days", "chip-hours", "input of a host"),
+)
 
 
 def row(plan: Plan, cost: InputCost | None = None) -> dict[str, str]:

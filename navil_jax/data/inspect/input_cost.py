@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pickle
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from navil_jax.data.features import TooLong, Usable, cut_patches, decoded, token
 from navil_jax.data.grouping import row_cost
 from navil_jax.data.inspect.summary import PACKED, drawn_by
 from navil_jax.data.packing import SIZES, PackedRows
-from navil_jax.data.pipeline import batch_spec, context_id
+from navil_jax.data.pipeline import batch_spec
 from navil_jax.data.quarantine import Quarantine, SampleWatch
 from navil_jax.data.run import OpenRun
 from navil_jax.data.sample import Sample, Source
@@ -175,9 +175,9 @@ def _measured(config: Config, tokenizer: Tokenizer, number: int, source: Source,
             sample, usable = made
             kept.append(dataclasses.replace(usable, source=name))
             images, size = images + len(sample.images), size + _bytes(sample)
-        if clock.seconds.total() > SECONDS:
+        if sum(clock.seconds.values()) > SECONDS:
             break
-    _pack(kept, config, clock)
+    _pack(kept, config, tokenizer, clock)
     count = max(1, measured)
     means = {stage: clock.seconds[stage] / count for stage in STAGES}
     content = {field: sum(len(sample.features[field]) for sample in kept) / count for field in SIZES}
@@ -188,7 +188,7 @@ class _Clock:
     """Seconds of CPU of this process, by stage."""
 
     def __init__(self) -> None:
-        self.seconds = Counter[str]()
+        self.seconds = defaultdict[str, float](float)
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -231,7 +231,7 @@ def _features(
     return sample, usable
 
 
-def _pack(samples: Sequence[Usable], config: Config, clock: _Clock) -> None:
+def _pack(samples: Sequence[Usable], config: Config, tokenizer: Tokenizer, clock: _Clock) -> None:
     """Times what the trainer's process does with features: rows of them, their costs, arrays; as for all `samples`."""
     if not samples:
         return
@@ -245,7 +245,7 @@ def _pack(samples: Sequence[Usable], config: Config, clock: _Clock) -> None:
         with own("pack"):
             row = next(rows)
             row_cost(config.model, row)
-            spec.build([row], context_id(config))
+            spec.build([row], tokenizer.token_id("<IMG_CONTEXT>"))
         packed += len(row)
     clock.seconds["pack"] += own.seconds["pack"] / packed * len(samples)
 
