@@ -1,7 +1,7 @@
 """Reading samples from a bucket, by the time that an answer takes: `python -m benchmarks.bucket_reads`.
 
 A server on this machine stands for the bucket and answers every request so many milliseconds late. Made samples (an
-image of 320 x 240 pixels, a caption) lie there as ArrayRecord and as a tar, and are read as training reads them:
+image of 160 x 120 pixels, a caption) lie there as ArrayRecord and as a tar, and are read as training reads them:
 fetched, made to features, packed. Beside the number of requests that the pipeline keeps open stands the one that it
 would have without (the two threads of `data.threads`). Samples are counted once the first batch is there.
 """
@@ -33,7 +33,7 @@ from navil_jax.data.streams import sample_counts
 from navil_jax.errors import UserError, report_user_errors
 
 TESTS = Path(__file__).parents[1] / "tests"
-SIZE = (320, 240)  # of an image
+SIZE = (160, 120)  # of an image
 
 
 def write_tar(path: Path, samples: int) -> None:
@@ -70,7 +70,7 @@ def opened(kind: str) -> OpenRun:
     entry = SourceConfig("made", kind=kind, path=f"gs://bucket/{name}")
     slots = {"visual_slots": 512, "text_slots": 512, "patch_slots": 2048}
     data = DataConfig(sources=(entry,), rows=1, packing_lookahead=2, **slots)
-    images = ImageConfig(min_patches=16, max_patches=256)
+    images = ImageConfig(min_patches=16, max_patches=64)
     return open_run(Config(model=ModelConfig(special_token_ids=()), images=images, data=data), None)
 
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--latencies", type=float, nargs="+", default=[20, 50, 100], help="milliseconds (default: 20 50 100)")
-    add("--samples", type=int, default=500, help="made ones (default: 500)")
+    add("--samples", type=int, default=1000, help="made ones (default: 1000)")
     add("--seconds", type=float, default=10.0, help="of reading, each (default: 10)")
     options = parser.parse_args(argv)
     if min(options.latencies) < 0 or options.samples < 1 or options.seconds <= 0:

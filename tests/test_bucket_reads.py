@@ -1,5 +1,6 @@
 """Samples of a bucket are read by many requests at a time, however many threads make their features."""
 
+import contextlib
 import dataclasses
 import io
 import threading
@@ -14,10 +15,12 @@ from made_data import tar_bytes
 from made_sources import TOKENIZER, assert_equal, config
 from PIL import Image
 
-from navil_jax.config import SourceConfig
+from navil_jax.batch import Batch
+from navil_jax.config import Config, SourceConfig
 from navil_jax.data.convert import convert
 from navil_jax.data.formats import files
 from navil_jax.data.pipeline import make_dataset, reading_threads
+from navil_jax.data.sample import Source
 from navil_jax.data.sources import open_source
 
 TOGETHER = 16  # requests; the recipe has two threads
@@ -45,6 +48,12 @@ def tar(samples: int) -> bytes:
     return tar_bytes(members)
 
 
+def first_batch(settings: Config, source: Source) -> Batch:
+    """Ends the reading of others while the server is still there."""
+    with contextlib.closing(iter(make_dataset(settings, [source], TOKENIZER))) as batches:
+        return next(batches)
+
+
 @pytest.mark.parametrize("kind", ["webdataset", "array_record"])
 def test_many_requests_are_open_at_a_time(bucket: BucketServer, tmp_path: Path, kind: str) -> None:
     local = tmp_path / "a.tar"
@@ -57,7 +66,7 @@ def test_many_requests_are_open_at_a_time(bucket: BucketServer, tmp_path: Path, 
     bucket.put(path.removeprefix("gs://"), local.read_bytes())
     near, far = config(sources=(entry,)), config(sources=(dataclasses.replace(entry, path=path),))
     assert (reading_threads(near), reading_threads(far), reading_threads(far, 4)) == (2, 64, 16)
-    expected = next(iter(make_dataset(near, [open_source(near.data.sources[0], "train")], TOKENIZER)))
+    expected = first_batch(near, open_source(near.data.sources[0], "train"))
     source = open_source(far.data.sources[0], "train")
     assert source[0].images  # opens the file, which is a request of its own
     passed = threading.Event()
@@ -67,7 +76,7 @@ def test_many_requests_are_open_at_a_time(bucket: BucketServer, tmp_path: Path, 
         bucket.gate = None
 
     bucket.gate = threading.Barrier(TOGETHER, open_the_gate)
-    assert_equal(next(iter(make_dataset(far, [source], TOKENIZER))), expected)
+    assert_equal(first_batch(far, source), expected)
     assert passed.is_set()  # so many requests waited for each other
 
 
@@ -77,8 +86,4 @@ def test_workers_get_samples_that_were_fetched_by_others(bucket: BucketServer, t
     entry = SourceConfig("a", kind="webdataset", path=str(tmp_path / "a.tar"))
     near = config(sources=(entry,))
     far = config(sources=(dataclasses.replace(entry, path="gs://bucket/a.tar"),), workers=1)
-    batches = [
-        next(iter(make_dataset(settings, [open_source(settings.data.sources[0], "train")], TOKENIZER)))
-        for settings in (near, far)
-    ]
-    assert_equal(*batches)
+    assert_equal(*(first_batch(settings, open_source(settings.data.sources[0], "train")) for settings in (near, far)))
