@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.command import complete
+from launch.command import check_training, complete
 from launch.gcluster import Gcluster
 from launch.gke import Gke
 from launch.hosts import Hosts
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     settings = read_settings(options.settings, _needed(road, options.action))
     road.check(settings, options.action)
+    check_training(command)
     words = complete(command, settings) if options.action in road.takes_command else []
     getattr(road(settings, Shell(options.dry_run), words), options.action)()
     return 0

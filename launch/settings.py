@@ -22,9 +22,10 @@ FORMS = {
     "project": (rf"(?:[a-z0-9.-]+:)?{_LABEL}", 63, f"a project's id ({_WHAT})"),
     "zone": (r"[a-z]+-[a-z]+\d+-[a-z0-9]+", 40, "a zone, such as us-east5-a"),
     "bucket": (
-        r"gs://(?!.*\.\.)[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](?:/[^/\s#?*\[\]]+)*",
+        r"gs://(?!.*\.\.|goog|(?:\d+\.){3}\d+(?:/|$))[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](?:/[^/\s#?*\[\]]+)*",
         222,
-        "an address such as gs://my-bucket (lower-case letters, digits, - _ and ., 3 to 63 of them)",
+        "an address such as gs://my-bucket (lower-case letters, digits, - _ and ., 3 to 63 of them; no goog at "
+        "the beginning and no IP address)",
     ),
     "name": (_LABEL, 40, f"a name of at most 40 {_WHAT}"),
     "reservation": (
@@ -118,7 +119,7 @@ def read_settings(file: Path, needed: tuple[str, ...]) -> Settings:
         raise UserError(f"{file}: no such file; copy launch/settings.example.toml to launch/settings.toml, fill it in")
     try:
         given = tomllib.loads(file.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also of bytes that are no text
         raise UserError(f"{file}: is no TOML: {error}") from error
     fields: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Settings) if field.name != "file"}
     for key, value in given.items():

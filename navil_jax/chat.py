@@ -44,10 +44,11 @@ a conversation, if there is no --prompt:
 
 Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.
 """
-HELP = """/image FILE   adds an image to the next question, as a path alone does; <image> in the question
-              says where (else in front of it)
+HELP = """/image FILE   adds an image to the next question, as a path alone does;
+              <image> in the question says where (else in front of it)
 /reset        forgets the conversation and its images
-/save FILE    writes the conversation as JSON, in OpenAI's form; images are named by their paths
+/save FILE    writes the conversation as JSON, in OpenAI's form; images are
+              named by their paths
 /help         shows this; Ctrl-C ends an answer
 /quit         leaves, as Ctrl-D does, and Ctrl-C where a question is due"""
 
@@ -216,10 +217,13 @@ def _talk(conversation: Conversation) -> None:
 def _obey(line: str, conversation: Conversation) -> None:
     """Does what a line of a talk asks for. Raises `UserError` for a mistake."""
     command, _, argument = line.partition(" ")
+    if command in ("/help", "/reset", "/quit") and argument:
+        raise UserError(f"{command}: stands alone; leave out {argument.strip()!r:.60}")
     if command == "/help":
         print(HELP)
     elif command == "/reset":
         conversation.reset()
+        print("starts anew")
     elif line == "/image":
         raise UserError("/image: name a file")
     elif command == "/image" or os.path.isfile(_file_name(line)):  # a path alone, as a terminal pastes it

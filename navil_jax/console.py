@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
@@ -27,7 +28,7 @@ LOG_LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {r
 def render(content: RenderableType, width: int | None = None) -> str:
     """What to print so that stdout shows the content.
 
-    On a terminal it has colours, unless NO_COLOR is set; elsewhere it is plain. Text is left to the terminal to wrap.
+    On a terminal it has colours, unless NO_COLOR is set, and no line is wider; elsewhere it is plain.
 
     Args:
       width: None: that of the terminal; endless where there is none.
@@ -36,12 +37,25 @@ def render(content: RenderableType, width: int | None = None) -> str:
     if width is None and not console.is_terminal:
         console.width = ENDLESS
     with console.capture() as captured:
-        console.print(content, soft_wrap=isinstance(content, Text))
+        console.print(_wrapped(content, console) if isinstance(content, Text) else content)
     return "\n".join(line.rstrip() for line in captured.get().removesuffix("\n").split("\n"))
+
+
+def _wrapped(text: Text, console: Console) -> Text:
+    """Lines that are too long go on below their beginning, between words."""
+    lines: list[Text] = []
+    for line in text.split("\n", allow_blank=True):
+        indent = len(line.plain) - len(line.plain.lstrip(" "))
+        parts = line[indent:].wrap(console, max(1, console.width - indent - 2)) if indent < len(line) else [line]
+        whole = line.cell_len <= console.width
+        lines += [line] if whole else [Text(" " * (indent + 2 * (n > 0))) + part for n, part in enumerate(parts)]
+    return Text("\n").join(lines)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0) -> str:
     """Columns as wide as their cells; a column of numbers is aligned at the right, by its first row.
+
+    On a terminal that is too narrow for the numbers, each row is its cells behind the names of their columns.
 
     Example:
       table(("group", "tensors"), [("head", "1"), ("vision", "36")]) ->
@@ -50,9 +64,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0) -
         vision       36
     """
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    least = indent - 2  # columns that it needs
     for number, name in enumerate(head):
         is_number = bool(rows) and rows[0][number][:1].isdecimal()
-        grid.add_column(name, justify="right" if is_number else "left")
+        cells = [row[number] for row in rows]
+        words = [word for text in (name, *(() if is_number else cells)) for word in text.split()]
+        width = max(map(cell_len, [*words, *(cells if is_number else ())]), default=0)
+        grid.add_column(name, justify="right" if is_number else "left", min_width=width)
+        least += width + 2
+    if sys.stdout.isatty() and least > Console().width:
+        named = ("  ".join([row[0], *map(" ".join, zip(head[1:], row[1:], strict=True))]) for row in rows)
+        return "\n".join(part for line in named for part in _broken(" " * indent + line, Console().width))
     for row in rows:
         grid.add_row(*row)
     return render(Padding(grid, (0, 0, 0, indent), expand=False))
@@ -83,22 +105,22 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def say(*fields: str) -> None:
+def say(*fields: str, stream: TextIO | None = None) -> None:
     """Prints a line of fields, two blanks between them, above the bars that are shown.
 
     On a narrower terminal it goes on in a next line, between fields; a field that is alone too long, between its words.
     """
-    text = "  ".join(fields)
-    if sys.stdout.isatty():
-        text = "\n".join(line for one in text.split("\n") for line in _broken(one, Console().width))
-    with tqdm.external_write_mode(file=sys.stdout):
-        print(text, flush=True)
+    text, stream = "  ".join(fields), stream or sys.stdout
+    if stream.isatty():
+        text = "\n".join(line for one in text.split("\n") for line in _broken(one, Console(file=stream).width))
+    with tqdm.external_write_mode(file=stream):
+        print(text, file=stream, flush=True)
 
 
 def _broken(line: str, width: int) -> list[str]:
     """A line as lines of at most so many characters; words that are longer alone, such as paths, stay whole."""
     lines: list[str] = []
-    if len(line) <= width or line.startswith("|"):  # a row of a Markdown table stays one
+    if Text.from_ansi(line).cell_len <= width or line.startswith("|"):  # a row of a Markdown table stays one
         return [line]
     start = " " * (len(line) - len(line.lstrip(" ")))
     for field in line.strip(" ").split("  "):
@@ -172,6 +194,11 @@ class Progress(tqdm):
             disable=not shown,
             **form,
         )
+
+    @staticmethod
+    def format_meter(*given: Any, **settings: Any) -> str:
+        """As tqdm's, which writes a slow rate with the blank before the unit, `2.63s/ requests`."""
+        return tqdm.format_meter(*given, **settings).replace("s/ ", " s/")
 
     def update(self, n: float | None = 1) -> bool | None:
         """As tqdm's; a first update of no more than a tenth of the whole starts the clock."""

@@ -64,11 +64,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        kept = super()._fill_text(text, width, indent)
-        if not sys.stdout.isatty():
-            return kept
-        joined = re.sub(r"(?m)^(\S.{90,})\n(?=\S)", r"\1 ", kept)  # lines of a paragraph, before it is filled anew
-        return "\n".join(part for line in joined.split("\n") for part in _narrowed(line, width))
+        return fitted(super()._fill_text(text, width, indent), width)
 
     def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
         """As argparse, which puts options behind a long name of a command; where they have no room, below it."""
@@ -81,6 +77,14 @@ class _Help(argparse.RawDescriptionHelpFormatter):
                 lines.append("   ")
             lines[-1] += f" {part}" if lines[-1] else part
         return "\n".join(lines) + "\n\n"
+
+
+def fitted(text: str, width: int) -> str:
+    """A help text as it is; on a terminal, with lines of at most so many characters."""
+    if not sys.stdout.isatty():
+        return text
+    joined = re.sub(r"(?m)^(\S.{90,})\n(?=\S)", r"\1 ", text)  # lines of a paragraph, before it is filled anew
+    return "\n".join(part for line in joined.split("\n") for part in _narrowed(line, width))
 
 
 def _narrowed(line: str, width: int) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from launch.__main__ import main
 
@@ -38,7 +39,8 @@ def launch(*arguments: str) -> Done:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            status = main(arguments)
+            with mock.patch("launch.__main__.check_training"):  # the recipe of TRAIN is not there
+                status = main(arguments)
         except SystemExit as end:
             status = int(end.code or 0)
     return Done(status, out.getvalue(), err.getvalue())

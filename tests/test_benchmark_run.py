@@ -120,7 +120,7 @@ def test_without_its_judge_a_benchmark_is_not_scored(name, model, checkpoint, tm
 def test_what_is_answered_is_not_asked_again(model, checkpoint, tmp_path, capsys):
     model.stops_after = 5
     assert run(checkpoint, tmp_path, "gqa") == 130
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("stopped")
+    assert capsys.readouterr().err.endswith("stopped; the same command goes on from here\n")
     path = tmp_path / "gqa-testdev-internvl" / "answers.jsonl"
     path.write_bytes(path.read_bytes() + b'{"id": "half a li')
     model.stops_after = 10**9
@@ -146,6 +146,8 @@ def test_other_settings_need_another_folder(model, checkpoint, tmp_path, capsys)
     assert "give another --out" in error
     assert run(checkpoint, tmp_path, "gqa", "--protocol", "lmms_eval") == 0  # other prompts, other folder
     assert len(model.asked) == 24
+    (tmp_path / "gqa-testdev-internvl" / "answers.jsonl").write_text("")  # nothing is answered, so nothing binds
+    assert run(checkpoint, tmp_path, "gqa", "--config.images.max_patches=1024") == 0
 
 
 @pytest.mark.parametrize("flag", ["--config.steps=3", "--config.model.decoder.depth=3", "--config.data.rows=2"])

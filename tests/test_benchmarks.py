@@ -2,12 +2,25 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 from made_cleaning import needs_packages
 from tiny import tiny_model
 
-from benchmarks import decode, dense_text, layer_time, near_duplicates, serve_load, step_time, torch_step
+from benchmarks import (
+    decode,
+    dense_text,
+    elastic,
+    goodput,
+    layer_time,
+    near_duplicates,
+    saves,
+    serve_load,
+    step_time,
+    torch_step,
+)
 from benchmarks.routing_flops import Workload, flops, serial_flops
 from navil_jax.config import ModelConfig
 from navil_jax.data.pipeline import batch_spec
@@ -172,3 +185,56 @@ def test_near_duplicates_prints_recall_and_precision_of_every_kind_of_image(caps
         rows = [row.removeprefix(line).split() for row in said.splitlines() if row.startswith(line)]
         assert [len(row) for row in rows if all(cell.endswith("%") for cell in row)] == [4, 4]
     assert "samples/s/core" in said
+
+
+def lived(workdir: Path, lives: list[list[dict]], losses: list[float]) -> Path:
+    """What lives of a run of one process leave, and its log."""
+    for number, notes in enumerate(lives):
+        (workdir / "rows" / str(number)).mkdir(parents=True)
+        (workdir / "rows" / str(number) / "0.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    log = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    return workdir
+
+
+def test_runs_are_compared_by_rows_and_losses_and_other_rows_are_seen(tmp_path: Path):
+    notes = [{"step": step, "rows": [[[0, step], [0, step + 9]]]} for step in (1, 2, 3)]
+    whole = lived(tmp_path / "whole", [notes], [4.0, 2.0, 1.0])
+    parts = lived(tmp_path / "parts", [notes[:2], notes[1:]], [4.0, 2.001, 1.0])
+    steps, rows, worst = elastic.compared(parts, whole)
+    assert steps == "steps: 3 and 3, each with a loss: 3 and 3"
+    assert rows == "rows and sample ids of every step: equal (6 samples in them)"
+    assert worst.startswith("largest difference of a loss: 5.0e-04 of it")
+    other = lived(tmp_path / "other", [[notes[0] | {"rows": [[[0, 7]]]}, *notes[1:]]], [4.0, 2.0, 1.0])
+    assert "DIFFERENT" in elastic.compared(other, whole)[1]
+    twice = lived(tmp_path / "twice", [notes, [notes[2] | {"rows": [[[0, 7]]]}]], [4.0, 2.0, 1.0])
+    with pytest.raises(UserError, match="step 3 was taken twice, with other rows"):
+        elastic.rows_by_step(twice)
+
+
+def test_goodput_refuses_a_run_without_room_for_its_injuries(capsys: pytest.CaptureFixture):
+    assert goodput.main(["--steps", "100"]) == 2
+    assert "has no room for three injuries; take at least 400" in capsys.readouterr().err
+
+
+def test_saves_writes_and_restores_a_state(tmp_path: Path, capsys: pytest.CaptureFixture):
+    recipe = Path(__file__).parent / "toy_recipe.py"
+    assert saves.main(["--config", str(recipe), "--state", "--folder", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert all(f"| {what} |" in out for what in ("a save, until it is complete", "reading its files", "restoring"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saves_prints_steps_with_and_without_saves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """With a step that computes nothing."""
+    state = SimpleNamespace(params={"a": jnp.ones(2**18)}, optimizer={"m": jnp.ones(2)}, ema={})
+    monkeypatch.setattr(saves, "initial_params", lambda *_: None)
+    monkeypatch.setattr(saves, "initial_state", lambda *_: state)
+    monkeypatch.setattr(saves, "make_train_step", lambda *_: lambda state, batch: (state, {}))
+    recipe = Path(__file__).parent / "toy_recipe.py"
+    assert saves.main(["--config", str(recipe), "--blocks", "2", "--config.checkpoint_every=2"]) == 0
+    rows = dict(line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert rows["a save every"] == "2 steps, 1.0 MiB each"
+    assert rows["blocks of each kind"] == "2 of 4 steps"
+    assert rows["saves"].startswith("4, of which ")
+    assert 0 <= float(rows["steps waited for a save"].split(" s")[0]) < 60

@@ -74,7 +74,7 @@ class TestCommand:
     def test_conversation(self, image: Path, capsys: pytest.CaptureFixture, monkeypatch):
         monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
         lines = [f"/image {image}", "What is it?", "And now?", "/image", "/nothing", "look at <image>", "/help"]
-        lines += ["", "/reset", "What is it?", "/quit", "never read"]
+        lines += ["", "/reset all", "/quit now", "/reset", "What is it?", "/quit", "never read"]
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
         assert run("--checkpoint", "any") == 0
         out = capsys.readouterr().out
@@ -85,10 +85,13 @@ class TestCommand:
             assert history[-1][1] in out
         after_reset = "".join(assistant().answer((), "What is it?", [], Sampler(), 8))
         assert out.rstrip().endswith((after_reset + "\n>").strip())
-        assert out.count("error: ") == 3
+        assert out.count("error: ") == 5
+        assert "error: /reset: stands alone; leave out 'all'" in out
+        assert "> starts anew\n" in out
         assert "error: no command /nothing" in out
         assert "error: the question holds <image> 1 times for 0 new images" in out
         assert chat.HELP in out
+        assert max(map(len, chat.HELP.splitlines())) < 80
 
     def test_end_of_input_and_ctrl_c(self, capsys: pytest.CaptureFixture, monkeypatch):
         monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
@@ -224,7 +227,7 @@ class TestMistakes:
             (tmp_path / "none.png", "none.png: no such file"),
             (text, "text.png: not an image"),
             (cut, "cut.png: broken or cut off"),
-            (tmp_path, "cannot read the image"),
+            (tmp_path, "is a folder; name a file"),
         ]:
             self.check(capsys, said, "--checkpoint", workdir, "--image", file)
 

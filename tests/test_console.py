@@ -14,6 +14,7 @@ import pytest
 from rich.text import Text
 
 from navil_jax.console import LOG_SECONDS, Progress, frame, is_terminal, markdown_table, render, say, table, waiting
+from navil_jax.data import __main__ as data
 from navil_jax.errors import Parser
 
 ROWS = [("head", "1"), ("vision [red]", "1,036")]
@@ -36,6 +37,7 @@ def test_numbers_are_aligned_at_the_right() -> None:
     ]
     assert table(("group", "tensors"), ROWS, indent=2).splitlines()[1] == "  head                1"
     assert table(("group", "tensors"), []) == "group  tensors"
+    assert table(("benchmark", "score", ""), [("gqa", "1.0", "")]).startswith("benchmark  score\n")
 
 
 def test_a_table_is_as_wide_as_the_terminal(terminal: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +45,25 @@ def test_a_table_is_as_wide_as_the_terminal(terminal: None, monkeypatch: pytest.
     assert "\x1b[1m" in table(("text", "number"), rows)
     monkeypatch.setenv("NO_COLOR", "1")
     assert max(map(len, table(("text", "number"), rows).splitlines()[1:])) <= 40
+
+
+@pytest.mark.parametrize(
+    ("columns", "last"),
+    [
+        (32, ["  easy_vqa   19,480    1,185,001"]),
+        (28, ["  easy_vqa  samples 19,480", "    visual tokens 1,185,001"]),
+    ],
+)
+def test_no_number_is_cut_on_a_narrow_terminal(columns: int, last: list[str], terminal: None, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    written = table(("source", "samples", "visual tokens"), [("easy_vqa", "19,480", "1,185,001")], indent=2)
+    assert screen_lines(written)[-len(last) :] == last
+
+
+def test_a_text_goes_on_below_its_beginning(terminal: None, monkeypatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    lines = render(Text("  head\n    " + "word " * 9 + "\n\nend")).splitlines()
+    assert lines == ["  head", "    " + "word " * 6 + "word", "      word word", "", "end"]
 
 
 def test_lines_of_files_and_pipes_are_not_wrapped() -> None:
@@ -81,6 +102,16 @@ def test_a_log_gets_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatc
         "x: 100%, 10.0k/10.0k samples, 100 samples/s, 00:00 left",
         "x: 100%, 10.0k/10.0k samples, 100 samples/s, 00:00 left",
     ]
+
+
+def test_a_slow_rate_is_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    stream = io.StringIO()
+    with Progress("x", 4, "requests", stream=stream) as progress:
+        now[0] += 40
+        progress.update(2)
+    assert stream.getvalue().splitlines()[0] == "x: 50%, 2/4 requests, 20.00 s/requests, 00:40 left"
 
 
 def test_a_quick_job_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +181,18 @@ def test_the_usage_of_a_command_fits_the_terminal(columns: int) -> None:
     assert max(map(len, lines)) <= columns
     assert "[--dtype {float32,bfloat16,float16}]" in " ".join(lines)
     assert "--checkpoint CHECKPOINT" in " ".join(lines)
+
+
+def test_the_list_of_the_data_commands_fits_the_terminal() -> None:
+    lines = screen_lines(on_terminal(60, lambda: data.main(["--help"]) and None))
+    assert max(map(len, lines)) <= 60
+    assert "  python -m navil_jax.data preview --config \\" in lines
+
+
+def test_escapes_take_no_room() -> None:
+    bold = "\x1b[1m" + "  ".join(["word"] * 10) + "\x1b[0m"
+    lines = list(filter(None, screen_lines(on_terminal(60, lambda: say(bold)))))
+    assert lines == ["  ".join(["word"] * 10)]
 
 
 def test_an_indented_line_breaks_below_its_beginning() -> None:

@@ -13,6 +13,7 @@ from golden_cases import load_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from navil_jax import console
 from navil_jax.batch import BatchSpec
 from navil_jax.config import MeshConfig
 from navil_jax.convert.verify.compare import TOLERANCE
@@ -198,13 +199,14 @@ def test_a_fault_of_the_devices_ends_all_requests_and_the_engine_goes_on(monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2])
-def test_nothing_is_compiled_after_the_warm_up(devices: int):
-    """100 requests of random sizes, settings and arrivals."""
-    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
+def test_nothing_is_compiled_after_the_warm_up(capsys, monkeypatch):
+    """100 requests of random sizes, settings and arrivals, on two devices."""
+    monkeypatch.setattr(console, "LOG_SECONDS", 0.0)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:2])
     own = Engine(CASE.config, CASE.params, mesh, max_tokens=1400, slots=4, reuse=True)
     rng = random.Random(0)
     own.warm_up()
+    assert "compiling: 100%" in capsys.readouterr().err
     requests = []
     for _ in range(100):
         tokens = [rng.randrange(3, 540) for _ in range(rng.choice([1, 20, 300, 600, 1100]))]

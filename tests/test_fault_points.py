@@ -21,12 +21,13 @@ from navil_jax.train.metrics import read_log
 ROOT = Path(__file__).parents[1]
 RECIPE, FAULT = (ROOT / "tests" / name for name in ("toy_recipe.py", "fault_train.py"))
 FLAGS = ("--config.steps=12", "--config.checkpoint_every=2", "--config.log_every=1", "--config.eval_every=0")
+FLAGS += ("--config.data.streams=2", "--config.keep_checkpoints=9")  # so two processes can go on with a run of one
 SPOILT = ("Traceback", "fault of navil_jax", "Check failure", "Fatal Python")
 
 
-def start(workdir: Path, program: list[str], processes: int = 1, *more: str) -> tuple[int, str, float]:
+def start(workdir: Path, program: list[str], processes: int = 1) -> tuple[int, str, float]:
     """Status, output and seconds of the training command, or of a program in its place."""
-    command = [sys.executable, *program, "--config", str(RECIPE), f"--config.workdir={workdir}", *FLAGS, *more]
+    command = [sys.executable, *program, "--config", str(RECIPE), f"--config.workdir={workdir}", *FLAGS]
     if processes > 1:
         launcher = [sys.executable, str(ROOT / "launch" / "local.py"), f"--processes={processes}", "--devices=1", "--"]
         command = [*launcher, *command]
@@ -41,8 +42,8 @@ def hit(workdir: Path, fault: str, processes: int = 1) -> tuple[int, str, float]
     return start(workdir, [str(FAULT), fault], processes)
 
 
-def go_on(workdir: Path, *more: str) -> str:
-    status, output, _ = start(workdir, ["-m", "navil_jax.train"], 1, *more)
+def go_on(workdir: Path) -> str:
+    status, output, _ = start(workdir, ["-m", "navil_jax.train"])
     assert status == 0, output
     return output
 
@@ -66,7 +67,7 @@ def check_equal(workdir: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed")
-    go_on(workdir, "--config.keep_checkpoints=9")
+    go_on(workdir)
     assert len(losses(workdir)) == 12
     return workdir
 
@@ -154,7 +155,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage, undisturbe
     copied(undisturbed, tmp_path, 4, 6, 8)
     damage(tmp_path / "checkpoints" / "8")
     spoil(tmp_path / "checkpoints" / "6" / "params")
-    output = go_on(tmp_path, "--config.keep_checkpoints=9")
+    output = go_on(tmp_path)
     warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert warnings[0].endswith("the run goes on from step 4, which is whole")
@@ -186,15 +187,12 @@ def test_a_damaged_checkpoint_stops_the_run_if_asked_or_if_it_is_the_only_one(
 def test_of_two_processes_a_damaged_checkpoint_is_set_aside_for_the_next_start(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    status, output, _ = start(tmp_path, ["-m", "navil_jax.train"], 2, "--config.keep_checkpoints=9")
-    assert status == 0, output
+    copied(undisturbed, tmp_path, 10, 12)
     spoil(tmp_path / "checkpoints" / "12" / "params")
-    status, output, seconds = start(tmp_path, ["-m", "navil_jax.train"], 2, "--config.keep_checkpoints=9")
+    status, output, seconds = start(tmp_path, ["-m", "navil_jax.train"], 2)
     assert status == 1, output  # what keeps the run starts the same command again
     assert "12.damaged from here on" in output
     assert not any(word in output for word in SPOILT)
     assert seconds < 120
-    status, output, _ = start(tmp_path, ["-m", "navil_jax.train"], 2, "--config.keep_checkpoints=9")
-    assert status == 0, output
-    assert "going on after step 10 of" in output
-    np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=1e-3)
+    assert "going on after step 10 of" in go_on(tmp_path)
+    check_equal(tmp_path, undisturbed)

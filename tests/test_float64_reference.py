@@ -41,18 +41,17 @@ def expected(name: str) -> tuple[dict, float, dict[str, np.ndarray], float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
-    ("mesh", "microbatches", "clip"),
+    ("mesh", "microbatches", "clip", "sums"),
     [
-        (MeshConfig(data=1, fsdp=1), 1, None),
-        (MeshConfig(data=1, fsdp=1), 8, None),
-        (MeshConfig(data=2, fsdp=2), 2, None),
-        (MeshConfig(data=1, fsdp=4), 1, 0.5),
-        (MeshConfig(data=1, fsdp=2, tensor=2), 1, None),
-        (MeshConfig(data=1, fsdp=2, context=2), 1, None),
+        (MeshConfig(data=1, fsdp=1), 1, None, "compute"),
+        (MeshConfig(data=1, fsdp=1), 8, None, "float32"),
+        (MeshConfig(data=2, fsdp=2), 2, None, "compute"),
+        (MeshConfig(data=1, fsdp=4), 1, 0.5, "compute"),
+        (MeshConfig(data=1, fsdp=2, tensor=2), 1, None, "float32"),
+        (MeshConfig(data=1, fsdp=2, context=2), 1, None, "compute"),
     ],
     ids=["one device", "8 microbatches", "data x fsdp, 2 microbatches", "fsdp, clipped", "tensor", "context"],
 )
-@pytest.mark.parametrize("sums", ["compute", "float32"])
 def test_step_has_the_loss_and_the_gradients(name, mesh, microbatches, clip, sums):
     params, loss, gradients, norm = expected(name)
     model = dataclasses.replace(MODELS[name], gradient_sums=sums)

@@ -1,6 +1,8 @@
 """`python -m navil_jax.generate`: lines of requests to lines of answers, in order, resumable."""
 
+import contextlib
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,11 @@ import pytest
 from made_assistant import assistant
 from PIL import Image
 
-from navil_jax.convert import loading
+from navil_jax.convert import loading, opened
 from navil_jax.data.prompt import PLACEHOLDER
 from navil_jax.errors import UserError
 from navil_jax.generate.__main__ import main
+from navil_jax.generate.batch import Lines
 from navil_jax.generate.messages import read_messages
 from navil_jax.generate.sampling import Sampler
 
@@ -24,8 +27,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def loaded(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    checkpoint = types.SimpleNamespace(step=3)
+    monkeypatch.setattr(opened, "open_checkpoint", lambda name: contextlib.nullcontext(checkpoint))
     monkeypatch.setattr(loading, "load_assistant", lambda *_, **__: assistant())
+    return checkpoint
 
 
 def requests(image: Path) -> list[object]:
@@ -80,16 +86,62 @@ def test_a_command_that_was_stopped_goes_on(tmp_path: Path, image: Path, kept: f
     assert len(asked) == sum("text" in line for line in whole[int(kept) :])
 
 
-def test_other_requests_or_settings_are_refused(tmp_path: Path, capsys):
+def test_other_requests_or_settings_are_refused(tmp_path: Path, loaded: types.SimpleNamespace, capsys):
     answered(tmp_path, [{"prompt": "x"}])
     arguments = [str(tmp_path / "in.jsonl"), "--checkpoint", "any", "--out", str(tmp_path / "out.jsonl")]
     assert main(arguments) == 2
     assert "was begun with max_new_tokens 8, now it is 1024" in capsys.readouterr().err
-    (tmp_path / "in.jsonl").write_text("{}\n{}\n")
+    loaded.step = 4
     assert main([*arguments, "--max-new-tokens", "8"]) == 2
-    assert "was begun with bytes" in capsys.readouterr().err
+    assert "was begun with step 3, now it is 4" in capsys.readouterr().err
+    (tmp_path / "in.jsonl").write_text('{"prompt": "y"}\n')
+    assert main([*arguments, "--max-new-tokens", "8"]) == 2
+    assert "was begun with sha256" in capsys.readouterr().err
+    (tmp_path / "out.jsonl").write_text("")  # nothing is answered, so nothing binds
+    assert main([*arguments, "--max-new-tokens", "8"]) == 0
     assert main([arguments[0], "--checkpoint", "any", "--out", arguments[0]]) == 2
     assert "is the file of requests" in capsys.readouterr().err
+
+
+def test_blank_lines_hold_no_request(tmp_path: Path, image: Path):
+    request = b'{"prompt": "x", "max_new_tokens": 1}\r\n'
+    content = [b"\xef\xbb\xbf" + request, b"\r\n", b'{"prompt": \n', b" \t\n", request, b"\n\n"]
+    (tmp_path / "in.jsonl").write_bytes(b"".join(content))
+    arguments = [str(tmp_path / "in.jsonl"), "--checkpoint", "any", "--out", str(tmp_path / "out.jsonl")]
+    assert main(arguments) == 0
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    assert [json.loads(line)["id"] for line in whole.splitlines()] == [1, 3, 5]
+    for kept in (1, 2):
+        (tmp_path / "out.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:kept]))
+        assert main(arguments) == 0
+        assert (tmp_path / "out.jsonl").read_bytes() == whole
+
+
+def test_a_file_without_requests_is_refused(tmp_path: Path, capsys):
+    (tmp_path / "in.jsonl").write_text("\n \n")
+    assert main([str(tmp_path / "in.jsonl"), "--checkpoint", "any", "--out", str(tmp_path / "out.jsonl")]) == 2
+    assert "in.jsonl: holds no requests" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"prompt": "a", "prompt": "b"}', "not JSON: 'prompt' stands twice in one object"),
+        (b'{"id": NaN, "prompt": "b"}', "not JSON: NaN is no number"),
+        (b'{"prompt": "b", "images": ["http://example.com/a.png"]}', "must be the path of a file"),
+        (b'{"prompt": "b", "images": [""]}', "image '': must be the path of a file"),
+        ('{"prompt": "b"}'.encode("utf-16"), "not JSON: 'utf-8' codec"),
+    ],
+)
+def test_lines_that_cannot_be_used(line: bytes, said: str, tmp_path: Path):
+    with pytest.raises(UserError, match=said):
+        Lines(assistant(), tmp_path, Sampler(), 8).read(line)
+
+
+def test_any_id_comes_back(tmp_path: Path):
+    ids = ["\ud800", "é", 1.5, [{"a": None}]]
+    found = answered(tmp_path, [{"id": key, "prompt": "x", "max_new_tokens": 1} for key in ids])
+    assert [line["id"] for line in found] == ids
 
 
 def user(content: object) -> dict[str, object]:

@@ -37,6 +37,13 @@ def test_steps_that_a_later_attempt_takes_again_are_lost() -> None:
     assert sum(spent.values()) == 1060 + 13 - 1000
 
 
+def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
+    whole = '{"began": 1.0, "first": 0, "last": 2, "seconds": {"steps": 3.0}}'
+    broken = ("\0", "[1]", '{"began": 1}', whole.replace("2", '"x"'), whole.replace("3.0", "null"), whole[:30])
+    (tmp_path / goodput.FILE).write_text("\n".join((*broken[:3], whole, *broken[3:])))
+    assert read_attempts(tmp_path) == [Attempt(1.0, 0, 2, {"steps": 3.0})]
+
+
 def test_a_clock_that_is_set_back_makes_no_negative_time() -> None:
     assert divide([attempt(5000, 0, 4, steps=4), attempt(1400, 4, 6, steps=2)])["down"] == 0
 

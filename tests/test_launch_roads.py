@@ -19,7 +19,8 @@ from cloud_references import mistakes
 from hypothesis import strategies as st
 from launched import SETTINGS, TRAIN, commands, dry_run, launch, manifest, settings_file
 
-from launch.__main__ import ROADS
+from launch.__main__ import ROADS, main
+from launch.command import check_training
 from launch.settings import ROOT, Settings
 
 GOLDEN = Path(__file__).parent / "launch_golden"
@@ -274,6 +275,8 @@ MISTAKES = [
         {"network": "net works"},
         "network: 'net works' is not a network's name, or of another project",
     ),
+    ("queued", "create", {"bucket": "gs://goog-b"}, "bucket: 'gs://goog-b' is not an address"),
+    ("queued", "create", {"bucket": "gs://192.168.5.4/x"}, "bucket: 'gs://192.168.5.4/x' is not an address"),
     ("queued", "create", {"bucket": "gs://b/"}, "bucket: 'gs://b/' is not an address"),
     ("queued", "create", {"project": "My Project"}, "project: 'My Project' is not a project's id"),
     ("queued", "create", {"libtpu_init_args": "xla_a"}, "libtpu_init_args: xla_a: is no flag; they begin with --"),
@@ -362,9 +365,11 @@ def test_no_settings_file(tmp_path):
     done = launch("--settings", str(tmp_path / "none.toml"), "queued", "create")
     assert done.status == 2
     assert "none.toml: no such file; copy launch/settings.example.toml to launch/settings.toml" in done.err
-    (tmp_path / "none.toml").write_text("project = my-project\n")
-    done = launch("--settings", str(tmp_path / "none.toml"), "queued", "create")
-    assert "none.toml: is no TOML: " in done.err and done.err.count("\n") == 1
+    for content in (b"project = my-project\n", b"\xff\xfe"):
+        (tmp_path / "none.toml").write_bytes(content)
+        done = launch("--settings", str(tmp_path / "none.toml"), "queued", "create")
+        assert done.status == 2
+        assert "none.toml: is no TOML: " in done.err and done.err.count("\n") == 1
 
 
 NAMES = st.text(string.ascii_letters + string.digits + "-_./: $\n", min_size=1, max_size=50)
@@ -412,3 +417,34 @@ def test_what_is_shown_can_be_read_back_as_a_manifest(tmp_path):
     done = dry_run(tmp_path, "jobset", "manifest", *TRAIN)
     yaml = pytest.importorskip("yaml")
     assert yaml.safe_load(done.out) == json.loads(done.out)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--config", "configs/none.py"], "configs/none.py: no such config file"),
+        (["--config", "configs/demo.py", "--config.stepz=3"], "config.stepz: no such key"),
+        (["--config", "configs/demo.py", "--config.data.rows=x"], "config.data.rows: "),
+        (["--config", "configs/demo.py", "--fast"], "--fast"),
+        ([], "--config"),
+        (["--config", "RECIPE"], "is outside of"),
+    ],
+)
+def test_a_mistake_in_the_training_command_costs_no_slice(given, message, tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text("from navil_jax.config import Config\n\n\ndef get_config():\n    return Config()\n")
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("RECIPE", str(recipe)) for word in given]
+    settings = settings_file(tmp_path)
+    command = ["--dry-run", "--settings", settings, "queued", "up", "--", "python", "-m", "navil_jax.train", *words]
+    assert main(command) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_a_command_that_trains_nothing_and_a_good_recipe_are_not_refused():
+    check_training(["ls"])
+    check_training(["python", "-m", "navil_jax.train", "--config", "configs/demo.py", "--config.steps=2"])
+    check_training(["env", "A=b", "python", "-m", "navil_jax.train", "--help"])

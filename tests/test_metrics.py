@@ -50,6 +50,18 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
     assert read_log(tmp_path / "none.jsonl") == []
 
 
+def test_a_run_goes_on_from_a_log_with_damaged_lines(tmp_path):
+    """A machine that loses power can leave zeros in it."""
+    write(tmp_path, [1, 2]).close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"step": 1,', b"\0\0\0") + b'{"loss": 3.0}\n')
+    assert read_log(path) == [{"step": 2, "loss": 2.0}]
+    log = write(tmp_path, [3], start=2)
+    log.close()
+    assert (log.damaged, log.dropped) == (2, 0)
+    assert [line["step"] for line in read_log(path)] == [2, 3]
+
+
 def test_values_keep_their_float32_bits(tmp_path):
     value = np.float32(1) / np.float32(3)
     log = MetricsLog(tmp_path)

@@ -118,6 +118,24 @@ def test_an_answer_is_streamed_stopped_and_made_again(fresh: Page):
     assert fresh.run("document.getElementById('talk').children.length") == 0
 
 
+def test_what_has_no_answer_is_said(fresh: Page, monkeypatch):
+    monkeypatch.setattr(TextStream, "push", lambda self, token: "")
+    monkeypatch.setattr(TextStream, "end", lambda self: "")
+    most_tokens(fresh, 2)
+    assert ask(fresh, "one") == ""
+    assert "an empty answer" in fresh.run("document.querySelector('.note:last-child').textContent")
+    most_tokens(fresh, 3000)
+    fresh.type("two")
+    fresh.press("Enter")
+    fresh.until(f"!{IDLE}")
+    fresh.press("Escape")
+    fresh.until(f"{IDLE} && document.querySelector('.note:last-child').textContent.startsWith('no answer')")
+    most_tokens(fresh, 2)
+    ask(fresh, "three")
+    assert fresh.run("[...document.querySelectorAll('.user')].map(turn => turn.textContent)") == ["one", "three"]
+    assert fresh.run("messages.map(message => message.role)") == ["user", "assistant"] * 2
+
+
 def test_enter_sends_and_shift_enter_breaks_the_line(fresh: Page):
     most_tokens(fresh, 4)
     fresh.type("one")

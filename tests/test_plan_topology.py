@@ -54,6 +54,7 @@ def test_several_slices_by_option():
         ("v5e:3x4", "no v5e slice has the shape 3x4"),
         ("v5p:4x4", "no v5p slice has the shape 4x4"),
         ("v5p-7", "the nearest one is v5p-8"),
+        ("v5p-4x4x8", "a shape is written v5p:4x4x8"),
         ("", "no TPU slice ''"),
     ],
 )

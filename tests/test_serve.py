@@ -150,7 +150,8 @@ class TestAnswers:
 
     def test_models_health_metrics_and_what_an_image_costs(self, client):
         post(client, asked())
-        assert client.get("/v1/models").json()["data"][0]["id"] == MODEL_NAME
+        assert client.get("/v1/models").json()["data"] == [client.get(f"/v1/models/{MODEL_NAME}").json()]
+        assert client.get("/v1/models/x/y").json()["error"]["code"] == "model_not_found"
         assert client.get("/health").json() == {"status": "ready"}
         text = client.get("/metrics").text
         names = ("requests_waiting", "tokens_per_second", "cache_use_ratio", "time_to_first_token_seconds_count")
@@ -205,7 +206,7 @@ HOSTILE = {
     "no base64": (asked([part("data:image/png;base64,???")]), "image 1: is no base64"),
     "huge image": (asked([part(data_url(png(400, 300)))]), "400 x 300 pixels are over the limit of 100,000"),
     "bomb": (asked([part(data_url(bomb()))]), "image 1: "),
-    "thin image": (asked([part(data_url(png(1, 300)))]), "one side is over 200 times the other"),
+    "thin image": (asked([part(data_url(png(1, 300)))]), "image 1: 1 x 300, one side is over 200 times the other"),
     "many images": (asked([part(data_url(png()))] * 9), "9 images are over the limit of 8"),
     "images for too many tokens": (asked([part(data_url(png(300, 300)))] * 8), "tokens of images are over the limit"),
     "http": (asked([part("http://169.254.169.254/latest")]), "fetches no images"),
@@ -214,12 +215,14 @@ HOSTILE = {
     "many tokens": (asked(max_tokens=10**12), "over the limit of 2000"),
     "no tokens": (asked(max_tokens=0), "max_tokens: must be at least 1, not 0"),
     "text as number": (asked(temperature="hot"), "temperature: must be a number"),
-    "nan": (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature nan"),
+    "nan": (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "NaN is no number"),
     "top_p": (asked(top_p=2), "top-p 2.0"),
     "n": (asked(n=10**9), "n: must be from 1 to 3"),
     "stop": (asked(stop=[""]), "stop: must be"),
     "tools": (asked(tools=[{}]), "tools: is not supported here"),
     "stream": (asked(stream="yes"), "stream: must be true or false"),
+    "stream_options": (asked(stream=True, stream_options=7), "stream_options: must be an object"),
+    "twice": (b'{"messages": [], "messages": []}', "'messages' stands twice in one object"),
     "top_logprobs": (asked(top_logprobs=3), "needs logprobs"),
     "many logprobs": (asked(logprobs=True, top_logprobs=50), "logprobs 50"),
 }

@@ -95,6 +95,36 @@ def test_what_comes_later_is_read_and_what_is_dropped_is_not(tmp_path: Path) -> 
     assert reader.read().losses() == [(1, 7.0)]
 
 
+def test_damaged_lines_of_the_logs_are_left_out_and_counted(tmp_path: Path) -> None:
+    run_logs(tmp_path, [3.0, 2.0])
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\0\0\0\n{"loss": 2}\n[1]\n5\n{"step": null}\n{"step": 3, "loss": "x"}\n\xff\n')
+        file.write(b'{"step": 3, "loss": NaN}\n{"step": 4, "loss": 1.5}\n')
+    for name in ("timings.jsonl", "goodput.jsonl"):
+        with (tmp_path / name).open("a") as file:
+            file.write('{"began": 1}\n')
+    reader = Reader(tmp_path)
+    for _ in range(2):
+        run = reader.read()
+        assert [step for step, _ in run.losses()] == [1, 2, 3, 4]
+        assert run.notes == [
+            "metrics.jsonl: 7 damaged lines are left out",
+            "timings.jsonl: 1 damaged lines are left out",
+            "goodput.jsonl: 1 damaged lines are left out",
+        ]
+    assert "note" in shown(run)
+    assert main(["report", str(tmp_path)]) == 0
+    assert "7 damaged lines are left out" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_whose_config_is_of_another_version_is_shown_without_it(tmp_path: Path) -> None:
+    file = run_logs(tmp_path, [3.0, 2.0]) / "run.json"
+    file.write_text(file.read_text().replace('"eval_every"', '"eval_often"'))
+    text = shown(Reader(tmp_path).read())
+    assert "2 of an unknown number" in text
+    assert "config.eval_often: no such key" in text
+
+
 def test_a_run_without_a_step_or_its_own_file_is_shown(tmp_path: Path) -> None:
     run_logs(tmp_path, [])
     for name in ("goodput.jsonl", "timings.jsonl", "metrics.jsonl"):
@@ -112,6 +142,10 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         assert "none: no such folder; give the workdir of a training run" in capsys.readouterr().err
         assert main([command, str(tmp_path)]) == 2
         assert "holds no run, neither run.json nor metrics.jsonl" in capsys.readouterr().err
+    run_logs(tmp_path / "runs" / "b", [2.0])
+    run_logs(tmp_path / "runs" / "a", [2.0])
+    with pytest.raises(UserError, match=r"holds no run, .*; give one of the 2 in it, such as .*/runs/a$"):
+        Reader(tmp_path)
     with pytest.raises(UserError, match="runs are kept in local folders or at gs://"):
         Reader("s3://bucket/run")
 
@@ -162,6 +196,7 @@ def test_the_report_needs_nothing_from_outside_and_holds_everything(
 def test_a_curve_of_blocks_falls_as_the_loss_does() -> None:
     assert curve([4, 2, 1]) == "█▃▁"
     assert curve([1.0]) == "▁"
+    assert curve([4, float("nan"), 1]) == "█▁"
     assert curve([]) == ""
     assert len(curve(list(range(1000)))) == 60
 

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from navil_jax.config import Config, DecoderConfig, VisionConfig
-from navil_jax.console import table
+from navil_jax.console import say, table
 from navil_jax.convert.groups import GROUPS, UNKNOWN, tensor_groups
 from navil_jax.convert.names import name_table
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
@@ -149,13 +149,13 @@ def _files(checkpoint: OpenCheckpoint) -> dict[str, int]:
 def _print(said: dict[str, Any]) -> None:
     architecture, parameters = said["architecture"], said["parameters"]
     where = f"checkpoint of step {said['step']}" if said["format"] == "orbax" else "PyTorch folder"
-    print(f"{said['path']}: {where}, {architecture['kind']} of the {architecture['family']} family\n")
+    say(f"{said['path']}: {where}, {architecture['kind']} of the {architecture['family']} family\n")
     columns = [part for part in ("vision", "decoder") if architecture[part]]
     keys = list(dict.fromkeys(key for part in columns for key in architecture[part]))
     rows = [(key, *(_cell(architecture[part], key) for part in columns)) for key in keys]
-    print(table(("sizes", *columns), rows))
+    say(table(("sizes", *columns), rows))
     if images := architecture["images"]:
-        print(f"images of {images['min_patches']} to {images['max_patches']} patches")
+        say(f"images of {images['min_patches']} to {images['max_patches']} patches")
 
     total = parameters["total"]
     rows = [(group, f"{n:,}", f"{n / total:.1%}") for group, n in parameters["groups"].items()]
@@ -163,16 +163,16 @@ def _print(said: dict[str, Any]) -> None:
     for kind in ("text", "visual"):
         if n := parameters[f"active_per_{kind}_token"]:
             rows.append((f"active per {kind} token", f"{n:,}", f"{n / total:.1%}"))
-    print(f"\n{table(('parameters', 'count', 'share'), rows)}\n")
-    print(table(("dtype", "bytes"), [(dtype, f"{size:,}") for dtype, size in said["dtypes"].items()]))
+    say(f"\n{table(('parameters', 'count', 'share'), rows)}\n")
+    say(table(("dtype", "bytes"), [(dtype, f"{size:,}") for dtype, size in said["dtypes"].items()]))
     if said["files"]:
-        print(f"\n{table(('file', 'bytes'), [(file, f'{size:,}') for file, size in said['files'].items()])}")
+        say(f"\n{table(('file', 'bytes'), [(file, f'{size:,}') for file, size in said['files'].items()])}")
     words = f"{said['tokenizer']['ids']:,} ids" if said["tokenizer"] else "none"
-    print(f"\ntokenizer: {words}; vocabulary of the model: {said['vocabulary']:,}")
+    say(f"\ntokenizer: {words}; vocabulary of the model: {said['vocabulary']:,}")
     for kind in ("problems", "warnings"):
         for line in said[kind]:
-            print(f"{kind.removesuffix('s')}: {line}")
-    print(f"\n{said['tensors']} tensors: " + ("whole" if said["whole"] else f"{len(said['problems'])} problems"))
+            say(f"{kind.removesuffix('s')}: {line}")
+    say(f"\n{said['tensors']} tensors: " + ("whole" if said["whole"] else f"{len(said['problems'])} problems"))
 
 
 def _cell(sizes: dict[str, Any], key: str) -> str:

@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import difflib
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING
 from navil_jax.config import WITHOUT_EFFECT, Config, SourceConfig, VisionConfig
 from navil_jax.config.flags import parse
 from navil_jax.config.ranges import Count, Positive, Seed, read_as
-from navil_jax.errors import Parser, UserError, report_user_errors
+from navil_jax.console import say
+from navil_jax.errors import Parser, UserError, fitted, report_user_errors
 from navil_jax.paths import given_path
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C.
 def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(__doc__.strip())
+        print(fitted(__doc__.strip(), shutil.get_terminal_size().columns))
         return 0
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
@@ -164,7 +166,7 @@ def _opened(config: Config, engine: "Engine | None" = None) -> "OpenRun":
         opened = open_run(config, start, engine)
     if opened.trained:
         said = "a tokenizer was trained on the text of the sources; --config.data.tokenizer=FOLDER takes another one"
-        print(said, file=sys.stderr)
+        say(said, stream=sys.stderr)
     return opened
 
 
@@ -238,7 +240,7 @@ def _convert_options(options: argparse.Namespace, pipeline: Sequence[str]) -> in
         _report(part, out, options, pipeline)
     if any(part.max_patches for part in parts):
         side = VisionConfig.patch_size
-        print(f"max_patches counts patches of {side} x {side} pixels; of P x P: times ({side} / P)^2")
+        say(f"max_patches counts patches of {side} x {side} pixels; of P x P: times ({side} / P)^2")
     return 0
 
 
@@ -294,16 +296,16 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     engine = engine_of(options, pipeline, files.join(out, WORK))
     if options.estimate:
         found = estimate_conversion(part, lambda entry: open_source(entry, split), options.shuffle)
-        print(f"{out}: {found.text(options.price)}")
+        say(f"{out}: {found.text(options.price)}")
         return
     source = open_source(part, split, engine)
     done = convert(source, out, options.shards, origin, options.shuffle, engine)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
-    print(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
+    say(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
     if isinstance(source, Without):
-        print(f"  {len(source.left_out):,} more are left out by {part.leave_out}")
+        say(f"  {len(source.left_out):,} more are left out by {part.leave_out}")
     if done.unused:
-        print(f"  fields of the records that are not used: {unused_fields(done.unused.most_common())}")
+        say(f"  fields of the records that are not used: {unused_fields(done.unused.most_common())}")
     defaults = {field.name: field.default for field in dataclasses.fields(SourceConfig)}
     changed = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "transforms")}
     extra = "".join(f", {name}={value!r}" for name, value in changed.items() if value != defaults[name])

@@ -225,7 +225,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runner",
         choices=RUNNERS,
-        help="run as a pipeline of Apache Beam; its own options follow behind --, such as -- --region=us-central1",
+        metavar="NAME",
+        help=f"run as a pipeline of Apache Beam, by {', '.join(RUNNERS)}; its own options follow behind --, such as "
+        "-- --region=us-central1",
     )
 
 

@@ -201,6 +201,8 @@ def _open(source: str | Path | bytes, name: str) -> Image.Image:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{name}: is a folder; name a file") from error
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{name}: {_what_it_is(source)}") from error
     except Image.DecompressionBombError as error:
@@ -276,7 +278,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     if min(width, height) < 1:
         raise UserError(f"{name}: the image has no pixels ({width} x {height})")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise UserError(f"{name}: {width} x {height} pixels, one side is over {MAX_ASPECT_RATIO} times the other")
+        raise UserError(f"{name}: {width} x {height}, one side is over {MAX_ASPECT_RATIO} times the other; crop it")
     if width * height > MAX_PIXELS:
         raise UserError(f"{name}: {width} x {height} pixels are over the limit of {MAX_PIXELS:,}; shrink it")
 

@@ -5,13 +5,14 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from navil_jax.config import Config, EvaluatorConfig
 from navil_jax.config.flags import PREFIX, load_config, parse, split_overrides
 from navil_jax.config.ranges import Amount, read_as
+from navil_jax.console import say
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.evaluate.score import score
 from navil_jax.paths import given_path, is_remote, new_folder
@@ -51,12 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = [f"{PREFIX}{key}={text}" for key, text in overrides.items() if not key.startswith("data.sources.")]
     _, options = _parse([*rest, *known], Config())  # which sources there are is known once the checkpoint is open
     _check_together(options)
+    if options.benchmark:
+        return report_user_errors(_on_hosts, "stopped; the same command goes on from here")(_benchmark, argv, options)
+    return _on_hosts(_evaluate, argv, options)
+
+
+def _on_hosts(
+    work: Callable[[Sequence[str], argparse.Namespace], int], argv: Sequence[str], options: argparse.Namespace
+) -> int:
+    """Does the work on every host of a pod."""
     from navil_jax.sharding import start_hosts  # --help needs no JAX
     from navil_jax.train.peers import Peers
 
     start_hosts()
     with Peers("run the same command again; a benchmark goes on from the answers that are there"):
-        return _benchmark(argv, options) if options.benchmark else _evaluate(argv, options)
+        return work(argv, options)
 
 
 def _parse(argv: Sequence[str], default: Config) -> tuple[Config, argparse.Namespace]:
@@ -142,7 +152,7 @@ def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:
         params = opened.restore(config.model, mesh, averaged=config.eval_ema)
         said = "running averages of the parameters" if opened.averaged and config.eval_ema else "parameters"
         if first:
-            print(f"{said} of step {opened.step} of {opened.path}", flush=True)
+            say(f"{said} of step {opened.step} of {opened.path}")
         is_run = opened.record is not None and not is_remote(opened.path)
     out = Path(options.out or (Path(options.checkpoint) / "evaluate" if is_run else "runs/evaluate"))
     out.mkdir(parents=True, exist_ok=True)
@@ -150,12 +160,12 @@ def _evaluate(argv: Sequence[str], options: argparse.Namespace) -> int:
         scores = evaluator.score(params, options.samples)
         on_first(functools.partial(_report, evaluator, scores, opened.step, out))
     if first:
-        print(f"metrics, tables and pictures: {out}")
+        say(f"metrics, tables and pictures: {out}")
     return 0
 
 
 def _report(evaluator: "Evaluator", scores: Any, step: int, out: Path) -> None:
-    print(evaluator.report(scores, out, final=True), flush=True)
+    say(evaluator.report(scores, out, final=True))
     with (out / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, **evaluator.metrics(scores)}) + "\n")
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from navil_jax.config import Config
+from navil_jax.console import say
 from navil_jax.convert.loading import load_assistant
 from navil_jax.convert.opened import OpenCheckpoint, open_checkpoint
 from navil_jax.errors import UserError
@@ -53,14 +54,14 @@ def run_benchmark(options: argparse.Namespace, config_of: Callable[[Config], Con
     judge = Judge(options.judge, options.judge_model) if options.judge else None
     plan = make_plan(options.benchmark, options.data, options.split, options.protocol, options.limit, judge)
     if jax.process_index() == 0:
-        print(_told(plan), flush=True)
+        say(_told(plan))
     checkpoint = _checkpoint(options.checkpoint)
     assistant = load_assistant(options.checkpoint, own_mesh(), BATCH_SLOTS)
     assistant = dataclasses.replace(assistant, config=_flagged(assistant.config, config_of))
     folder = out / f"{plan.benchmark.name}-{plan.questions.split}-{plan.style}"
     settings = _settings(plan, assistant, checkpoint)
     _check_alike(settings | {"protocol": plan.protocol, "limit": plan.limit, "questions": len(plan.questions.records)})
-    on_first(lambda: same_settings(folder / "settings.json", settings))
+    on_first(lambda: same_settings(folder / "settings.json", settings, folder / "answers.jsonl"))
     records = first_questions(plan.questions.records, plan.limit)
     answers = answer_all(
         assistant, plan.benchmark.name, plan.style, records, plan.most_tokens, folder / "answers.jsonl"
@@ -90,11 +91,11 @@ def _write(
     _write_lines(folder / "predictions.jsonl", lines)
     if plan.questions.layout.hidden or plan.benchmark.name == "mmvet":
         path = write_submission(plan.benchmark.name, plan.style, records, answers, folder)
-        print(f"for {WHERE[plan.benchmark.name]}: {path}", flush=True)
+        say(f"for {WHERE[plan.benchmark.name]}: {path}")
     card = settings | _scored(plan, lines, folder) | _about(plan, records, checkpoint) | {"scored": len(lines)}
     path = write_card(folder, card)
-    print(shown(read_cards(out), checkpoint["sha256"]), flush=True)
-    print(f"answers, scores and card: {path}")
+    say(shown(read_cards(out), checkpoint["sha256"]))
+    say(f"answers, scores and card: {path}")
 
 
 def _flagged(own: Config, config_of: Callable[[Config], Config]) -> Config:

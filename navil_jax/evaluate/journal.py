@@ -53,18 +53,18 @@ class Journal:
 
     def add(self, entry: dict[str, Any]) -> None:
         """Writes an entry to the disk."""
-        self._file.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        self._file.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         self._file.flush()
         self._entries[json.dumps(entry["id"])] = entry
 
 
-def same_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Keeps the settings of a journal beside it, and refuses to go on with others.
+def same_settings(path: Path, settings: dict[str, Any], journal: Path) -> None:
+    """Keeps the settings of a journal in a file, and refuses to go on with others once the journal holds anything.
 
     Raises:
       UserError: names the first one that differs.
     """
-    if path.exists():
+    if path.exists() and journal.exists() and journal.stat().st_size:
         before = json.loads(path.read_text())
         for key, value in settings.items():
             if before.get(key) != value:

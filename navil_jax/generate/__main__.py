@@ -27,7 +27,8 @@ ABOUT = """Answers requests, one JSON object a line, many at a time; a line of a
 what tokens of a prompt look at, as drawings over the image (own --help):
   python -m navil_jax.generate attention --checkpoint runs/x --image cat.png --prompt "What is this?" --out look
 
-The same command goes on where it was stopped. A request that cannot be used has an "error" in its line.
+The same command goes on where it was stopped. A line that cannot be used is answered by an "error"; blank ones hold no
+request.
 
 Exit status: 0 good, 2 bad input (one line says what), 130 after Ctrl-C."""
 
@@ -44,15 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{options.file}: no such file")
     if options.out.exists() and options.out.samefile(options.file):
         raise UserError(f"--out {options.out}: is the file of requests; give another")
-    from navil_jax.evaluate.journal import same_settings  # --help needs none of these
+    from navil_jax.convert.opened import open_checkpoint  # --help needs none of these
+    from navil_jax.evaluate.answers import hash_of
+    from navil_jax.evaluate.journal import same_settings
     from navil_jax.generate.batch import Lines, Output, answer_lines
     from navil_jax.generate.sampling import Sampler
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
     with Output(options.out) as output:
+        with open_checkpoint(options.checkpoint) as opened:
+            known = {"file": options.file.name, "sha256": hash_of([options.file]), "step": opened.step}
         given = {name: value for name, value in vars(options).items() if name not in ("file", "out", "slots")}
-        size = options.file.stat().st_size
-        same_settings(Path(f"{options.out}.settings.json"), {"file": options.file.name, "bytes": size, **given})
+        same_settings(Path(f"{options.out}.settings.json"), known | given, options.out)
         assistant = _assistant(options.checkpoint, options.slots, options.int8)
         lines = Lines(assistant, options.file.parent, sampler, options.max_new_tokens)
         answer_lines(lines, options.file, output)

@@ -3,12 +3,14 @@
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
+from navil_jax.config.plain import unique_keys
 from navil_jax.console import Progress
+from navil_jax.data.images import ImagePatches
 from navil_jax.errors import UserError
 from navil_jax.generate.assistant import Answer, Assistant, Question
 from navil_jax.generate.messages import check_unicode, read_messages, read_number, read_stops
@@ -59,7 +61,7 @@ class Lines:
             talk = read_messages(fields["messages"])
             if images:
                 raise UserError('images: go beside "prompt"; in "messages" an image is a part of its message')
-            read = [self.assistant.read_image(self.folder / name) for name in talk.images]
+            read = self._read(talk.images)
             return self.assistant.with_system(talk.system).prompt(talk.history, talk.question, read)
         prompt = fields["prompt"]
         if not isinstance(prompt, str):
@@ -67,18 +69,28 @@ class Lines:
         check_unicode(prompt, "prompt")
         if not prompt.strip() and not images:
             raise UserError("prompt: is empty; give a text or an image")
-        return self.assistant.prompt((), prompt, [self.assistant.read_image(self.folder / name) for name in images])
+        return self.assistant.prompt((), prompt, self._read(images))
+
+    def _read(self, names: Sequence[str]) -> list[ImagePatches]:
+        for name in names:
+            if not name or "://" in name or name.startswith("data:"):
+                raise UserError(f"image {name[:80]!r}: must be the path of a file")
+        return [self.assistant.read_image(self.folder / name) for name in names]
 
 
 def parse_line(text: bytes) -> dict[str, Any]:
     """The object of a line. Raises `UserError`."""
     try:
-        fields = json.loads(text)
+        fields = json.loads(text.decode("utf-8-sig"), object_pairs_hook=unique_keys, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(fields, dict):
         raise UserError("must be a JSON object")
     return fields
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 class Output:
@@ -112,22 +124,23 @@ class Output:
 
     def add(self, line: dict[str, Any]) -> None:
         """Writes one line to the disk."""
-        self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         self._file.flush()
         self.done += 1
         self.failed += "error" in line
 
 
 def answer_lines(lines: Lines, path: Path, output: Output) -> None:
-    """Answers all lines of a file that the output does not have yet."""
-    with path.open("rb") as file:
-        total = sum(1 for _ in file)
+    """Answers all requests of a file that the output does not have yet."""
+    total = sum(1 for _ in _requests(path))
+    if not total:
+        raise UserError(f"{path}: holds no requests; give one JSON object a line")
     if output.done > total:
         raise UserError(f"the output has {output.done:,} lines, {path} has {total:,}; give another --out")
     errors: dict[int, dict[str, Any]] = {}
     with Progress("generate", total, "requests", done=output.done) as progress:
-        for number, line in _answered(lines, path, output.done, errors):
-            while output.done < number:
+        for place, line in _answered(lines, path, output.done, errors):
+            while output.done < place:
                 output.add(errors.pop(output.done))
                 progress.update(1)
             if line is not None:
@@ -135,36 +148,44 @@ def answer_lines(lines: Lines, path: Path, output: Output) -> None:
                 progress.update(1)
 
 
+def _requests(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers from 1, but for blank ones, which hold nothing."""
+    with path.open("rb") as file:
+        for number, text in enumerate(file, 1):
+            if text.strip():
+                yield number, text
+
+
 def _answered(
     lines: Lines, path: Path, done: int, errors: dict[int, dict[str, Any]]
 ) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Numbers of lines, from 0, with their answers; errors of other lines are put into a dict. The end has none."""
+    """Places of requests, from 0, with their answers; errors of others are put into a dict. The end has none."""
     count = done
 
     def questions() -> Iterator[tuple[tuple[int, Any], Question]]:
         nonlocal count
-        with path.open("rb") as file:
-            for number, text in enumerate(file):
-                if number < done:
-                    continue
-                try:
-                    key, question = lines.read(text)
-                    yield (number, number + 1 if key is None else key), question
-                except UserError as error:
-                    errors[number] = {"error": str(error), "id": _id_of(text, number)}
-                count = number + 1
+        for place, (number, text) in enumerate(_requests(path)):
+            if place < done:
+                continue
+            try:
+                key, question = lines.read(text)
+                yield (place, number if key is None else key), question
+            except UserError as error:
+                errors[place] = {"error": str(error), "id": _id_of(text, number)}
+            count = place + 1
 
-    for (number, key), answer in lines.assistant.answers(questions()):
-        yield number, {"id": key, **_told(lines.assistant, answer)}
+    for (place, key), answer in lines.assistant.answers(questions()):
+        yield place, {"id": key, **_told(lines.assistant, answer)}
     yield count, None
 
 
 def _id_of(text: bytes, number: int) -> Any:
-    """The id of a line that cannot be used; where it has none, its number from 1."""
+    """The id of a line that cannot be used; where it has none, its number."""
     try:
-        return parse_line(text).get("id", number + 1)
+        key = parse_line(text).get("id")
     except UserError:
-        return number + 1
+        key = None
+    return number if key is None else key
 
 
 def _told(assistant: Assistant, answer: Answer) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from navil_jax.batch import SampleFeatures
 from navil_jax.config import ModelConfig
+from navil_jax.console import Progress
 from navil_jax.errors import UserError
 from navil_jax.generate import prefix
 from navil_jax.generate.programs import CACHE_FLOOR, TEXT_FLOOR, VISUAL_FLOOR, Programs, bucket, length_of, tokens_of
@@ -201,29 +202,27 @@ class Engine:
             raise
         return bool(asked or self._waiting or self.running)
 
-    def warm_up(self, told: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Compiles every program that a request within `max_tokens` can need, with the longest cache.
-
-        Args:
-          told: is called with the number of prefills compiled and of all.
-        """
+    def warm_up(self) -> None:
+        """Compiles every program that a request within `max_tokens` can need, with the longest cache."""
         shapes = _shapes(self.max_tokens, self.programs.config.vision is not None)
         lengths = sorted({bucket(tokens, CACHE_FLOOR) for tokens in range(2, self.max_tokens + 1)})
         active, nothing = np.zeros(self.slots, bool), np.zeros(0, np.int32)
         chosen: Chosen | None = None
-        for number, (shape, least) in enumerate(shapes, 1):
-            logits, cache = self.programs.read_empty(*shape)
-            for length in (length for length in lengths if length > least):
+        with Progress("compiling", len(shapes) + len(lengths), "sizes") as progress:
+            for shape, least in shapes:
+                logits, cache = self.programs.read_empty(*shape)
+                for length in (length for length in lengths if length > least):
+                    self._slots.fit(length, busy=True)
+                    self._slots.fill(0, 0, cache)
+                    chosen = self._slots.first(0, 0, logits, nothing, Sampler(), False)
+                progress.update(1)
+            for length in lengths[::-1]:
                 self._slots.fit(length, busy=True)
-                self._slots.fill(0, 0, cache)
-                chosen = self._slots.first(0, 0, logits, nothing, Sampler(), False)
-            told(number, len(shapes))
-        for length in lengths[::-1]:
-            self._slots.fit(length, busy=True)
-            if self.reuse:
-                logits = self._slots.extend(0, 0, 0, np.zeros(1, np.int32))
-                self._slots.first(0, 0, logits, nothing, Sampler(), False)
-            chosen = self._slots.step(active, False)
+                if self.reuse:
+                    logits = self._slots.extend(0, 0, 0, np.zeros(1, np.int32))
+                    self._slots.first(0, 0, logits, nothing, Sampler(), False)
+                chosen = self._slots.step(active, False)
+                progress.update(1)
         for length in lengths:
             self._slots.fit(length, busy=False)
         jax.block_until_ready(chosen)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from navil_jax.config import Config, MeshConfig, validate
 from navil_jax.config.flags import parse
 from navil_jax.config.ranges import Amount, Axis, Count, read_as
-from navil_jax.console import markdown_table
+from navil_jax.console import markdown_table, say
 from navil_jax.errors import UserError, report_user_errors
 from navil_jax.paths import local_path, new_drawing, new_file
 from navil_jax.plan.cloud import libtpu_init_args
@@ -87,10 +87,10 @@ def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], 
                 continue
             lines.append(report.row(plans[-1], cost))
             if not options.sweep:
-                print(report.text(plans[-1], cost), flush=True)
+                say(report.text(plans[-1], cost))
             if options.inference:
                 found = plan_inference(plans[-1].config, place, plans[-1].statistics)
-                print(report.inference_text(found, place), flush=True)
+                say(report.inference_text(found, place))
     if len(lines) > 1 or options.sweep:
         print(markdown_table(lines))
     if options.png and plans:

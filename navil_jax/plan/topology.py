@@ -132,6 +132,8 @@ def parse_topology(name: str, slices: int = 1) -> Slice:
     found = re.fullmatch(r"([a-z0-9]+)-(\d+)", text)
     shaped = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+){1,2})", text)
     match = shaped or found
+    if (dashed := re.fullmatch(r"([a-z0-9]+)-(\d+(?:x\d+)+)", text)) and dashed[1] in by_name:
+        raise UserError(f"--topology: no TPU slice {name!r}; a shape is written {dashed[1]}:{dashed[2]}")
     if slices < 1:
         raise UserError(f"--slices: {slices} is not a number of slices")
     if not match or match[1] not in by_name:

@@ -28,7 +28,7 @@ from navil_jax.errors import UserError
 from navil_jax.generate.assistant import Answer, Assistant
 from navil_jax.generate.engine import Token
 from navil_jax.serve.limits import Limits, Refusal
-from navil_jax.serve.protocol import Asked, Reply, choices_of, read_body, read_request
+from navil_jax.serve.protocol import Asked, Reply, check_model, choices_of, read_body, read_request
 from navil_jax.serve.worker import Worker
 
 BODY_SECONDS = 60.0  # in which a body must have come
@@ -73,10 +73,13 @@ class Server:
         return PlainTextResponse(self.worker.metrics())
 
     async def models(self, request: Request) -> Response:
-        """The one model."""
+        """The one model, in a list where none is named."""
         self.check_key(request)
         model = {"id": self.model, "object": "model", "created": 0, "owned_by": "navil_jax"}
-        return JSONResponse({"object": "list", "data": [model]})
+        if (name := request.path_params.get("name")) is None:
+            return JSONResponse({"object": "list", "data": [model]})
+        check_model(name, self.model)
+        return JSONResponse(model)
 
     async def tokens(self, request: Request) -> Response:
         """What an image of a size costs, for the page."""
@@ -312,6 +315,7 @@ def make_app(
         Route("/metrics", server.metrics),
         Route("/tokens", server.tokens),
         Route("/v1/models", server.models),
+        Route("/v1/models/{name:path}", server.models),
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
     ]
     handled: dict[Any, Any] = dict.fromkeys((UserError, Refusal, HTTPException, Exception), _refused)

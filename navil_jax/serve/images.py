@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from navil_jax.data.images import FORMATS
+from navil_jax.data.images import FORMATS, MAX_ASPECT_RATIO
 from navil_jax.errors import UserError
 from navil_jax.serve.limits import Limits
 
@@ -52,6 +52,8 @@ def size_of(content: bytes, name: str, limits: Limits) -> tuple[int, int]:
         raise UserError(f"{name}: broken, too large, or no image of a kind that is read") from error
     if width * height > limits.pixels:
         raise UserError(f"{name}: {width} x {height} pixels are over the limit of {limits.pixels:,}; shrink it")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise UserError(f"{name}: {width} x {height}, one side is over {MAX_ASPECT_RATIO} times the other; crop it")
     return width, height
 
 

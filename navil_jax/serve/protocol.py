@@ -67,6 +67,12 @@ def read_body(body: bytes) -> dict[str, Any]:
     return fields
 
 
+def check_model(wanted: Any, model: str) -> None:
+    """Raises `Refusal` for another model than the one that is here."""
+    if wanted != model:
+        raise Refusal(404, f"the model {str(wanted)[:80]!r} is not here; there is {model!r}", "model_not_found")
+
+
 def choices_of(fields: dict[str, Any], limits: Limits) -> int:
     """How many answers a body asks for. Raises `UserError`."""
     count = read_number(fields, "n", int, 1)
@@ -77,9 +83,7 @@ def choices_of(fields: dict[str, Any], limits: Limits) -> int:
 
 def read_request(fields: dict[str, Any], assistant: Assistant, model: str, limits: Limits) -> Asked:
     """Reads images and makes prompts; takes a while. Raises `UserError`, or `Refusal` for another model."""
-    wanted = fields.get("model", model)
-    if wanted != model:
-        raise Refusal(404, f"the model {str(wanted)[:80]!r} is not here; there is {model!r}", "model_not_found")
+    check_model(fields.get("model", model), model)
     talk = read_messages(fields.get("messages"))
     if len(talk.images) > limits.images:
         raise UserError(f"messages: {len(talk.images)} images are over the limit of {limits.images}")
@@ -103,7 +107,9 @@ def read_request(fields: dict[str, Any], assistant: Assistant, model: str, limit
     samplers = [dataclasses.replace(question.sampler, seed=seed) for seed in seeds]
     questions = tuple(dataclasses.replace(question, sampler=sampler) for sampler in samplers)
     options = fields.get("stream_options") or {}
-    usage = isinstance(options, dict) and bool(options.get("include_usage"))
+    if not isinstance(options, dict):
+        raise UserError("stream_options: must be an object")
+    usage = _flag(options, "include_usage")
     return Asked(questions, _flag(fields, "stream"), usage, len(patches))
 
 

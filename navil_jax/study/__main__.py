@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from navil_jax.config.ranges import Amount, Threads, read_as
+from navil_jax.console import say
 from navil_jax.errors import Parser, report_user_errors
 from navil_jax.paths import local_path, new_drawing, new_file, new_folder
 from navil_jax.study.results import PUBLISHED, parse_size, read_results
@@ -108,10 +109,10 @@ def _fit(options: argparse.Namespace) -> int:
     from navil_jax.study.analysis import analyse, as_json, table
 
     analysis = analyse([row for path in options.results for row in read_results(path)])
-    print(table(analysis))
+    say(table(analysis))
     if options.out:
         options.out.write_text(json.dumps(as_json(analysis), indent=2) + "\n")
-        print(f"\nwritten: {options.out}")
+        say(f"\nwritten: {options.out}")
     return 0
 
 
@@ -121,9 +122,9 @@ def _plot(options: argparse.Namespace) -> int:
 
     drawn, missing = draw(analyse([row for path in options.results for row in read_results(path)]), options.out)
     for title, path in drawn.items():
-        print(f"{title}: {path}")
+        say(f"{title}: {path}")
     for title, reason in missing.items():
-        print(f"{title}: not drawn, {reason}")
+        say(f"{title}: not drawn, {reason}")
     return 0
 
 
@@ -135,7 +136,7 @@ def _report(options: argparse.Namespace) -> int:
     write_report(
         analysis, options.out, options.markdown, "Scaling study: " + ", ".join(p.name for p in options.results)
     )
-    print(f"report: {options.out}")
+    say(f"report: {options.out}")
     return 0
 
 
@@ -152,16 +153,16 @@ def _plan(options: argparse.Namespace) -> int:
     check(llm, options.words)
     known = nearest_llm(llm) if options.out or options.topology else None
     advice = advise(analyse(read_results(options.results)), llm, samples, have, image, options.words)
-    print(describe(advice))
+    say(describe(advice))
     if known is None:
         return 0
     if options.out:
         for path in write_recipes(options.out, advice, known):
-            print(f"written: {path} ({known.name})")
+            say(f"written: {path} ({known.name})")
     if options.topology:
         from navil_jax.study.pod_plan import slice_plan
 
-        print(slice_plan(advice, known, options.topology))
+        say(slice_plan(advice, known, options.topology))
     return 0
 
 
@@ -169,7 +170,7 @@ def _extrapolate(options: argparse.Namespace) -> int:
     from navil_jax.study.extrapolation import extrapolate
 
     to = int(parse_size(options.to, "--to")) if options.to else None
-    print(extrapolate(options.workdir, options.metric, to, options.out or options.workdir / "extrapolation.png"))
+    say(extrapolate(options.workdir, options.metric, to, options.out or options.workdir / "extrapolation.png"))
     return 0
 
 

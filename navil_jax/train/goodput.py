@@ -7,9 +7,10 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from navil_jax.console import table
-from navil_jax.train.metrics import read_log
+from navil_jax.train.metrics import lines_of
 
 FILE = "goodput.jsonl"
 START, STEPS, DATA_WAIT, CHECKPOINT, EVALUATION = PHASES = ("start", "steps", "data_wait", "checkpoint", "evaluation")
@@ -38,7 +39,24 @@ class Attempt:
 
 def read_attempts(folder: str | Path) -> list[Attempt]:
     """The attempts of the run in a local folder; none of a run that has taken no step or is older than goodput."""
-    return [Attempt(**line) for line in read_log(Path(folder) / FILE)]
+    path = Path(folder) / FILE
+    return attempts_of(path.read_bytes())[0] if path.exists() else []
+
+
+def attempts_of(content: bytes) -> tuple[list[Attempt], int]:
+    """The attempts in goodput.jsonl, and how many lines are none (`metrics.lines_of`)."""
+    lines, damaged = lines_of(content, _is_attempt)
+    return [Attempt(**line) for line in lines], damaged
+
+
+def _is_attempt(line: dict[str, Any]) -> bool:
+    numbers = [line.get(name) for name in ("began", "first", "last")]
+    seconds = line.get("seconds")
+    return (
+        line.keys() == {field.name for field in dataclasses.fields(Attempt)}
+        and isinstance(seconds, dict)
+        and all(isinstance(number, (int, float)) for number in (*numbers, *seconds.values()))
+    )
 
 
 def divide(attempts: Sequence[Attempt]) -> dict[str, float]:

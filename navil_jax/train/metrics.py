@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +18,7 @@ class MetricsLog:
 
     Attributes:
       dropped: lines of later steps that were there.
+      damaged: lines that were there and are none.
 
     Args:
       folder: is made if it does not exist.
@@ -30,7 +31,7 @@ class MetricsLog:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        before = read_log(path)
+        before, self.damaged = lines_of(path.read_bytes()) if path.exists() else ([], 0)
         kept = [json.dumps(line) + "\n" for line in before if line["step"] <= step]
         self.dropped = len(before) - len(kept)
         temporary = path.with_suffix(".tmp")
@@ -87,11 +88,36 @@ class MetricsLog:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL log; none if there is no file. A line cut off by a kill is left out."""
-    if not Path(path).exists():
-        return []
-    lines = Path(path).read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The lines of a JSONL log; none if there is no file. Lines cut off by a kill or damaged are left out."""
+    return lines_of(Path(path).read_bytes())[0] if Path(path).exists() else []
+
+
+def lines_of(
+    content: bytes, is_line: Callable[[dict[str, Any]], bool] | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a JSONL log, and how many others there are: damaged by a full disk, a dead machine, an editor.
+
+    Args:
+      is_line: what an object must be; None: a step with numbers.
+
+    Example: b'{"step": 1, "loss": 2.5}\\n\\0\\0\\0\\n{"step": 2, "lo' -> [{"step": 1, "loss": 2.5}], 1
+    """
+    whole = content.decode(errors="replace").split("\n")[:-1]
+    objects = [_object(line) for line in whole]
+    lines = [found for found in objects if found is not None and (is_line or _is_scalars)(found)]
+    return lines, len(whole) - len(lines)
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_scalars(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("step"), int) and all(isinstance(value, (int, float)) for value in line.values())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,9 @@ from navil_jax.config.plain import from_json, to_json
 from navil_jax.errors import UserError
 from navil_jax.paths import is_remote, path_of
 from navil_jax.train.goodput import FILE as GOODPUT
-from navil_jax.train.goodput import Attempt
+from navil_jax.train.goodput import Attempt, attempts_of
 from navil_jax.train.lock import FILE as LOCK
+from navil_jax.train.metrics import lines_of
 
 RUN = "run.json"
 STALE_MINUTES = 10.0
@@ -45,27 +46,40 @@ def write_run(workdir: epath.Path, config: Config, mesh: jax.sharding.Mesh) -> N
 
 
 class _Tail:
-    """The lines of a JSONL file that grows; each is read once."""
+    """The lines of a JSONL log that grows; each is read once.
+
+    Attributes:
+      damaged: how many lines of the file are none.
+    """
 
     def __init__(self, path: epath.Path) -> None:
         self._path, self._read = path, 0
         self.lines: list[dict[str, Any]] = []
+        self.damaged = 0
 
     def refresh(self) -> list[dict[str, Any]]:
         size = self._path.stat().length if self._path.exists() else 0
         if size < self._read:  # lines of steps that are taken again were dropped
-            self._read, self.lines = 0, []
-        if size > self._read:
-            with self._path.open("rb") as file:
-                file.seek(self._read)
-                whole, newline, _ = file.read(size - self._read).rpartition(b"\n")
-            try:
-                self.lines += map(json.loads, whole.decode().splitlines())
-            except ValueError:  # it was rewritten in between
-                self._read, self.lines = 0, []
-                return self.lines
-            self._read += len(whole) + len(newline)
+            self._restart()
+        if size > self._read and not self._add(size):
+            self._restart()  # a line that is none, where a later part was read: perhaps it was rewritten in between
+            self._add(size)
         return self.lines
+
+    def _restart(self) -> None:
+        self._read, self.lines, self.damaged = 0, [], 0
+
+    def _add(self, size: int) -> bool:
+        """Reads on; gives whether all is as it should be, or was read from the beginning."""
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            whole, newline, _ = file.read(size - self._read).rpartition(b"\n")
+        lines, damaged = lines_of(whole + newline)
+        if damaged and self._read:
+            return False
+        self.lines, self.damaged = self.lines + lines, damaged
+        self._read += len(whole) + len(newline)
+        return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +93,7 @@ class Overview:
       config, about: None and {} of a run that is older than run.json.
       seen: seconds since 1970 of the last sign of life; None if there is none.
       lives: whether its first process lives; None: it runs elsewhere.
+      notes: what of the folder could not be read, and why.
     """
 
     folder: epath.Path
@@ -90,6 +105,7 @@ class Overview:
     about: dict[str, Any]
     seen: float | None
     lives: bool | None
+    notes: Sequence[str] = ()
 
     def last(self, name: str) -> float | None:
         """The newest value of a name of the logs."""
@@ -141,7 +157,7 @@ class Overview:
             found.append("its process has ended before the run has its length; the same command goes on")
         elif self.seen is not None and now - self.seen > 60 * minutes and not self.finished:
             found.append(f"no step for {(now - self.seen) / 60:.0f} minutes")
-        found += _spikes([loss for _, loss in self.losses()], self.step)
+        found += _spikes([loss for _, loss in self.losses() if math.isfinite(loss)], self.step)
         for source, counts in self.samples().items():
             read, bad = sum(counts.values()), counts.get("bad", 0)
             limit = self.config.data.max_bad_share if self.config else 0.01
@@ -179,12 +195,12 @@ class Reader:
         if not self.folder.exists() and not is_remote(self.folder):
             raise UserError(f"{self.folder}: no such folder; give the workdir of a training run")
         if not any((self.folder / name).exists() for name in (RUN, "metrics.jsonl", "checkpoints")):
-            raise UserError(f"{self.folder}: holds no run, neither {RUN} nor metrics.jsonl; give the workdir of one")
+            raise UserError(f"{self.folder}: holds no run, neither {RUN} nor metrics.jsonl; {_advice(self.folder)}")
         self._metrics, self._timings = (_Tail(self.folder / f"{name}.jsonl") for name in ("metrics", "timings"))
 
     def read(self) -> Overview:
-        goodput = _Tail(self.folder / GOODPUT).refresh()
-        attempts = [Attempt(**line) for line in goodput]
+        goodput = self.folder / GOODPUT
+        attempts, damaged = attempts_of(goodput.read_bytes()) if goodput.exists() else ([], 0)
         about = _parsed(self.folder / RUN)
         lock, lives = self.folder / LOCK, None
         holder = _parsed(lock)
@@ -195,9 +211,15 @@ class Reader:
             seen.append(float(lock.stat().mtime))
         folder = self.folder / "checkpoints"
         saved = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.exists() else []
-        config = self._config(about, saved)
         lines = list(self._metrics.refresh()), list(self._timings.refresh())
-        return Overview(self.folder, *lines, attempts, saved, config, about, max(seen, default=None), lives)
+        counts = {"metrics.jsonl": self._metrics.damaged, "timings.jsonl": self._timings.damaged, GOODPUT: damaged}
+        notes = [f"{name}: {count:,} damaged lines are left out" for name, count in counts.items() if count]
+        try:
+            config = self._config(about, saved)
+        except UserError as error:
+            config = None
+            notes.append(f"the config is of another version ({error}): how many steps there will be is unknown")
+        return Overview(self.folder, *lines, attempts, saved, config, about, max(seen, default=None), lives, notes)
 
     def _config(self, about: dict[str, Any], saved: Sequence[int]) -> Config | None:
         """Of run.json, else of the newest checkpoint."""
@@ -205,6 +227,13 @@ class Reader:
             return from_json(json.dumps(about["config"]))
         record = _parsed(self.folder / "checkpoints" / str(saved[-1]) / "record" / "metadata") if saved else {}
         return from_json(record["config"]) if "config" in record else None
+
+
+def _advice(folder: epath.Path) -> str:
+    """What to give in the place of a folder that is no workdir, but perhaps a study's or that of several runs."""
+    below = () if is_remote(folder) else (*folder.glob(f"*/{RUN}"), *folder.glob(f"*/*/{RUN}"))
+    workdirs = sorted(os.fspath(file.parent) for file in below)
+    return f"give one of the {len(workdirs)} in it, such as {workdirs[0]}" if workdirs else "give the workdir of one"
 
 
 def _parsed(path: epath.Path) -> dict[str, Any]:

@@ -73,6 +73,18 @@ class Run:
     began: float  # time.monotonic()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stop:
+    """A signal that asks to stop.
+
+    Attributes:
+      since: `time.monotonic()` when it came; of several processes when all knew, up to some steps later.
+    """
+
+    number: int
+    since: float
+
+
 def run(config: Config, start: Start | None = None) -> int:
     """Trains until the run has its length, or until a signal; returns the exit status (128 + signal if stopped).
 
@@ -158,6 +170,8 @@ def _instruments(run: Run, state: TrainState, before: dict[str, float]) -> _Inst
     log = MetricsLog(folder, step, make_writers(config, folder, step)) if first else None
     if log and log.dropped:
         _say(f"metrics.jsonl: {log.dropped:,} lines of steps after {step:,}, of an earlier attempt, are dropped")
+    if log and log.damaged:
+        _say(f"metrics.jsonl: {log.damaged:,} lines are damaged, of a crash or a full disk, and dropped")
     return _Instruments(
         log,
         Recorder(config, log, flatten(state.trainable), before),
@@ -167,7 +181,7 @@ def _instruments(run: Run, state: TrainState, before: dict[str, float]) -> _Inst
     )
 
 
-def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Callable[[int], int]) -> int:
+def _train(run: Run, state: TrainState, before: dict[str, float], stopped: Callable[[int], _Stop | None]) -> int:
     """The steps; `before` are the metrics of the step that the run goes on from."""
     config, mesh, step = run.config, run.mesh, int(state.step)
     by = _instruments(run, state, before)
@@ -232,7 +246,7 @@ def _save(
         _say("metrics.jsonl: was emptied or removed while the run goes on; its loss curve begins here")
 
 
-def _stop(run: Run, by: _Instruments, step: int, received: int) -> int:
+def _stop(run: Run, by: _Instruments, step: int, received: _Stop) -> int:
     """Waits for the checkpoint of the last step after a signal; gives the exit status."""
     by.recorder.close()
     with by.goodput.phase(CHECKPOINT):
@@ -240,10 +254,14 @@ def _stop(run: Run, by: _Instruments, step: int, received: int) -> int:
         run.checkpoints.wait()
     by.note_cost()
     by.goodput.write()
+    seconds = time.monotonic() - received.since
+    what = "the signal" if jax.process_count() == 1 else "all processes knew of the signal"
+    if by.log:
+        by.log.write_times(step, {"checkpoint/stop_seconds": seconds})
     config, samples = run.config, by.recorder.samples_seen
     of = f"{samples:,} samples" if config.batch_samples else f"step {step} of {config.steps}"
-    _say(f"stopped after {of}, saved; the same command goes on from here")
-    return 128 + received
+    _say(f"stopped after {of}, saved {seconds:.1f} s after {what}; the same command goes on from here")
+    return 128 + received.number
 
 
 def _finish(run: Run, by: _Instruments, state: TrainState) -> None:
@@ -289,24 +307,29 @@ def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[Callable[[int], int]]:
-    """Gives a function of the step that says which signal asked to stop (0: none); a second Ctrl-C stops at once.
+def _signals() -> Iterator[Callable[[int], _Stop | None]]:
+    """Gives a function of the step that says whether a signal asked to stop; a second Ctrl-C stops at once.
 
     Several processes must stop after the same step, so there it is JAX's preemption notice (SIGTERM) that counts.
     """
     if jax.process_count() > 1:
-        yield lambda step: int(signal.SIGTERM) if multihost_utils.reached_preemption_sync_point(step) else 0
+
+        def noticed(step: int) -> _Stop | None:
+            came = multihost_utils.reached_preemption_sync_point(step)
+            return _Stop(int(signal.SIGTERM), time.monotonic()) if came else None
+
+        yield noticed
         return
-    received = []
+    received: list[_Stop] = []
 
     def note(number: int, _: object) -> None:
-        received.append(number)
+        received.append(_Stop(number, time.monotonic()))
         _say("stopping at the end of this step")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda step: received[0] if received else 0
+        yield lambda step: received[0] if received else None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

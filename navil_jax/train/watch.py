@@ -1,6 +1,7 @@
 """Watches a run in the terminal: `python -m navil_jax.train watch DIR`."""
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -110,6 +111,7 @@ def facts(run: Overview, now: float, drawn: bool = False) -> list[tuple[str, str
     if run.about:
         where = f"{run.about['devices']} {run.about['device_kind']} of {run.about['processes']} processes"
         found.append(("devices", where))
+    found += [("note", note) for note in run.notes]
     return found
 
 
@@ -121,7 +123,11 @@ def _evaluations(run: Overview) -> dict[str, float]:
 
 
 def curve(values: Sequence[float], width: int = CURVE) -> str:
-    """Means of equal stretches of the values as blocks, the highest is full. Example: [4, 2, 1] -> "█▃▁" """
+    """Means of equal stretches of the values as blocks, the highest is full; values that are not finite are left out.
+
+    Example: [4, 2, 1] -> "█▃▁"
+    """
+    values = [value for value in values if math.isfinite(value)]
     count = min(width, len(values))
     means = []
     for number in range(count):

@@ -92,13 +92,13 @@ def run(opened: OpenRun, out: Path, options: argparse.Namespace, engine: Engine,
     ]
     if options.estimate:
         for checkup in checkups:
-            print(f"{checkup.name}: {estimate_examination(checkup).text(options.price)}")
+            say(f"{checkup.name}: {estimate_examination(checkup).text(options.price)}")
         return 0
     examined = examine(config, checkups, out, engine, notes_folder(out, options))
     status = _tell(config, checkups, examined, out, options.samples, command)
     cost = measure(opened)
     cost.write(out / INPUT_FILE)
-    print(cost.text())
+    say(cost.text())
     say(f"what each host of a slice needs of that: python -m navil_jax.plan --input {out / INPUT_FILE}")
     return status
 

@@ -85,12 +85,12 @@ def run(opened: OpenRun, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_values(config, found, stretches), indent=2))
         return 0
-    print(table(COLUMNS, [_row(share, samples) for share in found]))
+    say(table(COLUMNS, [_row(share, samples) for share in found]))
     if stretches:
-        print(f"\n{_schedule_table(config, stretches)}\n")
+        say(f"\n{_schedule_table(config, stretches)}\n")
     about = "" if config.batch_samples else "about "
     say(f"{config.steps:,} steps, {about}{samples:,} samples")
-    print("\n".join(_notes(config, found)))
+    say("\n".join(_notes(config, found)))
     return 0
 
 
