@@ -23,6 +23,7 @@ from navil_jax.data.formats import open_format
 from navil_jax.data.inspect import doctor, examination
 from navil_jax.data.inspect.checkup import BAD, GOOD, NOTE, RESIZED, TOO_LONG, Checkup
 from navil_jax.data.inspect.examination import examine
+from navil_jax.data.inspect.input_cost import read_input_cost
 from navil_jax.data.inspect.page import HERE, histogram, render
 from navil_jax.data.inspect.summary import duplicates, shared, slot_advice
 from navil_jax.data.inspect.token_map import row_budgets
@@ -282,6 +283,9 @@ def test_a_source_without_faults_is_good(tmp_path: Path) -> None:
     assert run(write_lines(tmp_path / "train.jsonl", [record]), tmp_path / "out") == 0
     assert (tmp_path / "out" / "report.html").exists()
     assert (tmp_path / "out" / "quarantine.jsonl").read_text() == ""
+    (cost,) = read_input_cost(tmp_path / "out" / "input.json").sources
+    assert (cost.share, cost.measured, cost.usable, cost.images) == (1.0, 1, 1.0, 1.0)
+    assert cost.bytes == (tmp_path / "a.png").stat().st_size + len("<image>\nWhich?Red.")
 
 
 def content(path: Path) -> str:

@@ -128,6 +128,11 @@ def plan_scales(height: int, width: int, images: ImageConfig, vision: VisionConf
 
     Example, with the defaults: 640 wide, 480 high -> patch grids 16 x 22, 22 x 30, 30 x 40
     """
+    return list(_scales(height, width, images, vision))
+
+
+@functools.lru_cache(maxsize=4096)
+def _scales(height: int, width: int, images: ImageConfig, vision: VisionConfig) -> list[Scale]:
     area = vision.patch_size**2
     unit = vision.patch_size * vision.merge_size
     min_pixels: int = images.min_patches * area
