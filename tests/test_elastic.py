@@ -197,7 +197,7 @@ def test_elastic_run_goes_on_exactly_after_a_signal_to_one_of_two_processes(undi
     """SIGTERM: all save the same step. SIGKILL: the other says so in one line, within the launcher's 3 s."""
     status, output = train(tmp_path, 2, 1, flags(tmp_path), f"1 {int(signal.SIGTERM)} 2")
     assert status == 128 + signal.SIGTERM, output
-    (stopped,) = re.findall(r"stopped after step (\d+) of 12, saved \d\.\d s after all processes knew", output)
+    (stopped,) = re.findall(r"stopped after step (\d+) of 12, saved \d+\.\d s after all processes knew", output)
     assert 2 <= int(stopped) < 10
     status, output = train(tmp_path, 2, 1, flags(tmp_path), f"1 {int(signal.SIGKILL)} 10")
     assert status == 128 + signal.SIGKILL
