@@ -1,7 +1,7 @@
 """The main job: a small NaViL that learns to see on two CPU cores.
 
-Real images with questions (easy-VQA) and generated scenes of shapes, words and numbers. No download beyond the
-packages.
+Plain drawings with questions in everyday words, and the images of easy-VQA. No download beyond the packages. Shapes
+alone come first, then what they are and their colours, then everything: mixed from the start, shapes are not learned.
 """
 
 from navil_jax.config import (
@@ -13,17 +13,21 @@ from navil_jax.config import (
     OptimizerConfig,
     SourceConfig,
     VisionConfig,
+    WeightPoint,
 )
+
+NEVER = 1e-6  # nearly, for weights are above 0
 
 
 def get_config() -> Config:
     return Config(
         workdir="runs/demo",
-        steps=2750,
+        steps=2500,
+        batch_samples=12,
         model=ModelConfig(
-            vision=VisionConfig(depth=3, width=128, mlp_dim=256, num_heads=4, layer_scale_init=1.0),
+            vision=VisionConfig(depth=3, width=128, mlp_dim=256, num_heads=4, layer_scale_init=1.0, patch_waves=4),
             decoder=DecoderConfig(
-                depth=1,
+                depth=2,
                 width=128,
                 mlp_dim=256,
                 num_heads=4,
@@ -37,17 +41,22 @@ def get_config() -> Config:
             compute_dtype="float32",  # CPUs are slower in bfloat16
             remat="none",
         ),
-        images=ImageConfig(min_patches=16, max_patches=1024, multiscale=False),
+        images=ImageConfig(min_patches=16, max_patches=64, multiscale=False),
         data=DataConfig(
-            sources=(SourceConfig("easy_vqa_captions", 2.0), SourceConfig("easy_vqa"), SourceConfig("scenes")),
+            sources=(
+                SourceConfig("drawings_shapes", 1.0, weight_points=(WeightPoint(300, 0.3), WeightPoint(600, NEVER))),
+                SourceConfig("drawings_looks", NEVER, weight_points=(WeightPoint(300, 1.0), WeightPoint(600, 0.2))),
+                SourceConfig("drawings", NEVER, weight_points=(WeightPoint(600, 1.0),)),
+                SourceConfig("easy_vqa", NEVER, weight_points=(WeightPoint(600, 0.4),)),
+            ),
             rows=4,
-            visual_slots=47,
-            text_slots=272,
-            patch_slots=156,
+            visual_slots=64,
+            text_slots=240,
+            patch_slots=192,
             packing_lookahead=64,
             tokenizer_size=512,
         ),
-        optimizer=OptimizerConfig(algorithm="muon", peak_learning_rate=1e-3, schedule="cosine", warmup_steps=100),
+        optimizer=OptimizerConfig(algorithm="muon", peak_learning_rate=2e-3, schedule="cosine", warmup_steps=100),
         log_every=50,
         checkpoint_every=500,
     )

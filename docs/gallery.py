@@ -69,7 +69,7 @@ def keep(drawn: Path, target: Path, width: int = 0) -> None:
     if width:
         image = image.crop((0, 0, width, HIGHEST))
     image.thumbnail((1100, HIGHEST))
-    image.quantize(96).save(target, optimize=True)
+    image.quantize(96, Image.Quantize.MAXCOVERAGE, kmeans=1).save(target, optimize=True)  # small things keep theirs
 
 
 def main(folder: Path) -> None:

@@ -6,14 +6,14 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TIME = "2026-01-01T00:00:00Z"
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = (
-    "false"  # gcsfs reads it once; else it asks Google for the bucket's kind
-)
+ONCE = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}  # gcsfs reads it once; else it asks Google for the bucket's kind
+os.environ.update(ONCE)
 
 
 class BucketServer(ThreadingHTTPServer):
@@ -27,6 +27,8 @@ class BucketServer(ThreadingHTTPServer):
         self.generations: dict[str, int] = {}
         self.sessions: dict[str, bytearray] = {}  # uploads in parts
         self.lock = threading.RLock()
+        self.latency = 0.0  # seconds that every answer takes longer
+        self.gate: threading.Barrier | None = None  # contents are given to so many requests together
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -37,9 +39,10 @@ class BucketServer(ThreadingHTTPServer):
     @property
     def environment(self) -> dict[str, str]:
         """With these variables gs:// leads here."""
-        return {
+        return ONCE | {
             "STORAGE_EMULATOR_HOST": self.address,
             "TENSORSTORE_GCS_HTTP_URL": self.address,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",
             "FSSPEC_GCS_TOKEN": "anon",
         }
@@ -119,6 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._parse()
+        time.sleep(self.server.latency)
         with self.server.lock:
             if not self.key:
                 plain = {"kind": "storage#bucket", "name": self.bucket}
@@ -128,8 +132,11 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(404, {"error": {"code": 404, "message": "not found"}})
             if self.query.get("alt") != "media":
                 return self._answer(200, self.server.resource(self.name))
-            content = self.server.objects[self.name]
+            content, gate = self.server.objects[self.name], self.server.gate
             generation = str(self.server.generations[self.name])
+        if gate is not None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                gate.wait(timeout=10)
         if span := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
             size = len(content)
             begin = int(span[1]) if span[1] else size - int(span[2])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from check_html import check_page
+from check_html import check_page, undated
 from golden_cases import FOLDER
 from made_cleaning import GOOD, SETTINGS, needs_packages, write_faults
 from made_data import write_lines
@@ -15,9 +15,9 @@ from made_data import write_lines
 from benchmarks.near_duplicates import caption, clouds, jpeg
 from navil_jax.config import SourceConfig
 from navil_jax.data.__main__ import main
-from navil_jax.data.cleaning import measure, parts
+from navil_jax.data.cleaning import compare, measure, near, parts
 from navil_jax.data.cleaning.decide import RULES
-from navil_jax.data.formats import open_format
+from navil_jax.data.formats import files, open_format
 from navil_jax.data.images import load_image
 from navil_jax.data.left_out import Without, list_file
 from navil_jax.data.sources import open_source
@@ -80,19 +80,65 @@ def test_what_is_off_leaves_nothing_out(faults: tuple[str, list[str]], tmp_path:
     assert sum(map(bool, wanted)) > len(found) or name == "exact"  # the same sample again is near, too
 
 
+@pytest.fixture
+def in_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tasks of each kind."""
+    monkeypatch.setattr(parts, "LEAST", 7)
+    monkeypatch.setattr(near, "TABLES", 4)
+    monkeypatch.setattr(compare, "FEW", 0)
+
+
+@pytest.fixture(scope="module")
+def alone(faults: tuple[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What this process writes, as `written` has it."""
+    out = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(near, "TABLES", 4)
+        clean(faults[0], out, *SETTINGS)
+    return written(str(out))
+
+
+def written(out: str) -> list[str]:
+    """The list, and the report without its day and command."""
+    found = (files.read_file(files.join(out, name)).decode() for name in (list_file("train.jsonl"), "report.html"))
+    return [undated(text) for text in found]
+
+
 @needs_packages
 @pytest.mark.slow
-def test_the_lists_are_the_same_for_any_number_of_processes(
-    faults: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_processes_write_the_same_list_and_report(
+    alone: list[str], in_tasks: None, faults: tuple[str, list[str]], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("navil_jax.data.cleaning.parts.LEAST", 7)
-    monkeypatch.setattr("navil_jax.data.cleaning.compare.FEW", 0)
-    texts = set()
-    for workers in (0, 1, 2):
-        out = tmp_path / str(workers)
-        clean(faults[0], out, *SETTINGS, f"--workers={workers}")
-        texts.add((out / list_file("train.jsonl")).read_text())
-    assert len(texts) == 1
+    clean(faults[0], tmp_path / "two", *SETTINGS, "--workers=2")
+    assert written(str(tmp_path / "two")) == alone
+
+
+@needs_packages
+@pytest.mark.slow
+def test_beam_writes_the_same_list_and_report(
+    alone: list[str], in_tasks: None, faults: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("apache_beam", reason="the extra [beam] is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    pipeline = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    clean(faults[0], tmp_path / "beam", *SETTINGS, "--runner=DirectRunner", "--", *pipeline)
+    assert written(str(tmp_path / "beam")) == alone
+
+
+@needs_packages
+def test_a_cleaning_at_an_address_goes_on_and_its_list_is_used_there(
+    alone: list[str], in_tasks: None, faults: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAVIL_CACHE", str(tmp_path / "cache"))
+    path, wanted = faults
+    command = ["clean", "--from", "llava", "--path", path, "--out", "memory://cleaned", *SETTINGS, "--workers=0"]
+    assert main(command) == 0
+    monkeypatch.setattr(measure.Measure, "__call__", None)
+    monkeypatch.setattr(near, "find_near", None)
+    assert main(command) == 0
+    assert written("memory://cleaned") == alone
+    source = open_source(SourceConfig("train.jsonl", kind="llava", path=path, leave_out="memory://cleaned"), "train")
+    assert len(source) == sum(not rule for rule in wanted)
 
 
 @needs_packages
@@ -256,6 +302,8 @@ def test_a_list_of_other_files_is_refused(
         (["--against", "docvqa/none:x"], "docvqa has val, test"),
         (["--against", "mmee:x"], "no kind of data named 'mmee'"),
         (["--config", "configs/demo.py"], "or twice"),
+        (["--", "--region=x"], "--region=x: what stands behind -- are options of Apache Beam; give --runner, too"),
+        (["--runner=DataflowRunner"], "workers of Dataflow do not see"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture, flags: list[str], said: str) -> None:

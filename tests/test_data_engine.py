@@ -219,7 +219,7 @@ def test_what_a_killed_process_left_behind_is_no_shard(folder: Path) -> None:
     convert(Texts(50), "whole", 5)
     (folder / "out").mkdir()
     half = (folder / "whole" / "data-00002-of-00005.array_record").read_bytes()[:100]
-    (folder / "out" / "data-00002-of-00005.array_record.0123.part").write_bytes(half)
+    (folder / "out" / f"data-00002-of-00005.array_record.{'0f' * 16}{files.PART}").write_bytes(half)
     convert(Texts(50), "out", 5)
     assert contents("out") == contents("whole")
 

@@ -398,3 +398,16 @@ def test_readme_names_every_extra_and_console_script():
 def test_diagrams_are_those_that_their_script_draws():
     for name, draw in runpy.run_path(str(DOCS / "diagrams.py"))["DRAWINGS"].items():
         assert (DOCS / "images" / name).read_text() == draw()
+
+
+def test_pictures_of_pages_keep_their_colours(tmp_path: Path):
+    """A small mark, a large ground and the shades of letters, on white."""
+    drawn = Image.new("RGB", (390, 800), "white")
+    drawn.paste((238, 241, 246), (0, 300, 390, 800))
+    drawn.paste(Image.linear_gradient("L").resize((300, 200)), (40, 320))
+    drawn.paste((26, 127, 55), (10, 55, 15, 95))
+    drawn.save(tmp_path / "page.png")
+    runpy.run_path(str(DOCS / "gallery.py"))["keep"](tmp_path / "page.png", tmp_path / "kept.png", 390)
+    kept = Image.open(tmp_path / "kept.png").convert("RGB")
+    for place in ((12, 70), (200, 700), (300, 100)):
+        assert all(abs(a - b) < 3 for a, b in zip(kept.getpixel(place), drawn.getpixel(place), strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from check_html import check_page
+from check_html import check_page, undated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import talk, write_lines
@@ -23,6 +23,7 @@ from navil_jax.data.formats import open_format
 from navil_jax.data.inspect import doctor, examination
 from navil_jax.data.inspect.checkup import BAD, GOOD, NOTE, RESIZED, TOO_LONG, Checkup
 from navil_jax.data.inspect.examination import examine
+from navil_jax.data.inspect.input_cost import read_input_cost
 from navil_jax.data.inspect.page import HERE, histogram, render
 from navil_jax.data.inspect.summary import duplicates, shared, slot_advice
 from navil_jax.data.inspect.token_map import row_budgets
@@ -203,7 +204,7 @@ def test_an_interrupted_report_goes_on(
     read.remove(21)
     assert read == list(range(28))
     for name in ("quarantine.jsonl", "findings.jsonl", "report.html"):
-        assert undated(tmp_path / "whole" / name) == undated(tmp_path / "parted" / name)
+        assert content(tmp_path / "whole" / name) == content(tmp_path / "parted" / name)
 
 
 def test_fields_that_are_not_used_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -282,18 +283,21 @@ def test_a_source_without_faults_is_good(tmp_path: Path) -> None:
     assert run(write_lines(tmp_path / "train.jsonl", [record]), tmp_path / "out") == 0
     assert (tmp_path / "out" / "report.html").exists()
     assert (tmp_path / "out" / "quarantine.jsonl").read_text() == ""
+    (cost,) = read_input_cost(tmp_path / "out" / "input.json").sources
+    assert (cost.share, cost.measured, cost.usable, cost.images) == (1.0, 1, 1.0, 1.0)
+    assert cost.bytes == (tmp_path / "a.png").stat().st_size + len("<image>\nWhich?Red.")
 
 
-def undated(path: Path) -> str:
+def content(path: Path) -> str:
     """A file's text without the day and command of a report."""
-    return re.sub(r"<p>\d{4}-.*?</p>", "", path.read_text(errors="backslashreplace"), flags=re.DOTALL)
+    return undated(path.read_text(errors="backslashreplace"))
 
 
 def test_processes_find_the_same(lines: str, tmp_path: Path) -> None:
     assert run(lines, tmp_path / "alone") == 1
     assert run(lines, tmp_path / "two", "--workers", "2") == 1
     for name in ("quarantine.jsonl", "findings.jsonl", "report.html", "notes/000.npy"):
-        assert undated(tmp_path / "alone" / name) == undated(tmp_path / "two" / name)
+        assert content(tmp_path / "alone" / name) == content(tmp_path / "two" / name)
 
 
 @pytest.mark.slow
@@ -305,7 +309,7 @@ def test_beam_finds_the_same(lines: str, tmp_path: Path, monkeypatch: pytest.Mon
     pipeline = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
     assert run(lines, tmp_path / "beam", "--runner=DirectRunner", "--", *pipeline) == 1
     for name in ("quarantine.jsonl", "findings.jsonl", "report.html", "notes/000.npy", "notes/000/000003.notes"):
-        one, other = (undated(tmp_path / out / name) for out in ("alone", "beam"))
+        one, other = (content(tmp_path / out / name) for out in ("alone", "beam"))
         assert one == other
 
 

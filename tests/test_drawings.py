@@ -31,7 +31,7 @@ MADE = made(600)
 def test_drawings_are_a_pure_function_and_pickle():
     source = pickle.loads(pickle.dumps(Drawings("train")))
     one, again = source[7], Drawings("train")[7]
-    assert one.turns == again.turns and len(one.turns) == 4
+    assert one.turns == again.turns and len(one.turns) == 2
     np.testing.assert_array_equal(np.asarray(one.images[0]), np.asarray(again.images[0]))
     assert open_source("drawings", "test")[3].kind
 
@@ -116,3 +116,15 @@ def test_answers_are_balanced_and_tokenizers_see_every_word():
     assert 0.4 < kinds.count("yes") / len(kinds) < 0.6
     texts = " ".join(Drawings("train").texts())
     assert all(word in texts for word in (*SHADES, *SHAPES, *drawing_module.WORDS))
+
+
+@pytest.mark.parametrize(("about", "most"), [("shape", 1), ("look", 2)])
+def test_what_is_learned_first_is_one_shape_and_what_it_is(about, most):
+    source = Drawings("train", most, about)
+    for index in range(100):
+        drawing, asked = source.drawing(index)
+        (thing,) = drawing.things
+        assert 1 <= len(asked) <= most
+        for _, question, answer in asked:
+            words = set(re.findall(r"[a-z]+", answer.lower())) - {"a", "an"}
+            assert words <= ({thing.name} if about == "shape" else {thing.name, thing.color}) and words, question

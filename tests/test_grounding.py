@@ -1,6 +1,7 @@
 """Boxes in texts: from every kind of coordinates to tokens, through transforms, conversion and the preview."""
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import jpeg, outcomes, talk, write_lines
 from made_sources import BUDGETS, TOKENIZER, config
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from navil_jax.config import SourceConfig
 from navil_jax.data.convert import convert
@@ -79,6 +80,36 @@ def test_boxes_that_are_not_sure_are_refused(given: dict, boxes: str, reason: st
     with pytest.raises(ValueError) as error:
         to_sample(given, "k", boxes=boxes)
     assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(
+    ("boxes", "box"), [("0..1", "0, 0.25, 0.5, 1"), ("0..1000", "0, 9, 9, 9"), ("pixels", "0, 2, 6, 8")]
+)
+def test_boxes_on_an_image_that_may_be_seen_turned_are_refused(kind: str, boxes: str, box: str) -> None:
+    upright, turned = (oriented(kind, orientation) for orientation in (1, 6))
+    assert to_sample(record(f"<box>[[{box}]]</box>") | {"image": upright}, "k", boxes=boxes).grounded
+    with pytest.raises(ValueError, match=r"EXIF orientation 6; are they of the image as stored or as shown\? remove"):
+        to_sample(record(f"<box>[[{box}]]</box>") | {"image": turned}, "k", boxes=boxes)
+    assert to_sample(record("<ref>a cat</ref>") | {"image": turned}, "k", boxes=boxes).grounded
+
+
+def test_what_the_refusal_of_a_turned_image_asks_for_is_taken() -> None:
+    with Image.open(io.BytesIO(oriented("JPEG", 6))) as image:
+        as_shown = ImageOps.exif_transpose(image)
+    without_tag = Image.open(io.BytesIO(oriented("JPEG", 6))).convert("RGB")
+    del without_tag.getexif()[ExifTags.Base.Orientation]
+    for image, box in ((as_shown, "0, 0, 8, 12"), (without_tag, "0, 0, 12, 8")):
+        sample = to_sample(record(f"<box>[[{box}]]</box>") | {"image": image}, "k", boxes="pixels")
+        assert sample.turns[0][1] == "<box>[[0, 0, 1000, 1000]]</box>"
+
+
+def oriented(kind: str, orientation: int) -> bytes:
+    """An image of 12 x 8 pixels with this EXIF orientation."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (12, 8), "red").save(buffer, kind, exif=exif)
+    return buffer.getvalue()
 
 
 def test_objects_of_ms_swift_fill_their_marks() -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_sources import TOKENIZER
-from PIL import Image, ImageCms, PngImagePlugin, features
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, features
 
 from navil_jax.config import Config, DataConfig, ImageConfig, ModelConfig, SourceConfig, VisionConfig
 from navil_jax.data import images, transforms
 from navil_jax.data.features import FeatureSource, sample_features
+from navil_jax.data.formats.record_images import size_under_boxes
 from navil_jax.data.images import image_patches, load_image
 from navil_jax.data.sample import Sample
 from navil_jax.errors import UserError
@@ -141,8 +142,26 @@ def test_avif_is_read() -> None:
     assert load_image(encoded(COLOURS, "AVIF")).size == (60, 40)
 
 
-def test_heic_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="HEIC, which Pillow cannot read"):
+def test_heic_is_read_where_its_package_is() -> None:
+    pytest.importorskip("pillow_heif", reason="needs pip install pillow-heif")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    blocks = Image.fromarray(np.kron(np.asarray(COLOURS)[::8, ::8], np.ones((16, 16, 1), np.uint8)))
+    content = encoded(blocks, "HEIF", quality=-1, exif=exif.tobytes())
+    found = pixels(content)
+    turned = np.asarray(blocks.transpose(Image.Transpose.ROTATE_270))
+    assert found.shape == turned.shape
+    assert np.abs(found.astype(int) - turned).mean() < 4  # colours are stored as YCbCr
+    assert size_under_boxes(content) == (blocks.height, blocks.width)
+    for end in range(0, len(content), len(content) // 20):
+        with pytest.raises(UserError):
+            load_image(content[:end])
+
+
+def test_heic_names_its_package_where_that_is_missing() -> None:
+    if "HEIF" in images.FORMATS:
+        pytest.skip("pillow-heif is installed")
+    with pytest.raises(UserError, match="HEIC, which Pillow reads with another package: pip install pillow-heif"):
         load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -153,6 +154,7 @@ def test_the_command_tells_epochs_tokens_and_what_is_never_seen(
     assert (few["drawn"], many["drawn"]) == (20 + 8, 20 + 32)
     assert (few["epochs"], few["never_seen"], few["read"]) == (7.0, 0, 4)
     assert (many["epochs"], many["never_seen"], many["read"]) == (0.52, 48, 10)
+    assert found["schedule"] == [{"step": 0, "drawn": [20, 20]}, {"step": 1, "drawn": [8, 32]}]
     assert found["tokens"]["visual_tokens"] == 0 < found["tokens"]["learnt_tokens"] < found["tokens"]["text_tokens"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
@@ -163,6 +165,8 @@ def test_the_command_tells_epochs_tokens_and_what_is_never_seen(
         "80 samples",
     ):
         assert text in said
+    assert re.search(r"share +steps 0 to 0 +steps 1 to 1\nfew +50.0% +20.0%\n", said)
+    assert re.search(r"samples drawn +40 +40\n", said)
 
 
 def meta_shares(folder: Path, **changes: object) -> tuple[np.ndarray, np.ndarray]:
@@ -212,6 +216,7 @@ def test_what_a_program_reads_is_json_alone(tmp_path: Path, capsys: pytest.Captu
     assert main(["mix", "--config", recipe, "--samples", "2", "--json", f"--config.workdir={tmp_path}"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["sources"][0]["read"] == 2
+    assert json.loads(said.out)["schedule"] == []
     assert "a tokenizer was trained" in said.err
 
 

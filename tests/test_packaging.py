@@ -18,6 +18,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 OF_THEIR_OWN = {
     "beam",
     "dev",
+    "heic",
     "jxl",
     "lmms-eval",
     "plan",

@@ -1,9 +1,12 @@
 """What the vision encoder makes of pixels: the released preprocessing's numbers, bit for bit."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 from flax import nnx
 from tiny import tiny_model
 
@@ -44,3 +47,15 @@ def test_the_encoder_embeds_these_numbers() -> None:
     patches = np.random.default_rng(0).integers(0, 256, (1, 4, encoder.config.patch_dim), np.uint8)
     expected = encoder.patch_embed(jnp.asarray(released(patches)))
     np.testing.assert_array_equal(encoder.embed(jnp.asarray(patches)), expected)
+
+
+def test_filters_to_start_from_hold_the_lowest_frequencies_of_a_patch_alone() -> None:
+    vision = dataclasses.replace(tiny_model().encoder, patch_waves=3)
+    kernel = VisionEncoder(tiny_model(vision=vision), nnx.Rngs(0)).patch_embed.kernel[...]
+    side, width = vision.patch_size, vision.width
+    assert kernel.shape == (vision.patch_dim, width)
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0).mean(), 1, rtol=0.1)
+    spectrum = scipy.fft.dctn(np.asarray(kernel).reshape(3, side, side, width), axes=(1, 2), norm="ortho")
+    assert np.abs(spectrum[:, :3, :3]).min(axis=(0, 1, 2)).max() > 0
+    np.testing.assert_allclose(spectrum[:, 3:], 0, atol=1e-6)
+    np.testing.assert_allclose(spectrum[:, :, 3:], 0, atol=1e-6)

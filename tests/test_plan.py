@@ -248,6 +248,7 @@ def test_the_resolved_table_of_shardings(monkeypatch: pytest.MonkeyPatch, capsys
         (["--topology", "v5p-130"], "the nearest one is v5p-128"),
         (["--topology", "v5e-8", "--mesh", "tensor=3"], "does not make the 8 devices of v5e-8"),
         (["--topology", "v5e-8", "--batch", "9"], "--batch: 9 rows do not divide"),
+        (["--topology", "v5e-8", "--input", "no.json"], "no.json: cannot be read (No such file or directory); give"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture):

@@ -12,7 +12,7 @@ from navil_jax.data.pipeline import batch_spec
 from navil_jax.errors import UserError
 from navil_jax.model import params as model_params
 from navil_jax.train.metrics import MetricsLog, read_log
-from navil_jax.train.recorder import Recorder, most_samples
+from navil_jax.train.recorder import IN_FLIGHT, Recorder, most_samples
 
 CONFIG = Config(
     steps=4,
@@ -51,6 +51,15 @@ def test_sums_since_the_start_of_the_run_and_useful_work(tmp_path, capsys):
     assert watched.last == {name: value for name, value in lines[-1].items() if name != "step"}
     assert read_log(tmp_path / "timings.jsonl")[-1]["flops_per_second"] > 0
     assert "TFLOP/s" in capsys.readouterr().out
+
+
+def test_the_host_goes_on_while_the_devices_take_the_last_steps(tmp_path):
+    """So the next batch is laid out, and put on the devices, while they are at a step: nothing waits for that step."""
+    watched = recorder(tmp_path)
+    for number in range(1, 6):
+        watched.add(number, step(number=number), BATCH, 0.0, {})
+        fetched = [line["step"] for line in read_log(tmp_path / "metrics.jsonl")]
+        assert fetched[-1] == max(1, number - IN_FLIGHT)  # the first step, which compiles, is waited for
 
 
 @pytest.mark.parametrize("log_every", [1, 50])

@@ -68,6 +68,7 @@ class VisionConfig:
     window_size: Count = 8  # side of a window, in patches
     window_order: bool = True  # patches stand in window order, as the released code always has them
     layer_scale_init: NotNegative = 0.1
+    patch_waves: Amount = 0  # a new encoder's filters mix so many lowest frequencies along a patch's sides; 0: all
 
     @property
     def head_dim(self) -> int:

@@ -44,7 +44,8 @@ EXAMPLES = """kinds:
   meta         InternVL's JSON file of several such sources; each goes to a folder of its own in --out
   webdataset   tars, as a folder or a pattern
   parquet      files with columns such as image and caption, or conversations
-  huggingface  a folder of Dataset.save_to_disk
+  huggingface  a folder of Dataset.save_to_disk; or an id of the hub, as ID, ID#SPLIT or ID#CONFIG:SPLIT, which is read
+               as it comes, without a copy on the disk, into a shard for each of its files
   tfds         FOLDER/NAME/VERSION of TensorFlow Datasets in ArrayRecord files, #SPLIT behind it if not train
   array_record what this command writes, to change the number of shards
   {built_in}: built in, without --path
@@ -52,6 +53,7 @@ EXAMPLES = """kinds:
 examples:
   python -m navil_jax.data convert --from llava --path train.jsonl --root images --out data/train
   python -m navil_jax.data convert --from webdataset --path "gs://b/{{000..999}}.tar" --out data/web --shards 64
+  python -m navil_jax.data convert --from huggingface --path "HuggingFaceM4/the_cauldron#ai2d:train" --out ai2d
   python -m navil_jax.data convert --from meta --path internvl.json --out data/stage3
   python -m navil_jax.data convert --from webdataset --path "gs://b/*.tar" --out gs://b/shards --estimate --price 0.06
   python -m navil_jax.data convert --from webdataset --path t.tar --out s --runner FlinkRunner -- --flink_master=f:8081
@@ -98,22 +100,26 @@ def _doctor(argv: Sequence[str]) -> int:
 def _clean(argv: Sequence[str]) -> int:
     from navil_jax.data.cleaning import clean
     from navil_jax.data.cleaning.given import Given
+    from navil_jax.data.cleaning.parts import MEASURES
     from navil_jax.data.cleaning.settings import given_settings
+    from navil_jax.data.engine import engine_of, split_options
     from navil_jax.data.formats import files
     from navil_jax.data.sources import expand_meta, expand_sources, open_source
 
-    config, options = parse(argv, clean.ABOUT, clean.add_options, default=Config(), command="data clean")
+    own, pipeline = split_options(argv)
+    config, options = parse(own, clean.ABOUT, clean.add_options, default=Config(), command="data clean")
     if bool(options.kind) == bool(config.data.sources):
         raise UserError("no data given, or twice: use either --config RECIPE or --from KIND --path PATH")
+    engine = engine_of(options, pipeline, files.join(options.out, MEASURES))
     name = files.name_of(options.path or "")
     entries = expand_meta(_entry(options, name)) if options.kind else expand_sources(config).data.sources
-    sources = [open_source(dataclasses.replace(entry, leave_out=""), "train") for entry in entries]
-    given = Given(entries, sources, {f"--against {text}": _reference(text) for text in options.against})
+    sources = [open_source(dataclasses.replace(entry, leave_out=""), "train", engine) for entry in entries]
+    given = Given(entries, sources, {f"--against {text}": _reference(text, engine) for text in options.against})
     command = shlex.join(["python", "-m", "navil_jax.data", "clean", *argv])
-    return clean.run(given, given_settings(options), options, command)
+    return clean.run(given, given_settings(options), options, engine, command)
 
 
-def _reference(text: str) -> "Source":
+def _reference(text: str, engine: "Engine") -> "Source":
     """What samples are compared with: a benchmark's questions, or other data."""
     from navil_jax.data import formats
     from navil_jax.data.sources import SOURCES, open_source
@@ -132,7 +138,7 @@ def _reference(text: str) -> "Source":
             raise UserError(f"--against {text}: {error}") from error
     if not path:
         return open_source(text, "test")
-    return open_source(SourceConfig(text, kind=what, path=given_path(path)), "train")
+    return open_source(SourceConfig(text, kind=what, path=given_path(path)), "train", engine)
 
 
 def _preview(argv: Sequence[str]) -> int:
@@ -279,10 +285,13 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
 
 def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline: Sequence[str]) -> None:
     """Converts one source, and prints what to write into a recipe."""
-    from navil_jax.data.convert import WORK, convert
+    from navil_jax.data import formats
+    from navil_jax.data.convert import WORK, convert, convert_stream
     from navil_jax.data.engine import engine_of
     from navil_jax.data.estimate import estimate_conversion
     from navil_jax.data.formats import files
+    from navil_jax.data.formats.record_videos import Frames
+    from navil_jax.data.formats.records import Reading
     from navil_jax.data.inspect.summary import unused_fields
     from navil_jax.data.left_out import Without
     from navil_jax.data.sources import open_source
@@ -294,12 +303,21 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     own = {name: getattr(part, name) for name in ("video_frames", "video_fps")}
     origin += "".join(f" {name}={value}" for name, value in own.items() if value != getattr(SourceConfig, name))
     engine = engine_of(options, pipeline, files.join(out, WORK))
+    streamed = formats.is_streamed(part.kind, part.path)
+    if streamed:
+        _refuse_for_streams(options)
     if options.estimate:
         found = estimate_conversion(part, lambda entry: open_source(entry, split), options.shuffle)
         say(f"{out}: {found.text(options.price)}")
         return
-    source = open_source(part, split, engine)
-    done = convert(source, out, options.shards, origin, options.shuffle, engine)
+    source: Source | None = None
+    if streamed:
+        frames = Frames(part.video_frames, part.video_fps)
+        reading = Reading(part.root, part.prompt, part.boxes, frames)
+        done = convert_stream(formats.open_stream(part.path, reading), out, origin, engine)
+    else:
+        source = open_source(part, split, engine)
+        done = convert(source, out, options.shards, origin, options.shuffle, engine)
     bad = f"; {done.bad:,} left out, see {out}/*.bad.jsonl" if done.bad else ""
     say(f"{out}: {done.samples:,} samples in {done.shards} shards{bad}")
     if isinstance(source, Without):
@@ -310,6 +328,15 @@ def _report(part: SourceConfig, out: str, options: argparse.Namespace, pipeline:
     changed = {name: getattr(part, name) for name in ("weight", "repeat", "max_patches", "transforms")}
     extra = "".join(f", {name}={value!r}" for name, value in changed.items() if value != defaults[name])
     print(f'  SourceConfig("{part.name}", kind="array_record", path="{out}"{extra})')
+
+
+def _refuse_for_streams(options: argparse.Namespace) -> None:
+    """Raises a `UserError` for options of data that can be read in any order."""
+    given = {"shards": options.shards, "leave-out": options.leave_out, "estimate": options.estimate}
+    for name in [name for name, value in given.items() if value] + ["shuffle"] * (options.shuffle is not None):
+        raise UserError(
+            f"--{name}: data of the hub are read as they come; convert them first, and then OUT with --{name}"
+        )
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {

@@ -8,14 +8,18 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from navil_jax.data.engine import Engine, Local
 from navil_jax.data.formats import files
-from navil_jax.data.formats.array_record import SUFFIX, shard_name, write_shard
+from navil_jax.data.formats.array_record import SUFFIX, count_records, shard_name, write_shard
 from navil_jax.data.packed import Tally, count_usable, packed, read_tally, stretch
 from navil_jax.data.sample import Source, stamp
 from navil_jax.data.shuffle import Shuffle
 from navil_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from navil_jax.data.formats.hub import Stream
 
 SHARD_SAMPLES = 10_000  # of a shard, if the number of shards is not given
 PLAN_FILE = "conversion.json"  # in the folder: what it is made of
@@ -69,11 +73,51 @@ def convert(
             tallies = engine.run(WriteShards(source, out, shards), shards, out)
         else:
             tallies = _shuffled(source, Shuffle(out, shards, shuffle, files.join(out, WORK)), engine)
-        _clear(out)
+        files.remove_folder(files.join(out, WORK))
     bad = sum(tally.bad for tally in tallies)
     if bad == len(source):
         raise UserError(f"{out}: none of {len(source)} samples can be used, the reasons are in *.bad.jsonl there")
     return Converted(shards, len(source) - bad, bad, sum((tally.unused for tally in tallies), Counter()))
+
+
+def convert_stream(stream: "Stream", out: str, origin: str = "", engine: Engine | None = None) -> Converted:
+    """Writes the usable samples of a data set of the hub to a folder, a shard for each of its files.
+
+    A shard that is there stays, also where a bad sample could be used by now.
+
+    Args:
+      origin, engine: as of `convert`.
+
+    Raises:
+      UserError: as `convert` does, or the hub cannot be reached.
+    """
+    with alone_in(out):
+        _check_plan(out, {"origin": origin, "shards": stream.count, "files": stream.stamp})
+        found = (engine or Local()).run(WriteStream(stream, out), stream.count, out)
+        files.remove_folder(files.join(out, WORK))
+    tallies, samples = [tally for tally, _ in found], sum(count for _, count in found)
+    bad = sum(tally.bad for tally in tallies)
+    if not samples:
+        raise UserError(f"{out}: none of {bad} samples can be used, the reasons are in *.bad.jsonl there")
+    return Converted(stream.count, samples, bad, sum((tally.unused for tally in tallies), Counter()))
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteStream:
+    """Task n writes the n-th file of a data set of the hub as the n-th shard; its notes and its number of samples."""
+
+    stream: "Stream"
+    out: str
+
+    def __call__(self, number: int) -> tuple[Tally, int]:
+        path = files.join(self.out, shard_name(number, self.stream.count))
+        if not files.exists(path):
+            file = self.stream.file(number)
+            write_shard(path, (record for _, record in packed(file, file.read_on(), path)))
+        return read_tally(path), count_records(path)
+
+    def name(self, number: int) -> str:
+        return f"file {number + 1} of {self.stream.path}"
 
 
 def _shuffled(source: Source, shuffle: Shuffle, engine: Engine) -> list[Tally]:
@@ -172,7 +216,7 @@ def _check_plan(out: str, plan: Mapping[str, object]) -> None:
 
 def _remove_partial(folder: str) -> None:
     """Removes what processes were writing when they were killed."""
-    for partial in glob.glob(os.path.join(glob.escape(folder), f"*{files.PART}")):
+    for partial in glob.glob(os.path.join(glob.escape(folder), "**", files.PARTIAL), recursive=True):
         os.remove(partial)
 
 
@@ -181,10 +225,3 @@ def _missing(out: str, shards: int) -> bool:
     system, bare = files.filesystem(out)
     there = {files.name_of(path) for path in system.ls(bare, detail=False)}
     return any(shard_name(number, shards) not in there for number in range(shards))
-
-
-def _clear(out: str) -> None:
-    """Removes what was handed from task to task."""
-    system, bare = files.filesystem(files.join(out, WORK))
-    if system.exists(bare):
-        system.rm(bare, recursive=True)

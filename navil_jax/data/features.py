@@ -1,7 +1,6 @@
 """Samples -> `batch.SampleFeatures`, and what becomes of samples that cannot be used."""
 
 import dataclasses
-import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -94,17 +93,38 @@ def fitting_features(
       UserError: as `sample_features`.
       TooLong: fits no row.
     """
-    images = _images(sample, config)
-    if place is not None and (names := config.data.sources[source_id].transforms):
-        decoded = dataclasses.replace(sample, images=tuple(images))
-        sample = transforms.apply(names, decoded, (config.data.seed, source_id, sample_id, place))
-        images = _images(sample, config)
-    sizes = [(image.height, image.width) for image in images]
+    sample = decoded(sample, config, source_id, sample_id, place)
+    features, config, resized = tokenised(sample, config, tokenizer, budgets)
+    length = len(features["text_tokens"])
+    numbers = {
+        "text_source_ids": np.full(length, source_id, np.int32),
+        "text_sample_ids": np.full(length, sample_id, np.int32),
+    }
+    return {**features, **numbers, **cut_patches(sample, config)}, resized
+
+
+def decoded(sample: Sample, config: Config, source_id: int = 0, sample_id: int = 0, place: int | None = None) -> Sample:
+    """The sample with its images decoded, in RGB, and changed by its source's transforms; as of `sample_features`."""
+    sample = dataclasses.replace(sample, images=_images(sample, config))
+    if place is None or not (names := config.data.sources[source_id].transforms):
+        return sample
+    sample = transforms.apply(names, sample, (config.data.seed, source_id, sample_id, place))
+    return dataclasses.replace(sample, images=_images(sample, config))
+
+
+def tokenised(
+    sample: Sample, config: Config, tokenizer: Tokenizer, budgets: Mapping[str, int] | None
+) -> tuple[SampleFeatures, Config, bool]:
+    """The tokens of a decoded sample, the config that its images are cut with, and whether they get smaller by it.
+
+    Raises as `fitting_features`.
+    """
+    sizes = [(image.height, image.width) for image in _decoded_images(sample)]
     costs = _costs(sizes, config)
     features = _tokens(sample, config, tokenizer, costs)
     excess = _excess(_lengths(features, costs), budgets)
     resized = False
-    if excess and budgets is not None and images and config.data.oversize == "resize":
+    if excess and budgets is not None and sizes and config.data.oversize == "resize":
         resized = True
         config = smaller_images(sizes, config, len(features["text_tokens"]), budgets)
         costs = _costs(sizes, config)
@@ -112,23 +132,27 @@ def fitting_features(
         excess = _excess(_lengths(features, costs), budgets)
     if excess:
         raise TooLong(excess)
-    length = len(features["text_tokens"])
-    numbers = {
-        "text_source_ids": np.full(length, source_id, np.int32),
-        "text_sample_ids": np.full(length, sample_id, np.int32),
-    }
-    cut = [image_patches(image, config.images, config.model.encoder) for image in images]
-    return {**features, **numbers, **patch_features(cut, config)}, resized
+    return features, config, resized
 
 
-def _images(sample: Sample, config: Config) -> list[Image.Image]:
+def cut_patches(sample: Sample, config: Config) -> dict[str, np.ndarray]:
+    """The patches of a decoded sample's images, resized."""
+    images = _decoded_images(sample)
+    return patch_features([image_patches(image, config.images, config.model.encoder) for image in images], config)
+
+
+def _decoded_images(sample: Sample) -> list[Image.Image]:
+    return [image for image in sample.images if isinstance(image, Image.Image)]
+
+
+def _images(sample: Sample, config: Config) -> tuple[Image.Image, ...]:
     """The decoded images, in RGB."""
     if sample.images and config.model.vision is None:
         raise UserError(f"{sample.key}: has images, but config.model.vision is None")
-    return [
+    return tuple(
         load_image(source, f"{sample.key}, image {number}" if isinstance(source, bytes) else "")
         for number, source in enumerate(sample.images, start=1)
-    ]
+    )
 
 
 def _costs(sizes: Sequence[tuple[int, int]], config: Config) -> list[ImageTokens]:
@@ -241,27 +265,50 @@ class FeatureSource:
           UserError: a transform has a fault, which ends the run.
           RuntimeError: the source failed in a way that says nothing about the sample.
         """
-        key = f"{self.name}/{index}"
-        skipped = functools.partial(Skipped, self.name, len(self.source), index)
+        sample = self.fetch(index)
+        return sample if isinstance(sample, Skipped) else self.make(sample, index, place)
+
+    def fetch(self, index: int) -> Sample | Skipped:
+        """Sample `index` as its source has it: what takes disk and network. Raises as `read`."""
         try:
-            sample = self._read(index)
-            key = sample.key
-            changed_at = place if self.training else None
+            return self._read(index)
+        except BadSample as error:
+            return self._skipped(index, error.key, error.reason)
+        except UserError as error:
+            return self._skipped(index, f"{self.name}/{index}", str(error))
+        except BaseException as error:  # SystemExit, too: in a thread that reads it would end nothing but the thread
+            raise self._failed(index, f"{self.name}/{index}", error) from error
+
+    def make(self, sample: Sample, index: int, place: int) -> Usable | Skipped:
+        """Features of a sample that was fetched: what takes CPU. Raises as `read`."""
+        try:
             features, resized = fitting_features(
-                sample, self.config, self.tokenizer, self.budgets, self.source_id, index, changed_at
+                sample,
+                self.config,
+                self.tokenizer,
+                self.budgets,
+                self.source_id,
+                index,
+                place if self.training else None,
             )
         except BadSample as error:
-            return skipped(error.key, error.reason)
+            return self._skipped(index, error.key, error.reason)
         except UserError as error:
-            return skipped(key, str(error))
+            return self._skipped(index, sample.key, str(error))
         except TooLong as error:
-            return skipped(key, str(error), too_long=True)
+            return self._skipped(index, sample.key, str(error), too_long=True)
         except transforms.TransformFailed as error:
-            raise UserError(f"source {self.name}, sample {index} ({key}): {error}") from error
-        except BaseException as error:  # SystemExit, too: in a thread that reads it would end nothing but the thread
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            raise RuntimeError(f"reading sample {index} of source {self.name} ({key}) failed: {what}") from error
+            raise UserError(f"source {self.name}, sample {index} ({sample.key}): {error}") from error
+        except BaseException as error:
+            raise self._failed(index, sample.key, error) from error
         return Usable(self.name, features, resized)
+
+    def _skipped(self, index: int, key: str, reason: str, too_long: bool = False) -> Skipped:
+        return Skipped(self.name, len(self.source), index, key, reason, too_long)
+
+    def _failed(self, index: int, key: str, error: BaseException) -> RuntimeError:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        return RuntimeError(f"reading sample {index} of source {self.name} ({key}) failed: {what}")
 
     def _read(self, index: int) -> Sample:
         for pause in PAUSES:

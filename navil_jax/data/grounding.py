@@ -34,7 +34,7 @@ def grounded_turns(
 
     Args:
       of_source: coordinates of its boxes; "": the record says, as `bbox_type` or in `objects`.
-      sizes: gives (width, height) of the images; called where something depends on it.
+      sizes: gives (width, height) of the images; called where there are boxes.
 
     Raises:
       ValueError: nothing says which coordinates they are, or boxes are unreadable, outside, or without an image.
@@ -59,7 +59,8 @@ def grounded_turns(
         return turns, False, []
     for text in texts:
         _check_pairs(text)
-    scale = _scale(declared, _numbers(texts), sizes())
+    numbers = _numbers(texts)
+    scale = _scale(declared, numbers, sizes() if numbers else ())
     turns = [(_converted(question, scale), _converted(answer, scale)) for question, answer in turns]
     return turns, True, ["bbox_type", *(["objects"] if objects else [])]
 

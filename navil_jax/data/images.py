@@ -5,7 +5,7 @@ to whole merged units, and comes again in smaller copies, each with about half t
 is made from the original image. One call handles one image, so no limit carries over between images.
 
 EXIF rotation is not applied: an image is taken as its pixels are stored, as the released code takes it. Only the
-orientation of a TIFF is, by Pillow itself, as in the released code.
+orientation of a TIFF is, by Pillow itself, as in the released code, and that of HEIC, whose decoder applies it.
 """
 
 import dataclasses
@@ -40,6 +40,14 @@ except ImportError:
 else:
     FORMATS = (*FORMATS, "JXL")
     _JPEG_XL = "a broken JPEG XL"
+try:
+    import pillow_heif
+except ImportError:
+    _HEIC = "HEIC, which Pillow reads with another package: pip install pillow-heif"
+else:
+    pillow_heif.register_heif_opener()  # with it Pillow reads HEIC
+    FORMATS = (*FORMATS, "HEIF")
+    _HEIC = "a broken HEIC"
 MAX_PIXELS = 89_478_485  # of an image before it is resized, seen in the file's header; from here Pillow warns of bombs
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NOT_READ = {  # first bytes of what people take for images
@@ -50,7 +58,7 @@ _NOT_READ = {  # first bytes of what people take for images
     "a video": (b"\x1aE\xdf\xa3".lower(), b"flv\x01"),
 }
 _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
-_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -120,6 +128,11 @@ def plan_scales(height: int, width: int, images: ImageConfig, vision: VisionConf
 
     Example, with the defaults: 640 wide, 480 high -> patch grids 16 x 22, 22 x 30, 30 x 40
     """
+    return list(_scales(height, width, images, vision))
+
+
+@functools.lru_cache(maxsize=4096)
+def _scales(height: int, width: int, images: ImageConfig, vision: VisionConfig) -> list[Scale]:
     area = vision.patch_size**2
     unit = vision.patch_size * vision.merge_size
     min_pixels: int = images.min_patches * area
@@ -261,8 +274,8 @@ def _what_it_is(source: str | Path | bytes) -> str:
             return f"{kind}, which is not read; convert it to JPEG or PNG"
     if start.startswith(_JXL):
         return _JPEG_XL
-    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
-        return "HEIC, which Pillow cannot read; convert it to JPEG or PNG"
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS:
+        return _HEIC
     if start[4:8] == b"ftyp" and start[8:10] != b"av":
         return "a video (MP4 or the like), which is not read; save frames of it as JPEG"
     return "not an image that Pillow can read"

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from navil_jax.data.formats import files
@@ -27,7 +27,7 @@ def stretch(samples: int, shards: int, number: int) -> range:
     return range(samples * number // shards, samples * (number + 1) // shards)
 
 
-def packed(source: Source, indices: Sequence[int], path: str) -> Iterator[tuple[int, bytes]]:
+def packed(source: Source, indices: Iterable[int], path: str) -> Iterator[tuple[int, bytes]]:
     """(index, record) of the samples that can be used; then notes the others, and unused fields, beside `path`.
 
     What writes a file of the records gives it its name after that: a file that is there has its notes, too.

@@ -7,6 +7,7 @@ so that none waits long, and takes those that fill what is left best.
 """
 
 import concurrent.futures
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from navil_jax.data.quarantine import SampleWatch
 
 SIZES = ("visual_tokens", "text_tokens", "patches")  # the features whose lengths are a sample's three sizes
 MAX_WAITING = 2048  # samples, so that choosing is fast and their places stay small in a checkpoint
+MOST_AHEAD = 16  # samples that few threads have ready; many hold one each
 _UNIT = 1 << 16  # a whole budget in the integers that scores are made of, so that all machines choose alike
 _TRIES = 8  # second samples that are tried
 _GOOD = int(0.985 * _UNIT)  # of a budget: as much as this needs no other try
@@ -47,40 +49,51 @@ def choose_row(sizes: np.ndarray, budgets: np.ndarray) -> list[int]:
 
     Example: sizes (2 5 8), (3 3 12), (1 1 4), (1 4 4) and budgets (4 10 16) -> [0, 3, 2]
     """
-    shares = sizes * _UNIT // budgets
-    scarce = int(np.argmax(shares.sum(axis=0)))
-    left = budgets - sizes[0]
-    others = np.arange(1, len(sizes))
-    others = others[np.all(sizes[1:] <= left, axis=1)]
-    others = others[np.argsort(-_scores(shares[others], left, budgets), kind="stable")]
+    columns = np.ascontiguousarray(sizes.T)
+    shares = columns * _UNIT // budgets[:, None]
+    scarce = int(np.argmax(shares.sum(axis=1)))
+    first, left = int(shares[scarce, 0]), budgets - sizes[0]
+    others = 1 + np.flatnonzero(_fits(columns[:, 1:], left))
+    others = others[np.argsort(-_scores(shares.take(others, axis=1), left, budgets), kind="stable")]
+    columns, shares = columns.take(others, axis=1), shares.take(others, axis=1)
     best, most = [0], -1
-    for second in others[:: max(1, len(others) // _TRIES)][:_TRIES].tolist():
-        row = _complete([0, second], others[others != second], sizes, shares, budgets)
-        used = int(shares[row, scarce].sum())
+    for second in range(len(others))[:: max(1, len(others) // _TRIES)][:_TRIES]:
+        chosen = _complete(second, left, columns, shares, budgets)
+        used = first + int(shares[scarce, chosen].sum())
         if used > most:
-            best, most = row, used
+            best, most = [0, *others[chosen].tolist()], used
         if most >= _GOOD:
             break
     return best
 
 
-def _complete(
-    row: list[int], candidates: np.ndarray, sizes: np.ndarray, shares: np.ndarray, budgets: np.ndarray
-) -> list[int]:
-    """Adds candidates to a row, the best fitting one first, until none fits."""
-    left = budgets - sizes[row].sum(axis=0)
-    while True:
-        candidates = candidates[np.all(sizes[candidates] <= left, axis=1)]
-        if not len(candidates):
-            return row
-        best = int(np.argmax(_scores(shares[candidates], left, budgets)))
+def _complete(second: int, left: np.ndarray, columns: np.ndarray, shares: np.ndarray, budgets: np.ndarray) -> list[int]:
+    """A candidate, and then the best fitting of the others one by one, until none fits; `columns`, `shares` [3, n]."""
+    row, left = [second], left - columns[:, second]
+    fits = _fits(columns, left)
+    fits[second] = False
+    candidates = np.flatnonzero(fits)
+    while len(candidates):
+        fitting = columns.take(candidates, axis=1)
+        best = int(np.argmax(_scores(shares.take(candidates, axis=1), left, budgets)))
         row.append(int(candidates[best]))
-        left = left - sizes[candidates[best]]
-        candidates = np.delete(candidates, best)
+        left = left - fitting[:, best]
+        fits = _fits(fitting, left)
+        fits[best] = False
+        candidates = candidates[fits]
+    return row
+
+
+def _fits(columns: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """[n] bool, which of [3, n] sizes fit."""
+    visual, text, patches = columns
+    return (visual <= left[0]) & (text <= left[1]) & (patches <= left[2])
 
 
 def _scores(shares: np.ndarray, left: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-    return shares @ (left * _UNIT // budgets)
+    """[n], the dot products of [3, n] shares with what is left."""
+    visual, text, patches = (left * _UNIT // budgets).tolist()
+    return shares[0] * visual + shares[1] * text + shares[2] * patches
 
 
 class SlotAdvice(NamedTuple):
@@ -157,27 +170,30 @@ class PackedRowsIterator(grain.DatasetIterator[list[SampleFeatures]]):
         threads: int,
         watch: SampleWatch,
     ) -> None:
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+        ahead = max(threads, min(4 * threads, MOST_AHEAD))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         super().__init__(iter(samples.to_iter_dataset(options)))
         self._samples, self._threads, self._watch = samples, threads, watch
         self._budgets, self._enough = budgets, bins * budgets
         self._waiting: dict[int, SampleFeatures] = {}  # by place in `samples`, in the order of reading
+        self._sizes = np.zeros((0, 3), np.int64)  # of those
         self._unread: list[int] = []  # places of a restored state whose samples were not read again yet
         self._counts: Counter[str] = Counter()
 
     def __next__(self) -> list[SampleFeatures]:
         self._read_again()
-        sizes = self._fill()
+        self._fill()
         if not self._waiting:
             raise StopIteration
-        places = list(self._waiting)
-        return [self._waiting.pop(places[number]) for number in choose_row(sizes, self._budgets)]
+        places, chosen = list(self._waiting), choose_row(self._sizes, self._budgets)
+        self._sizes = np.delete(self._sizes, chosen, axis=0)
+        return [self._waiting.pop(places[number]) for number in chosen]
 
-    def _fill(self) -> np.ndarray:
-        """Reads until enough samples wait; gives their sizes. [n, 3] int64"""
-        sizes = [sizes_of(features) for features in self._waiting.values()]
-        total = np.array(sizes, np.int64).reshape(-1, 3).sum(axis=0)
-        while len(sizes) < MAX_WAITING and np.all(total < self._enough):
+    def _fill(self) -> None:
+        """Reads until enough samples wait."""
+        added: list[tuple[int, int, int]] = []
+        total, enough = self._sizes.sum(axis=0).tolist(), self._enough.tolist()
+        while len(self._waiting) < MAX_WAITING and all(map(operator.lt, total, enough)):
             place = self._parent.get_state()["next_index"]
             try:
                 sample = next(self._parent)
@@ -186,9 +202,10 @@ class PackedRowsIterator(grain.DatasetIterator[list[SampleFeatures]]):
             self._watch.note(sample, self._counts)
             if isinstance(sample, Usable):
                 self._waiting[place] = sample.features
-                sizes.append(sizes_of(sample.features))
-                total = total + np.array(sizes[-1])
-        return np.array(sizes, np.int64).reshape(-1, 3)
+                added.append(sizes_of(sample.features))
+                total = list(map(operator.add, total, added[-1]))
+        if added:
+            self._sizes = np.concatenate([self._sizes, np.array(added, np.int64)])
 
     def _read_again(self) -> None:
         if not self._unread:
@@ -200,6 +217,7 @@ class PackedRowsIterator(grain.DatasetIterator[list[SampleFeatures]]):
                 self._waiting[place] = sample.features
             else:  # the data have changed since
                 self._watch.note(sample, self._counts)
+        self._sizes = np.array([sizes_of(features) for features in self._waiting.values()], np.int64).reshape(-1, 3)
         self._unread = []
 
     def get_state(self) -> dict[str, Any]:
@@ -209,6 +227,7 @@ class PackedRowsIterator(grain.DatasetIterator[list[SampleFeatures]]):
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state["reader"])
         self._waiting, self._unread = {}, list(state["waiting"])
+        self._sizes = np.zeros((0, 3), np.int64)
         self._counts = Counter(state["counts"])
 
 

@@ -8,28 +8,32 @@ their step), which takes as long at step 10,000 as at step 10.
 
 import dataclasses
 import functools
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import grain
 
 from navil_jax.batch import Batch, BatchSpec
-from navil_jax.config import Config
+from navil_jax.config import Config, SourceConfig
 from navil_jax.data.features import FeatureSource, Skipped, Usable
 from navil_jax.data.grouping import GroupedRows, row_cost
 from navil_jax.data.images import largest_scale
 from navil_jax.data.mixture import Reader, mix
 from navil_jax.data.packing import PackedRows
 from navil_jax.data.quarantine import Quarantine, SampleWatch
-from navil_jax.data.sample import Source
+from navil_jax.data.sample import Sample, Source
 from navil_jax.data.sources import for_source
 from navil_jax.data.streams import Steps, streams_of
 from navil_jax.data.tokenizers import Tokenizer
 from navil_jax.data.workers import Workers
 from navil_jax.errors import UserError
+from navil_jax.paths import is_remote
 
 LOOKED_AT = 1000  # held-out samples, to find one that can be used
 BATCHES_AHEAD = 2  # packed in the background while a step runs
+READS = 64  # samples of a host that are fetched at a time from an address: 640 a second where each takes 100 ms
+Maker = Callable[[Sample, int, int], Usable | Skipped]  # (sample, index in the source, place) -> features
 
 
 def batch_spec(config: Config, process_count: int = 1) -> BatchSpec:
@@ -93,7 +97,7 @@ def make_dataset(
     quarantine = quarantine or Quarantine()
     samples = sample_streams(config, sources, tokenizer, own, count, quarantine)
     watch = SampleWatch(quarantine, data.max_bad_share, data.oversize == "error")
-    threads = -(-max(data.threads, 2 * data.workers) // len(own))
+    threads = reading_threads(config, len(own))
     rows, cost = data.rows // count, functools.partial(row_cost, config.model)
     packed = (PackedRows(stream, spec, data.packing_lookahead, threads, watch) for stream in samples)
     grouped = (GroupedRows(stream, rows, data.balance_window, data.seed, cost) for stream in packed)
@@ -124,11 +128,48 @@ def sample_streams(
         for number, (source, entry) in enumerate(zip(sources, data.sources, strict=True))
     ]
     readers: list[Reader] = [source.read for source in features]
+    makers: list[Maker] = [_few_at_a_time(source.make, data.threads) for source in features]
     if data.workers:
         workers = Workers(features, data.workers)
         readers = [functools.partial(workers.read, number) for number in range(len(features))]
+        makers = [functools.partial(workers.make, number) for number in range(len(features))]
+    for number, entry in enumerate(data.sources):
+        if _is_at_address(entry):
+            readers[number] = _fetched_here(features[number], makers[number])
     quarantine = quarantine or Quarantine()
     return [mix(data, features, readers, quarantine, stream, count, config.batch_samples) for stream in wanted]
+
+
+def reading_threads(config: Config, streams: int = 1) -> int:
+    """Threads of a process that read for each of its streams: where data are at an address, most wait for it."""
+    data = config.data
+    least = READS if any(map(_is_at_address, data.sources)) else 0
+    return -(-max(data.threads, 2 * data.workers, least) // streams)
+
+
+def _is_at_address(entry: SourceConfig) -> bool:
+    return any(map(is_remote, (entry.path, entry.root, entry.held_out)))
+
+
+def _fetched_here(source: FeatureSource, make: Maker) -> Reader:
+    """Reads a sample in the thread that asks for it, so that a maker of features never waits for the network."""
+
+    def read(index: int, place: int) -> Usable | Skipped:
+        sample = source.fetch(index)
+        return sample if isinstance(sample, Skipped) else make(sample, index, place)
+
+    return read
+
+
+def _few_at_a_time(make: Maker, threads: int) -> Maker:
+    """The same of which only so many calls run at a time; more would take the GIL from each other."""
+    turns = threading.BoundedSemaphore(max(1, threads))
+
+    def made(sample: Sample, index: int, place: int) -> Usable | Skipped:
+        with turns:
+            return make(sample, index, place)
+
+    return made
 
 
 def evaluation_batches(
@@ -158,7 +199,8 @@ def evaluation_batches(
     own = for_source(config, source_id)
     features = grain.MapDataset.source(FeatureSource(source, "evaluation", source_id, own, tokenizer, spec.budgets))
     watch = SampleWatch(Quarantine(), max_skipped_share=1.0)
-    rows = PackedRows(features[: limit or len(source)], spec, config.data.packing_lookahead, config.data.threads, watch)
+    threads = reading_threads(config)
+    rows = PackedRows(features[: limit or len(source)], spec, config.data.packing_lookahead, threads, watch)
     start = process_index * local.rows
     batches = rows.batch(
         spec.rows, batch_fn=lambda rows: local.build(rows[start : start + local.rows], _context_id(config))

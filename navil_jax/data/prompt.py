@@ -12,7 +12,8 @@ is plain text to a tokenizer without it). System message, questions and answers 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +23,6 @@ from navil_jax.config import DEFAULT_SYSTEM_MESSAGE, Config
 from navil_jax.data.grounding import MARKERS
 from navil_jax.data.images import Scale, plan_scales
 from navil_jax.data.tokenizers import Tokenizer
-from navil_jax.data.tokenizers.base import Token
 from navil_jax.errors import UserError
 
 PLACEHOLDER = "<image>"
@@ -261,7 +261,7 @@ def _parts(
     merge_size: int,
     grounded: bool = False,
 ) -> Iterator[Part]:
-    images = [image_text(grids, merge_size) for grids in grids_per_image]
+    images = [_kept_image_text(tuple(map(tuple, grids)), merge_size) for grids in grids_per_image]
     questions = with_placeholders([question for question, _ in turns], len(images))
     remaining = iter(images)
     yield from (_START, _SYSTEM, Part(DEFAULT_SYSTEM_MESSAGE if system is None else system), _END)
@@ -295,53 +295,58 @@ def _bos(tokenizer: Tokenizer, template: TemplateName) -> list[int]:
     return [tokenizer.bos_id] if TEMPLATES[template].bos and tokenizer.bos_id is not None else []
 
 
-def _runs(tokenizer: Tokenizer, part: Part) -> Iterable[Part]:
+def _runs(tokenizer: Tokenizer, part: Part) -> Sequence[Part]:
     """A part as added tokens (parsed) and plain text; nothing if it is empty."""
     if not part.parsed:
         return (part,) if part.text else ()
-    return (part._replace(text=text, parsed=added) for text, added in _template_runs(tokenizer, part.text))
+    return _template_runs(tokenizer, part)
+
+
+# Texts of the template, markers of images of one size, and short texts such as system messages and questions come again
+# and again, so what is made of them is kept.
+_kept_image_text = functools.lru_cache(maxsize=256)(image_text)
 
 
 @functools.lru_cache(maxsize=256)
-def _template_runs(tokenizer: Tokenizer, text: str) -> tuple[tuple[str, bool], ...]:
-    stretches = itertools.groupby(tokenizer.split(text), key=lambda stretch: stretch[1])
-    return tuple(("".join(text for text, _ in group), added) for added, group in stretches)
+def _template_runs(tokenizer: Tokenizer, part: Part) -> tuple[Part, ...]:
+    stretches = itertools.groupby(tokenizer.split(part.text), key=lambda stretch: stretch[1])
+    return tuple(part._replace(text="".join(text for text, _ in group), parsed=added) for added, group in stretches)
 
 
 @functools.lru_cache(maxsize=256)
 def _marker_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Ids of markers; images of equal size have equal ones, thousands for a large image."""
+    """Ids of markers, thousands for a large image."""
     return tuple(tokenizer.encode(text, allow_special=True))
 
 
-def _plain_tokens(tokenizer: Tokenizer, text: str) -> Sequence[Token]:
-    return _short_tokens(tokenizer, text) if len(text) <= SHORT else tokenizer.encode_with_spans(text)
+def _plain_ids(tokenizer: Tokenizer, run: tuple[Part, ...]) -> tuple[list[int], list[bool]]:
+    """Ids of plain text and whether each is learnt: where a character of an answer is in it."""
+    tokens = tokenizer.encode_with_spans("".join(part.text for part in run))
+    ids = [token.id for token in tokens]
+    if not any(part.learnt for part in run):
+        return ids, [False] * len(ids)
+    characters = [part.learnt for part in run for _ in part.text]
+    return ids, [any(characters[token.begin : max(token.end, token.begin + 1)]) for token in tokens]
 
 
-@functools.lru_cache(maxsize=4096)
-def _short_tokens(tokenizer: Tokenizer, text: str) -> Sequence[Token]:
-    """Kept, as system messages and questions come again and again."""
-    return tokenizer.encode_with_spans(text)
+_kept_plain_ids = functools.lru_cache(maxsize=4096)(_plain_ids)
 
 
 def _encode(tokenizer: Tokenizer, template: TemplateName, parts: Iterator[Part]) -> tuple[list[int], np.ndarray]:
     """Ids and whether each is learnt. Text between markers is encoded in one go, as the released tokenizer does."""
     ids = _bos(tokenizer, template)
     learnt = [False] * len(ids)
-    runs = (run for part in parts for run in _runs(tokenizer, part))
-    for markers, group in itertools.groupby(runs, key=lambda run: run.parsed):
-        run = list(group)
+    runs = itertools.chain.from_iterable(_runs(tokenizer, part) for part in parts)
+    for markers, group in itertools.groupby(runs, key=operator.attrgetter("parsed")):
+        run = tuple(group)
         if markers:
             for part in run:
                 found = _marker_ids(tokenizer, part.text)
                 ids += found
                 learnt += [part.learnt] * len(found)
         else:
-            tokens = _plain_tokens(tokenizer, "".join(part.text for part in run))
-            ids += [token.id for token in tokens]
-            if any(part.learnt for part in run):
-                characters = [part.learnt for part in run for _ in part.text]
-                learnt += [any(characters[token.begin : max(token.end, token.begin + 1)]) for token in tokens]
-            else:
-                learnt += [False] * len(tokens)
+            short = sum(len(part.text) for part in run) <= SHORT
+            plain, of_answers = (_kept_plain_ids if short else _plain_ids)(tokenizer, run)
+            ids += plain
+            learnt += of_answers
     return ids, np.array(learnt)

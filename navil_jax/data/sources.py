@@ -61,6 +61,8 @@ SOURCES: dict[str, Callable[[Split], Source]] = {
     "easy_vqa": _lazily("easy_vqa", "EasyVqa"),
     "easy_vqa_captions": _lazily("easy_vqa", "EasyVqaCaptions"),
     "drawings": _lazily("drawings", "Drawings"),
+    "drawings_looks": _lazily("drawings", "Drawings", about="look"),
+    "drawings_shapes": _lazily("drawings", "Drawings", about="shape", questions=1),
     "pages": _lazily("pages", "Pages"),
     "scenes": _lazily("scenes", "Scenes"),
     "scenes_captions": _lazily("scenes", "captions"),

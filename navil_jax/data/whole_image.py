@@ -148,6 +148,7 @@ _CHECKS: dict[str, Callable[[bytes, Image.Image], str]] = {
     "WEBP": _webp,
     "AVIF": _zeros_at_end,
     "JXL": _zeros_at_end,
+    "HEIF": _zeros_at_end,
     "JPEG2000": _zeros_at_end,
     "GIF": _zeros_at_end,
 }

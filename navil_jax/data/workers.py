@@ -4,11 +4,13 @@ Which process makes which sample follows no rule and changes nothing: samples ar
 used in the order of the asking.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from navil_jax.data.features import FeatureSource, Skipped, Usable
 from navil_jax.data.pool import shared_object, start_pool
+from navil_jax.data.sample import Sample
 
 
 class Workers:
@@ -31,9 +33,16 @@ class Workers:
         Raises:
           RuntimeError: a process died, or what `FeatureSource` raises.
         """
+        return self._ask(number, index, _read, place)
+
+    def make(self, number: int, sample: Sample, index: int, place: int) -> Usable | Skipped:
+        """The same of a sample that was fetched in this process."""
+        return self._ask(number, index, _make, place, sample)
+
+    def _ask(self, number: int, index: int, task: Callable[..., Usable | Skipped], *given: Any) -> Usable | Skipped:
         self._reading.add((number, index))
         try:
-            return self._pool.submit(_read, number, index, place).result()
+            return self._pool.submit(task, number, index, *given).result()
         except BrokenProcessPool as error:
             self._lost.add((number, index))  # stays, as threads beside this one say the same of theirs
             samples = ", ".join(f"{self._names[n]}/{i}" for n, i in sorted(self._reading | self._lost))
@@ -47,3 +56,8 @@ class Workers:
 def _read(number: int, index: int, place: int) -> Usable | Skipped:
     sources: Sequence[FeatureSource] = shared_object()
     return sources[number].read(index, place)
+
+
+def _make(number: int, index: int, place: int, sample: Sample) -> Usable | Skipped:
+    sources: Sequence[FeatureSource] = shared_object()
+    return sources[number].make(sample, index, place)

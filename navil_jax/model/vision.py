@@ -1,6 +1,7 @@
 """The any-resolution vision encoder over packed patches (paper section 3.2; released behaviour)."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -76,7 +77,13 @@ class VisionEncoder(nnx.Module):
         self.config, self.model_config = vision, config
         self.compute_dtype, self.remat = jnp.dtype(config.compute_dtype), config.remat
         self.patch_embed = layers.linear(
-            (vision.patch_dim,), (vision.width,), ("patch", "embed"), config, rngs, use_bias=True
+            (vision.patch_dim,),
+            (vision.width,),
+            ("patch", "embed"),
+            config,
+            rngs,
+            use_bias=True,
+            kernel_init=functools.partial(smooth_filters, vision) if vision.patch_waves else None,
         )
         self.layers = layers.stack(lambda rngs: VisionLayer(config, rngs), vision.depth, rngs)
 
@@ -134,6 +141,23 @@ class VisionEncoder(nnx.Module):
         rows, count, width = x.shape
         unit = self.config.unit_patches
         return x.reshape(rows, count // unit, unit * width)
+
+
+def smooth_filters(
+    vision: VisionConfig, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, out_sharding: object = None
+) -> jax.Array:
+    """Filters of patches to start from: random mixtures of the lowest `vision.patch_waves` cosines along each side.
+
+    Random pixels, the default, see little of things that are larger than a pixel.
+
+    Args:
+      shape: (patch_dim, width) of the kernel; colours first, then rows and columns.
+    """
+    count, side = vision.patch_waves, vision.patch_size
+    waves = jnp.cos(jnp.pi * (jnp.arange(side)[:, None] + 0.5) * jnp.arange(count) / side)
+    waves /= jnp.linalg.norm(waves, axis=0)
+    mixtures = jax.random.normal(key, (3, count, count, vision.width), dtype) / math.sqrt(3 * count**2)
+    return jnp.einsum("yi,xj,cijw->cyxw", waves, waves, mixtures).reshape(shape).astype(dtype)
 
 
 def pixel_values(levels: UInt8[AnyArray, "..."]) -> Float32[Array, "..."]:

@@ -13,7 +13,7 @@ from navil_jax.config.flags import parse
 from navil_jax.config.ranges import Amount, Axis, Count, read_as
 from navil_jax.console import markdown_table, say
 from navil_jax.errors import UserError, report_user_errors
-from navil_jax.paths import new_drawing, new_file
+from navil_jax.paths import local_path, new_drawing, new_file
 from navil_jax.plan.cloud import libtpu_init_args
 from navil_jax.plan.mixtures import MIXTURES
 from navil_jax.plan.topology import Slice, parse_topology
@@ -30,6 +30,9 @@ does NaViL-2B's first stage fit 64 v5p chips, and how long does it take:
 the largest batch that fits, and only whether it fits (five times faster):
   python -m navil_jax.plan --config configs/navil_2b_s1_1.py --topology v6e-64 --batch 0
   python -m navil_jax.plan --config configs/navil_2b_s1_1.py --topology v6e-64 --effort fast
+
+whether the hosts' CPUs keep up, by what data doctor measured on some machine:
+  python -m navil_jax.plan --config configs/stage1.py --topology v5p-128 --input reports/stage1/input.json
 
 how every parameter lies on the slice:
   python -m navil_jax.plan --config configs/navil_9b_s2.py --topology v5p-128 --mesh fsdp=32,tensor=2 --shardings
@@ -58,6 +61,8 @@ def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], 
     """Prints, draws and writes what was asked for; the exit status."""
     import jax  # --help needs none of these
 
+    from navil_jax.data.inspect.input_cost import check_same_images, read_input_cost
+    from navil_jax.plan import input as host_input
     from navil_jax.plan import report, shardings
     from navil_jax.plan.planner import as_json, plan_inference
 
@@ -67,6 +72,9 @@ def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], 
             for mesh in meshes:
                 print(shardings.text(dataclasses.replace(config, mesh=mesh), place))
         return 0
+    cost = read_input_cost(options.input) if options.input else None
+    if cost:
+        check_same_images(cost, config, options.input)
     plans, lines = [], []
     for place in places:
         for mesh in meshes:
@@ -77,9 +85,9 @@ def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], 
                     raise
                 lines.append({"topology": place.name, "mesh": str(error)})
                 continue
-            lines.append(report.row(plans[-1]))
+            lines.append(report.row(plans[-1], cost))
             if not options.sweep:
-                say(report.text(plans[-1]))
+                say(report.text(plans[-1], cost))
             if options.inference:
                 found = plan_inference(plans[-1].config, place, plans[-1].statistics)
                 say(report.inference_text(found, place))
@@ -90,7 +98,8 @@ def _show(config: Config, options: argparse.Namespace, places: Sequence[Slice], 
     elif options.png:
         print(f"{options.png}: not drawn, as there is no plan", file=sys.stderr)
     if options.json:
-        options.json.write_text(json.dumps([as_json(plan) for plan in plans], indent=2) + "\n")
+        figures = [as_json(plan) | ({"input": host_input.figures(plan, cost)} if plan.timing else {}) for plan in plans]
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0 if len(plans) == len(lines) and all(plan.fits for plan in plans) else 1
 
 
@@ -152,6 +161,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of the compiler, as the pods run with; recommended: those of the generation (plan/cloud.py)",
     )
     add("--mixture", choices=list(MIXTURES), default="captions", help="what the rows are taken to hold (docs/tpu.md)")
+    text = "the doctor's input.json: says how many CPU cores of each host the input takes (docs/tpu.md)"
+    add("--input", type=local_path, metavar="FILE", help=text)
     add("--effort", choices=["full", "fast"], default="full", help="fast: only whether it fits")
     add("--no-search", action="store_true", help="does not look for the largest batch that fits")
     add("--shardings", action="store_true", help="prints how every parameter lies on the slice, and compiles nothing")

@@ -5,6 +5,7 @@ the flags are those of maxtext (benchmarks/xla_flags_library.py) and tpu-recipes
 """
 
 import dataclasses
+import math
 
 from navil_jax.errors import UserError
 from navil_jax.plan.topology import GENERATIONS, Generation, Slice, parse_topology
@@ -27,6 +28,7 @@ class Cloud:
       disk: kind of boot disk that its machines need, where the usual one does not do.
       chips: of the smallest and of the largest slice.
       zones: where it is.
+      vcpus: chips of a machine -> its virtual CPUs.
       flags: LIBTPU_INIT_ARGS that are recommended for dense models.
       more_flags: as well, for several slices.
     """
@@ -39,6 +41,7 @@ class Cloud:
     disk: str
     chips: tuple[int, int]
     zones: tuple[str, ...]
+    vcpus: dict[int, int]
     flags: tuple[str, ...] = ()
     more_flags: tuple[str, ...] = ()
 
@@ -80,6 +83,7 @@ CLOUDS = {
         *("v4", "ct4p-hightpu", "tpu-v4-podslice", "tpu-ubuntu2204-base", "", ""),
         chips=(4, 4096),
         zones=("us-central2-b",),
+        vcpus={4: 240},
     ),
     "v5e": Cloud(
         *("v5litepod", "ct5lp-hightpu", "tpu-v5-lite-podslice", "v2-alpha-tpuv5-lite", "", ""),
@@ -88,11 +92,13 @@ CLOUDS = {
             *("us-central1-a", "us-east1-c", "us-east5-a", "us-east5-b", "us-east5-c", "us-south1-a"),
             *("us-west1-c", "us-west4-a", "us-west4-b", "europe-west4-b"),
         ),
+        vcpus={1: 24, 4: 112, 8: 224},
     ),
     "v5p": Cloud(
         *("v5p", "ct5p-hightpu", "tpu-v5p-slice", "v2-alpha-tpuv5", _IMAGE, ""),
         chips=(4, 6144),
         zones=("us-central1-a", "us-east5-a", "us-east5-b", "us-east5-c", "us-south1-a", "europe-west4-b"),
+        vcpus={4: 208},
         flags=_DENSE,
         more_flags=_DENSE_SLICES,
     ),
@@ -104,6 +110,7 @@ CLOUDS = {
             *("us-east5-b", "us-east5-c", "us-south1-a", "us-south1-ai1b", "us-west1-c"),
             *("europe-west4-a", "asia-northeast1-b", "southamerica-west1-a"),
         ),
+        vcpus={1: 44, 4: 180, 8: 180},
         flags=_DENSE,
         more_flags=_DENSE_SLICES,
     ),
@@ -111,6 +118,7 @@ CLOUDS = {
         *("tpu7x", "tpu7x-standard", "tpu7x", "", "ubuntu-accel-2404-amd64-tpu-tpu7x", "hyperdisk-balanced"),
         chips=(1, 6144),
         zones=("us-central1-c", "us-central1-ai1a"),
+        vcpus={4: 224},
         flags=_IRONWOOD,
     ),
 }
@@ -133,6 +141,11 @@ def chips_per_host(place: Slice) -> int:
 def hosts_per_slice(place: Slice) -> int:
     """On GKE and in an instance group."""
     return place.chips // place.slices // chips_per_host(place)
+
+
+def host_vcpus(place: Slice) -> int | None:
+    """Virtual CPUs of a host of a slice; None: of a machine that is not known here. Example: v5p-128 -> 208"""
+    return cloud_of(place.generation).vcpus.get(math.prod(place.host_shape))
 
 
 def is_named(place: Slice) -> bool:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from navil_jax.console import table
+from navil_jax.data.inspect.input_cost import InputCost
 from navil_jax.model.flops import PARTS
+from navil_jax.plan import input as host_input
 from navil_jax.plan.planner import Inference, Plan, executed_over_useful
 from navil_jax.plan.timing import Timing
 from navil_jax.plan.topology import GIB, Slice
@@ -14,11 +16,12 @@ from navil_jax.plan.topology import GIB, Slice
 SHOWN_COSTS = 8  # of the largest ones
 
 
-def text(plan: Plan) -> str:
-    """The whole plan, for people."""
+def text(plan: Plan, cost: InputCost | None = None) -> str:
+    """The whole plan, for people. Args: cost: of a sample on the hosts' CPUs, where it was measured."""
     parts = [_head(plan), _rows(plan), _memory(plan)]
     if plan.timing:
         parts += [_time(plan, plan.timing), _costs(plan, plan.timing), _collectives(plan.timing), _flops(plan)]
+        parts.append(host_input.text(plan, cost))
     else:
         parts.append("time: not modelled, as " + ("the step does not fit" if not plan.fits else "effort is fast"))
     if not plan.fits:
@@ -190,7 +193,7 @@ def _sources(plan: Plan) -> str:
         f"{compiled.seconds:.0f} s, {compiled.host_bytes / GIB:.1f} GiB of host memory).\n"
         f"From the compiler's schedules: cycles of attention kernels (static, times {generation.kernel_factor:g}).\n"
         f"From a model: collectives at {generation.link / 1e9:g} GB/s a link and direction; the rows' contents.\n"
-        "Left out: the host (reading data, start-up, checkpoints, evaluation), contention on the network, slow or lost "
+        "Left out: the host (start-up, checkpoints, evaluation), contention on the network, slow or lost "
         "chips. Nothing of it was run on a TPU."
     )
 
@@ -206,11 +209,14 @@ def inference_text(found: Sequence[Inference], place: Slice) -> str:
     return "\n".join(lines)
 
 
-COLUMNS = ("topology", "mesh", "rows/group", "HBM GiB", "largest", "step s", "MFU", "tokens/s", "days", "chip-hours")
+COLUMNS = (
+    *("topology", "mesh", "rows/group", "HBM GiB", "largest"),
+    *("step s", "MFU", "tokens/s", "days", "chip-hours", "input of a host"),
+)
 
 
-def row(plan: Plan) -> dict[str, str]:
-    """One line of the table of a sweep, by column."""
+def row(plan: Plan, cost: InputCost | None = None) -> dict[str, str]:
+    """One line of the table of a sweep, by column. Args: cost: as of `text`."""
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.compiled.mesh.items() if size > 1)
     cells = {
         "topology": plan.place.name,
@@ -227,6 +233,7 @@ def row(plan: Plan) -> dict[str, str]:
         "tokens/s": f"{plan.tokens_per_second:,.0f}",
         "days": f"{plan.days:.1f}",
         "chip-hours": f"{plan.chip_hours:,.0f}",
+        "input of a host": host_input.cell(plan, cost),
     }
 
 

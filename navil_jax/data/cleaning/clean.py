@@ -3,15 +3,12 @@
 import argparse
 import importlib.util
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
 from navil_jax.config import SourceConfig
-from navil_jax.config.ranges import Processes, read_as
 from navil_jax.console import say, table
 from navil_jax.data.cleaning import parts
 from navil_jax.data.cleaning.compare import Compare
@@ -24,13 +21,16 @@ from navil_jax.data.cleaning.report import Findings, report
 from navil_jax.data.cleaning.rules import named_scripts
 from navil_jax.data.cleaning.settings import STEPS, Settings, add_settings
 from navil_jax.data.convert import alone_in
+from navil_jax.data.engine import Engine
+from navil_jax.data.engine import add_options as add_engine_options
+from navil_jax.data.formats import files
 from navil_jax.data.left_out import list_file
 from navil_jax.data.sample import stamp
 from navil_jax.errors import UserError
-from navil_jax.paths import given_path, new_folder
+from navil_jax.paths import given_path
 
 PACKAGES = ("datasketch", "imagehash")
-PLAN_FILE, MEASURES, COLUMNS = "cleaning.json", "measures", "columns"
+PLAN_FILE, COLUMNS = "cleaning.json", "columns"
 ABOUT = f"""Finds the samples that training is better without, and lists them; nothing is copied.
 
 all sources of a recipe:
@@ -61,26 +61,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--root", type=given_path, metavar="DIR", help="folder of the images that records of --path name")
     add("--prompt", metavar="TEXT", help="question of samples of --path that are a caption")
     add("--boxes", choices=("0..1", "0..1000", "pixels"), help="coordinates of <box> in their texts")
-    add("--out", type=new_folder, required=True, metavar="DIR", help="where lists and report go")
+    add("--out", type=given_path, required=True, metavar="DIR", help="for lists and report, local or at an address")
     text = "benchmark and its questions (mme:FOLDER), or kind and path of other data; may be given several times"
     add("--against", action="append", default=[], metavar="WHAT:PATH", help=text)
     text = "of a source keep N samples, or a share below 1; may be given several times"
     add("--keep", action="append", default=[], metavar="SOURCE=N", help=text)
     text = f"leave out no sample by this step or rule: {', '.join((*STEPS, *(r for r in RULES if r not in STEPS)))}"
     add("--off", action="append", default=[], metavar="NAME", help=text)
-    cores = os.cpu_count() or 1
-    text = f"processes; 0: this one alone (default: {cores})"
-    add("--workers", type=read_as(Processes), default=cores, metavar="N", help=text)
+    add_engine_options(parser)
     add_settings(parser)
 
 
-def run(given: Given, settings: Settings, options: argparse.Namespace, command: str) -> int:
+def run(given: Given, settings: Settings, options: argparse.Namespace, engine: Engine, command: str) -> int:
     """Writes lists and report to the folder; the exit status. Args: command: as it was given, for the report."""
     _need_packages()
     named_scripts(settings)
     off, keep, out = _off(options.off), _keep(options.keep, given.entries), options.out
-    with alone_in(str(out)):
-        _run(given, settings, off, keep, options, command)
+    with alone_in(out):
+        _run(given, settings, off, keep, out, engine, command)
     return 0
 
 
@@ -89,10 +87,10 @@ def _run(
     settings: Settings,
     off: frozenset[str],
     keep: Mapping[int, float],
-    options: argparse.Namespace,
+    out: str,
+    engine: Engine,
     command: str,
 ) -> None:
-    out = options.out
     runs = question_runs(given.references, settings.question_words)
     _check_plan(out, given, settings)
     measures = [
@@ -100,15 +98,16 @@ def _run(
         for source, name, entry in zip(given.sources, given.names, given.entries, strict=False)
     ]
     measures += [Measure(source, name) for name, source in given.references.items()]
-    job = parts.MeasureJob(tuple(measures), out / MEASURES)
-    parts.run_tasks(job, len(job.parts), options.workers, "measured")
-    columns = parts.join(out / MEASURES, [len(source) for source in given.all_sources], out / COLUMNS)
+    job = parts.MeasureJob(tuple(measures), files.join(out, parts.MEASURES))
+    engine.run(job, len(job.parts), "measures")
+    joined = files.join(out, COLUMNS)
+    columns = parts.join(job.folder, [len(source) for source in given.all_sources], joined)
     bounds, samples = given.bounds, sum(map(len, given.sources))
-    compare = Compare(out, out / COLUMNS, settings, options.workers)
+    compare = Compare(out, joined, settings, engine)
     verdicts = decide(columns, bounds[: len(given.sources) + 1], bounds[-1] - samples, settings, off, keep, compare)
     entries = write_lists(out, given, columns, verdicts, settings)
     findings = Findings(given, columns, verdicts, settings, off, runs.said, entries)
-    (out / "report.html").write_text(report(findings, command), encoding="utf-8")
+    files.write_file(files.join(out, "report.html"), report(findings, command).encode())
     _tell(given, verdicts, runs.said, out)
 
 
@@ -143,9 +142,9 @@ def _keep(given: Iterable[str], entries: Sequence[SourceConfig]) -> dict[int, fl
     return found
 
 
-def _check_plan(out: Path, given: Given, settings: Settings) -> None:
+def _check_plan(out: str, given: Given, settings: Settings) -> None:
     """Notes in the folder what is measured; raises `UserError` if that was something else."""
-    path = out / PLAN_FILE
+    path = files.join(out, PLAN_FILE)
     plan = {
         "record": [str(NOTE), *(f"{name} {version(name)}" for name in PACKAGES)],
         "question_words": settings.question_words if given.references else 0,
@@ -155,14 +154,14 @@ def _check_plan(out: Path, given: Given, settings: Settings) -> None:
         ],
         "against": [[name, len(source), stamp(source)] for name, source in given.references.items()],
     }
-    if not path.exists():
-        path.write_text(json.dumps(plan, indent=2))
-    found = json.loads(path.read_text())
+    if not files.exists(path):
+        files.write_file(path, json.dumps(plan, indent=2).encode())
+    found = json.loads(files.read_file(path))
     if changed := [name for name in plan if found.get(name) != plan[name]]:
         raise UserError(f"{out}: holds measures of other {changed[0]}, or their files have changed; give another --out")
 
 
-def _tell(given: Given, verdicts: Verdicts, said: Sequence[str], out: Path) -> None:
+def _tell(given: Given, verdicts: Verdicts, said: Sequence[str], out: str) -> None:
     bounds, rows = given.bounds, []
     for number, entry in enumerate(given.entries):
         own = slice(bounds[number], bounds[number + 1])
@@ -177,6 +176,6 @@ def _tell(given: Given, verdicts: Verdicts, said: Sequence[str], out: Path) -> N
         say(text)
     if verdicts.uncompared:
         say(f"{verdicts.uncompared:,} samples stand in crowded buckets and were not compared with all others there")
-    say(f"report: {out / 'report.html'}")
+    say(f"report: {files.join(out, 'report.html')}")
     for entry in given.entries:
-        say(f'leave them out: SourceConfig("{entry.name}", ..., leave_out="{out / list_file(entry.name)}")')
+        say(f'leave them out: SourceConfig("{entry.name}", ..., leave_out="{files.join(out, list_file(entry.name))}")')

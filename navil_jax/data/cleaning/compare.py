@@ -1,36 +1,35 @@
-"""Tasks of `near` in several processes, each with a file of its own that is not made again."""
+"""Tasks of `near` in an engine, each with a file of its own that is not made again."""
 
 import dataclasses
 import hashlib
 import io
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from navil_jax.data.cleaning import near, parts
 from navil_jax.data.cleaning.settings import Settings
+from navil_jax.data.engine import Engine, Local
 from navil_jax.data.formats import files
 
-FEW = 50_000  # samples that are compared in this process: others would take longer to start
+FEW = 50_000  # samples that are compared in this process: an engine would take longer to start
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareJob:
     """Writes the near pairs of one table of buckets, and of one partition of them."""
 
-    folder: Path  # of the files that it writes
-    columns: Path
-    rows: Path  # file of the samples to compare
+    folder: str  # of the files that it writes
+    columns: str
+    rows: str  # file of the samples to compare
     settings: Settings
     tasks: tuple[tuple[str, int, int, int], ...]  # of `near.tasks`
     references: tuple[int, int] | None  # first and end of the samples to compare them with; None: themselves
 
-    def file(self, number: int) -> Path:
+    def file(self, number: int) -> str:
         kind, table, partition, _ = self.tasks[number]
-        return self.folder / f"{kind}-{table:03}-{partition:04}.npz"
+        return files.join(self.folder, f"{kind}-{table:03}-{partition:04}.npz")
 
     def name(self, number: int) -> str:
         """Example: partition 1 of 4 of table 3 of both"""
@@ -39,10 +38,10 @@ class CompareJob:
 
     def __call__(self, number: int) -> None:
         """Writes the file of a task, unless it is there."""
-        if self.file(number).exists():
+        if files.exists(self.file(number)):
             return
         kind, table, partition, partitions = self.tasks[number]
-        columns, rows = parts.open_columns(str(self.columns)), np.load(self.rows, mmap_mode="r")
+        columns, rows = parts.open_columns(self.columns), parts.open_array(self.rows)
         if self.references:
             found = near.find_matches(columns, rows, np.arange(*self.references), self.settings, table)
         else:
@@ -60,10 +59,10 @@ class Found(NamedTuple):
 class Compare(NamedTuple):
     """Finds near samples. Args: folder: of the files of the tasks; columns: folder of the columns."""
 
-    folder: Path
-    columns: Path
+    folder: str
+    columns: str
     settings: Settings
-    workers: int
+    engine: Engine
 
     def __call__(self, rows: np.ndarray, kinds: Sequence[str], references: tuple[int, int] | None = None) -> Found:
         """All pairs of some samples, or of references and some samples, packed and ascending.
@@ -73,23 +72,22 @@ class Compare(NamedTuple):
           kinds: what buckets are made from, see `near.find_near`.
         """
         name = "matches" if references else "pairs"
-        own = self.folder / name / _state(rows, kinds, references, self.settings)
-        if not own.exists():
-            shutil.rmtree(own.parent, ignore_errors=True)  # of other settings
-            own.mkdir(parents=True)
-        stored = own / "rows.npy"
-        if not stored.exists():
+        folder = files.join(self.folder, name)
+        own = files.join(folder, _state(rows, kinds, references, self.settings))
+        stored = files.join(own, "rows.npy")
+        if not files.exists(stored):
+            files.remove_folder(folder)  # of other settings
             buffer = io.BytesIO()
             np.save(buffer, rows)
-            files.write_file(str(stored), buffer.getvalue())
+            files.write_file(stored, buffer.getvalue())
         tasks = tuple(near.tasks(1 if references else len(rows), kinds))
         job = CompareJob(own, self.columns, stored, self.settings, tasks, references)
-        parts.run_tasks(job, len(tasks), self.workers if len(rows) > FEW else 0, "compared")
+        engine = self.engine if len(rows) > FEW else Local()
+        engine.run(job, len(tasks), "compares")
         packed, uncompared = np.zeros(0, np.uint64), 0
         for number in range(len(tasks)):
-            with np.load(job.file(number)) as found:
-                packed = np.union1d(packed, found["packed"])
-                uncompared = max(uncompared, int(found["uncompared"]))
+            packed = np.union1d(packed, parts.read_array(job.file(number), "packed"))
+            uncompared = max(uncompared, int(parts.read_array(job.file(number), "uncompared")))
         return Found(packed, uncompared)
 
 

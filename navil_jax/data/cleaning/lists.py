@@ -1,7 +1,6 @@
 """Writes the list of each source: which samples are left out, by which rule and why."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from navil_jax.data.cleaning.decide import Verdicts, rule_of
 from navil_jax.data.cleaning.given import Given
 from navil_jax.data.cleaning.rules import BY_NAME
 from navil_jax.data.cleaning.settings import Settings
+from navil_jax.data.formats import files
 from navil_jax.data.left_out import list_file, list_lines
 
 SHOWN = 6  # entries of a rule that the report shows
@@ -18,7 +18,7 @@ Columns = Mapping[str, np.ndarray]
 
 
 def write_lists(
-    out: Path, given: Given, columns: Columns, verdicts: Verdicts, settings: Settings
+    out: str, given: Given, columns: Columns, verdicts: Verdicts, settings: Settings
 ) -> dict[str, list[dict[str, Any]]]:
     """Writes `OUT/NAME.leave_out.jsonl` of every source.
 
@@ -30,11 +30,12 @@ def write_lists(
     for number, (entry, source) in enumerate(zip(given.entries, given.sources, strict=True)):
         count = int(np.count_nonzero(verdicts.codes[given.bounds[number] : given.bounds[number + 1]]))
         entries = _entries(out, given, number, columns, verdicts, settings, keys)
-        path = out / list_file(entry.name)
-        partial = path.with_suffix(".tmp")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(list_lines(entry.name, source, _noting(entries, entry.name, shown), count))
-        partial.replace(path)
+        lines = list_lines(entry.name, source, _noting(entries, entry.name, shown), count)
+        with (
+            files.written_whole(files.join(out, list_file(entry.name))) as partial,
+            partial.open("w", encoding="utf-8") as file,
+        ):
+            file.writelines(lines)
     return shown
 
 
@@ -49,7 +50,7 @@ def _noting(
         yield entry
 
 
-def _kept_keys(out: Path, given: Given, verdicts: Verdicts) -> dict[int, str]:
+def _kept_keys(out: str, given: Given, verdicts: Verdicts) -> dict[int, str]:
     """Sample -> its key, of all samples that others repeat."""
     wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *(pairs[:, 1] for pairs in verdicts.pairs.values())]))
     found: dict[int, str] = {}
@@ -57,13 +58,13 @@ def _kept_keys(out: Path, given: Given, verdicts: Verdicts) -> dict[int, str]:
     for number, source in enumerate(given.all_sources):
         own = set((wanted[(wanted >= bounds[number]) & (wanted < bounds[number + 1])] - bounds[number]).tolist())
         if own:
-            said = enumerate(parts.said_of(out / "measures", number, len(source)))
+            said = enumerate(parts.said_of(files.join(out, parts.MEASURES), number, len(source)))
             found |= {bounds[number] + index: key for index, (key, _) in said if index in own}
     return found
 
 
 def _entries(
-    out: Path,
+    out: str,
     given: Given,
     number: int,
     columns: Columns,
@@ -74,7 +75,7 @@ def _entries(
     begin, end = given.bounds[number], given.bounds[number + 1]
     left_out = begin + np.flatnonzero(verdicts.codes[begin:end])
     position = 0
-    for index, (key, bad) in enumerate(parts.said_of(out / "measures", number, end - begin)):
+    for index, (key, bad) in enumerate(parts.said_of(files.join(out, parts.MEASURES), number, end - begin)):
         if position == len(left_out):
             return
         row = begin + index

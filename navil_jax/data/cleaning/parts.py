@@ -1,26 +1,18 @@
-"""Measures on disk: parts written whole by several processes, and joined to columns of all samples."""
+"""Measures in files: parts, each written whole by a task, and the columns of all samples that they are joined to."""
 
+import contextlib
 import dataclasses
 import functools
 import io
-import itertools
 import json
-import os
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from navil_jax.console import Progress
 from navil_jax.data.cleaning.measure import NOTE, Measure
 from navil_jax.data.formats import files
-from navil_jax.data.pool import shared_object, start_pool
-from navil_jax.errors import UserError
 
+MEASURES = "measures"  # folder of the parts, in that of a cleaning
 LEAST, MOST = 256, 8192  # samples of a part
 PARTS = 1024  # of a source, where these limits allow it
 Columns = Mapping[str, np.ndarray]
@@ -37,14 +29,14 @@ class MeasureJob:
     """Writes `FOLDER/NNN/START.npz`, a part of a source; the number of a task counts the parts of all sources."""
 
     measures: tuple[Measure, ...]
-    folder: Path
+    folder: str
 
     @functools.cached_property
     def parts(self) -> list[tuple[int, range]]:
         """(number of the source, samples) of every task."""
         return [(number, part) for number, one in enumerate(self.measures) for part in bounds(len(one.source))]
 
-    def file(self, number: int) -> Path:
+    def file(self, number: int) -> str:
         source, part = self.parts[number]
         return part_file(self.folder, source, part)
 
@@ -55,128 +47,84 @@ class MeasureJob:
 
     def __call__(self, number: int) -> None:
         """Measures a part, and writes it whole; one that is there stays."""
-        if self.file(number).exists():
+        if files.exists(self.file(number)):
             return
         source, part = self.parts[number]
         table, said = self.measures[source](part)
-        self.file(number).parent.mkdir(parents=True, exist_ok=True)
         write_arrays(self.file(number), table=table, said=np.frombuffer(json.dumps(said).encode(), np.uint8))
 
 
-def part_file(folder: Path, number: int, part: range) -> Path:
-    return folder / f"{number:03}" / f"{part.start:012}.npz"
+def part_file(folder: str, number: int, part: range) -> str:
+    return files.join(folder, f"{number:03}/{part.start:012}.npz")
 
 
-def write_arrays(path: Path, **arrays: np.ndarray | int) -> None:
+def write_arrays(path: str, **arrays: np.ndarray | int) -> None:
     """Writes an .npz file; it has its name only when it is whole."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stubs take the names for options
-    files.write_file(str(path), buffer.getvalue())
+    files.write_file(path, buffer.getvalue())
 
 
-def said_of(folder: Path, number: int, samples: int) -> Iterator[tuple[str, str]]:
+def read_array(path: str, name: str) -> np.ndarray:
+    """An array of a file of `write_arrays`, of which only that is read."""
+    with files.open_binary(path) as file, np.load(file) as stored:
+        return stored[name]
+
+
+def said_of(folder: str, number: int, samples: int) -> Iterator[tuple[str, str]]:
     """(key, why it cannot be read) of every sample of a source, in its order."""
     for part in bounds(samples):
-        with np.load(part_file(folder, number, part)) as stored:
-            yield from (tuple(one) for one in json.loads(stored["said"].tobytes()))
+        said = read_array(part_file(folder, number, part), "said")
+        yield from (tuple(one) for one in json.loads(said.tobytes()))
 
 
-def join(folder: Path, lengths: Sequence[int], out: Path) -> Columns:
+def join(folder: str, lengths: Sequence[int], out: str) -> Columns:
     """The columns of all sources, one behind the other, as files that are mapped into memory.
 
     "caption" is there twice: by sample to compare two, and by permutation to find all that share something.
     """
-    if out.exists():
-        return open_columns(str(out))
-    partial, total = out.with_suffix(".tmp"), sum(lengths)
-    partial.mkdir(exist_ok=True)
-    columns = {
-        name: _new(partial / f"{name}.npy", NOTE[name].base, (total, *NOTE[name].shape)) for name in NOTE.names or ()
-    }
-    planes = _new(partial / "planes.npy", np.dtype("u1"), (NOTE["caption"].shape[0], total))
-    for number, offset in enumerate(np.cumsum([0, *lengths])[:-1].tolist()):
-        for part in bounds(lengths[number]):
-            with np.load(part_file(folder, number, part)) as stored:
-                table = stored["table"]
-            rows = slice(offset + part.start, offset + part.stop)
-            for name, column in columns.items():
-                column[rows] = table[name]
-            planes[:, rows] = table["caption"].T
-    for column in (*columns.values(), planes):
+    total = sum(lengths)
+    shapes = {name: (total, *NOTE[name].shape) for name in NOTE.names or ()}
+    shapes["planes"] = (*NOTE["caption"].shape, total)
+    if not all(files.exists(_column_file(out, name)) for name in shapes):
+        with contextlib.ExitStack() as written:
+            columns = {
+                name: np.lib.format.open_memmap(
+                    written.enter_context(files.written_whole(_column_file(out, name))), "w+", _dtype(name), shape
+                )
+                for name, shape in shapes.items()
+            }
+            _fill(columns, folder, lengths)
+    return open_columns(out)
+
+
+def _fill(columns: Mapping[str, np.memmap], folder: str, lengths: Sequence[int]) -> None:
+    start = 0
+    for number, length in enumerate(lengths):
+        for part in bounds(length):
+            table = read_array(part_file(folder, number, part), "table")
+            rows = slice(start + part.start, start + part.stop)
+            for name in NOTE.names or ():
+                columns[name][rows] = table[name]
+            columns["planes"][:, rows] = table["caption"].T
+        start += length
+    for column in columns.values():
         column.flush()
-    partial.replace(out)
-    return open_columns(str(out))
 
 
 def open_columns(folder: str) -> Columns:
-    """The columns of `join`; read only."""
-    return {
-        name: np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r") for name in (*(NOTE.names or ()), "planes")
-    }
+    """The columns of `join`, read only; those at an address are copied to the cache folder, once on every machine."""
+    return {name: open_array(_column_file(folder, name)) for name in (*(NOTE.names or ()), "planes")}
 
 
-def _new(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+def open_array(path: str) -> np.ndarray:
+    """The array of an .npy file, mapped into memory."""
+    return np.load(files.local_copy(path), mmap_mode="r")
 
 
-class Job(Protocol):
-    """What is done for each task; picklable. It writes what it makes whole, and finds it there when it is run again."""
-
-    def __call__(self, number: int) -> None: ...
-
-    def name(self, number: int) -> str:
-        """What the task is about, for messages."""
-        ...
-
-    def file(self, number: int) -> Path:
-        """What the task writes."""
-        ...
+def _column_file(folder: str, name: str) -> str:
+    return files.join(folder, f"{name}.npy")
 
 
-def run_tasks(job: Job, tasks: int, workers: int, label: str) -> None:
-    """Runs the tasks 0..tasks-1 that have not been run before.
-
-    Args:
-      workers: processes; 0: all in this one.
-      label: of the progress.
-
-    Raises:
-      UserError: as the job does, the job cannot be copied into processes, or one of them died.
-    """
-    missing = [number for number in range(tasks) if not job.file(number).exists()]
-    with Progress(label, tasks, "tasks", tasks - len(missing)) as progress:
-        for _ in _in_processes(job, missing, workers) if workers and missing else map(job, missing):
-            progress.update()
-
-
-def _in_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[None]:
-    try:
-        pickle.dumps(job)
-    except Exception as error:  # pickle raises many types
-        raise UserError(f"{job.name(0)}: cannot be copied into other processes ({error}); use --workers 0") from error
-    left, running = iter(numbers), dict[Future, int]()
-    with start_pool(min(workers, len(numbers)), job, type(job).__module__) as pool:
-        try:
-            while True:
-                for number in itertools.islice(left, 2 * workers - len(running)):
-                    running[pool.submit(_run_shared, number)] = number
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    future.result()
-                    del running[future]
-                    yield
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"a process died (out of memory, or a crash in a decoder) at one of: "
-                f"{', '.join(job.name(number) for number in sorted(running.values()))}; fewer --workers need less "
-                "memory, and the same command goes on from here"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _run_shared(number: int) -> None:
-    """In a worker process."""
-    shared_object()(number)
+def _dtype(column: str) -> np.dtype:
+    return NOTE["caption" if column == "planes" else column].base

@@ -8,18 +8,20 @@ import functools
 import importlib
 import itertools
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from navil_jax.data.engine import Engine
 from navil_jax.data.formats import files
 from navil_jax.data.formats.many_files import IndexedFile, indexed_files
 from navil_jax.data.formats.record_videos import FRAMES, Frames
-from navil_jax.data.formats.records import TEXTS_SAMPLES, RecordSource
+from navil_jax.data.formats.records import TEXTS_SAMPLES, Reading, RecordSource
 from navil_jax.data.grounding import Coordinates
 from navil_jax.data.sample import Sample, check_index
 from navil_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from navil_jax.data.formats.hub import Stream
 
 # kind -> module of this package, class. A module is imported when needed: nobody needs the packages of the others.
 FORMATS = {
@@ -116,10 +118,8 @@ def open_format(
     check_kind(kind, tuple(FORMATS))
     if not path:
         raise UserError(f"data of kind {kind}: no path given")
-    if root and not files.is_remote(root) and not os.path.isdir(files.at_home(root)):
-        raise UserError(
-            f"{root}: no such folder of images (root, or --root); give the one below which records name them"
-        )
+    reading = Reading(root, prompt, boxes, frames)
+    reading.check()
     with _naming_packages(kind, path):
         format_class = _format_class(kind)
         found = [path]
@@ -129,11 +129,28 @@ def open_format(
                 files.check_is_content(file)
             _tell_of_others(path, format_class.suffixes)
         if engine is not None and len(found) > 1:
-            return Concatenated.of(indexed_files(format_class, found, root, prompt, boxes, frames, engine))
-        sources = [format_class(file, root, prompt) for file in found]
-    for source in sources:
-        source.boxes, source.frames = boxes, frames
+            return Concatenated.of(indexed_files(format_class, found, reading, engine))
+        sources = [format_class(file, reading) for file in found]
     return sources[0] if len(sources) == 1 else Concatenated.of(sources)
+
+
+def is_streamed(kind: str, path: str) -> bool:
+    """Whether data are read as `open_stream` does: of the hub, and not saved by `Dataset.save_to_disk`."""
+    saved = (files.join(path, name) for name in ("state.json", "dataset_dict.json"))
+    return kind == "huggingface" and bool(path) and not any(map(files.exists, saved))
+
+
+def open_stream(path: str, reading: Reading) -> "Stream":
+    """The files of a data set of the hub.
+
+    Raises:
+      UserError: as `hub.Stream.of`, there is no such folder of images, or the package is not installed.
+    """
+    reading.check()
+    with _naming_packages("huggingface", path):
+        from navil_jax.data.formats.hub import Stream
+
+        return Stream.of(path, reading)
 
 
 def files_of(kind: str, path: str) -> list[str]:

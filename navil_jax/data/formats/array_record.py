@@ -12,11 +12,11 @@ from typing import Any
 
 import grain
 import msgpack
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.record_images import encoded
-from navil_jax.data.formats.records import RecordSource
+from navil_jax.data.formats.records import READING, Reading, RecordSource
 from navil_jax.data.sample import Sample
 from navil_jax.errors import UserError
 
@@ -69,19 +69,32 @@ def write_shard(path: str, records: Iterable[bytes]) -> None:
             writer.close()
 
 
+def count_records(path: str) -> int:
+    """How many records a file has."""
+    reader = ArrayRecordReader(_readable(path))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
+
+
+def _readable(path: str) -> str:
+    """What the format's own reader understands: the path, or that of a copy."""
+    return path if path.startswith(_READ_IN_PLACE) else files.local_copy(path)
+
+
 class ArrayRecord(RecordSource):
     """All shards of a folder, or the files that a pattern names."""
 
     suffixes = (SUFFIX,)
 
-    def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
-        super().__init__(path, root, prompt)
+    def __init__(self, path: str, reading: Reading = READING) -> None:
+        super().__init__(path, reading)
         self._shards = shards = files.expand(path, self.suffixes)
         if shards != [path] and not glob.has_magic(path) and "{" not in path:  # then the path is a folder's
             _check_complete(path, shards)
-        local = [shard if shard.startswith(_READ_IN_PLACE) else files.local_copy(shard) for shard in shards]
         try:
-            self._records = grain.sources.ArrayRecordDataSource(local)
+            self._records = grain.sources.ArrayRecordDataSource(list(map(_readable, shards)))
         except RuntimeError as error:
             raise UserError(f"{path}: cannot be read as ArrayRecord, copy or convert it again: {error}") from error
         if not len(self):

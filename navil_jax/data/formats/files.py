@@ -41,6 +41,7 @@ LOOKED_AT, _DEPTH = 10_000, 4  # files, and folders within folders, that are loo
 AHEAD = 1 << 24  # bytes
 _BLOCK, _BLOCKS = 1 << 13, 16  # bytes, and how many blocks of a large file tell its version
 PART = ".part"  # ending of a file that is being written, or was when its process was killed
+PARTIAL = f"*.{'[0-9a-f]' * 32}{PART}"  # pattern of their names
 SHARED_VARIABLE = "NAVIL_INDICES"  # environment variable: folder, at an address, of indices that all machines share
 CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and copies of remote files
 
@@ -344,6 +345,13 @@ def written_whole(path: str) -> Iterator[Path]:
 def exists(path: str) -> bool:
     system, bare = filesystem(path)
     return system.exists(bare)
+
+
+def remove_folder(path: str) -> None:
+    """Removes a folder with all that is in it, if there is one."""
+    system, bare = filesystem(path)
+    if system.exists(bare):
+        system.rm(bare, recursive=True)
 
 
 def write_file(path: str, content: bytes) -> None:

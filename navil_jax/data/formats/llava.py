@@ -4,7 +4,7 @@ from typing import Any
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.index import FileIndex
-from navil_jax.data.formats.records import RecordSource, parse_json
+from navil_jax.data.formats.records import READING, Reading, RecordSource, parse_json
 from navil_jax.data.formats.scan_json import line_number, scan_array, scan_lines
 from navil_jax.errors import UserError
 
@@ -20,8 +20,8 @@ class Llava(RecordSource):
 
     suffixes = (".jsonl", ".json", ".ndjson")
 
-    def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
-        super().__init__(path, root, prompt)
+    def __init__(self, path: str, reading: Reading = READING) -> None:
+        super().__init__(path, reading)
         if path.lower().endswith(_TABLES):
             raise UserError(f"{path}: is neither JSON lines nor a JSON array; write its rows as JSON lines")
         self._array = path.lower().endswith(".json")

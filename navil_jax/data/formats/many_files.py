@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from navil_jax.data.engine import Engine
 from navil_jax.data.formats import files
-from navil_jax.data.formats.record_videos import Frames
-from navil_jax.data.formats.records import RecordSource
-from navil_jax.data.grounding import Coordinates
+from navil_jax.data.formats.records import READING, Reading, RecordSource
 from navil_jax.data.sample import Sample
 
 OPEN = 16  # files that a process has open at a time
@@ -20,11 +18,10 @@ class IndexFiles:
 
     format_class: type[RecordSource]
     paths: tuple[str, ...]
-    root: str
-    prompt: str
+    reading: Reading = READING
 
     def __call__(self, number: int) -> tuple[int, list[files.Version]]:
-        source = self.format_class(self.paths[number], self.root, self.prompt)
+        source = self.format_class(self.paths[number], self.reading)
         return len(source), source.versions()
 
     def name(self, number: int) -> str:
@@ -37,10 +34,7 @@ class IndexedFile:
 
     format_class: type[RecordSource]
     path: str
-    root: str
-    prompt: str
-    boxes: Coordinates
-    frames: Frames
+    reading: Reading
     samples: int
     known: tuple[files.Version, ...]
 
@@ -58,34 +52,24 @@ class IndexedFile:
 
     def _opened(self) -> RecordSource:
         """Raises OSError if the file is not the one that was indexed."""
-        source = _open(self.format_class, self.path, self.root, self.prompt, self.boxes, self.frames)
+        source = _open(self.format_class, self.path, self.reading)
         if tuple(source.versions()) != self.known:
             raise OSError(f"{self.path} has changed since it was indexed; start again")
         return source
 
 
 @functools.lru_cache(maxsize=OPEN)
-def _open(
-    format_class: type[RecordSource], path: str, root: str, prompt: str, boxes: Coordinates, frames: Frames
-) -> RecordSource:
-    source = format_class(path, root, prompt)
-    source.boxes, source.frames = boxes, frames
-    return source
+def _open(format_class: type[RecordSource], path: str, reading: Reading) -> RecordSource:
+    return format_class(path, reading)
 
 
 def indexed_files(
-    format_class: type[RecordSource],
-    paths: Sequence[str],
-    root: str,
-    prompt: str,
-    boxes: Coordinates,
-    frames: Frames,
-    engine: Engine,
+    format_class: type[RecordSource], paths: Sequence[str], reading: Reading, engine: Engine
 ) -> list[IndexedFile]:
     """The files in their order. Raises `UserError` as the format does for a file that cannot be used at all."""
-    job = IndexFiles(format_class, tuple(paths), root, prompt)
+    job = IndexFiles(format_class, tuple(paths), reading)
     found = engine.run(job, len(paths), f"indices of {len(paths):,} files")
     return [
-        IndexedFile(format_class, path, root, prompt, boxes, frames, samples, tuple(versions))
+        IndexedFile(format_class, path, reading, samples, tuple(versions))
         for path, (samples, versions) in zip(paths, found, strict=True)
     ]

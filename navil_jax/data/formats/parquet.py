@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from navil_jax.data.formats import files
-from navil_jax.data.formats.records import RecordSource, check_columns
+from navil_jax.data.formats.records import READING, Reading, RecordSource, check_columns
 from navil_jax.errors import UserError
 
 _KEPT_GROUPS = 2  # row groups in memory
@@ -26,8 +26,8 @@ class Parquet(RecordSource):
 
     suffixes = (".parquet",)
 
-    def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
-        super().__init__(path, root, prompt)
+    def __init__(self, path: str, reading: Reading = READING) -> None:
+        super().__init__(path, reading)
         self._version = self._open()
         self._starts = [0]
         for group in range(self._file.metadata.num_row_groups):

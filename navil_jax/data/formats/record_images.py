@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from navil_jax.data.formats import files
 from navil_jax.data.images import FORMATS
@@ -21,11 +21,12 @@ IMAGE_FIELDS: tuple[str, ...] = ("images", "image", "jpg", "jpeg", "png", "webp"
 _PATH_FIELDS = ("image_path", "image_paths", "img_path", "image_file", "image_files")
 NAME_FIELDS = ("file_name", "filename", "image_name", "image_filename", "image_file_name", *_PATH_FIELDS)
 _NAMES_OF_ANY = ("file_name", "filename")  # of them, those that may name another thing than an image
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jxl")
+IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2")
+IMAGE_SUFFIXES += (".jxl", ".heic", ".heif")  # each with a package of its own
 CLIP_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")
 _SOUNDS = (".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus", ".wma", ".aiff")
 _SHAPES = (".ply", ".pcd", ".las", ".laz", ".obj", ".glb", ".gltf", ".stl", ".npy", ".npz", ".exr", ".dcm", ".nii")
-_OTHER_SUFFIXES = (".heic", ".heif", ".svg", ".eps", ".tga", ".ppm", ".pgm", *CLIP_SUFFIXES, *_SOUNDS, *_SHAPES)
+_OTHER_SUFFIXES = (".svg", ".eps", ".tga", ".ppm", ".pgm", *CLIP_SUFFIXES, *_SOUNDS, *_SHAPES)
 # Of addresses in records. A server that does not answer ends a run, so no record may name just any.
 PROTOCOLS = ("file", "memory", "gs", "gcs", "s3", "s3a", "az", "abfs", "abfss")
 
@@ -57,6 +58,11 @@ _MAGIC = re.compile(
 )
 _DATA = re.compile("data:(?:image|video|audio|model)/", re.IGNORECASE)
 _BASE64_START = re.compile(r"/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK")  # of _MAGIC but for the short last one
+_PNG_EXIF = (
+    b"eXIf",
+    b"Raw profile type exif",
+    b"XML:com.adobe.xmp",
+)  # without any, Pillow decodes a PNG to look for it
 _BASE64 = re.compile(r"[\w+/\s-]{64,}={0,2}\s*", re.ASCII)
 
 
@@ -326,12 +332,25 @@ def _from_base64(text: str, what: str) -> bytes:
         raise ValueError(f"the image ({what}...) is broken base64: {error}") from error
 
 
-def image_size(image: Image.Image | bytes) -> tuple[int, int]:
-    """(width, height) of an image, of a file from its header. ValueError: it is no image."""
+def size_under_boxes(image: Image.Image | bytes) -> tuple[int, int]:
+    """(width, height) of an image that has boxes, of a file from its header.
+
+    Raises:
+      ValueError: it is no image, or it has an EXIF orientation, and nothing says whether the boxes are of the image as
+        its pixels are stored or as programs show it.
+    """
     try:
-        return (Image.open(io.BytesIO(image), formats=FORMATS) if isinstance(image, bytes) else image).size
+        opened = Image.open(io.BytesIO(image), formats=FORMATS) if isinstance(image, bytes) else image
+        is_plain = isinstance(image, bytes) and opened.format == "PNG" and not any(mark in image for mark in _PNG_EXIF)
+        orientation = 1 if is_plain else opened.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception as error:  # Pillow raises many types on broken files
-        raise ValueError(f"the size of an image cannot be read: {error}") from error
+        raise ValueError(f"size and orientation of an image cannot be read: {error}") from error
+    if orientation in range(2, 9):
+        raise ValueError(
+            f"has boxes and an image with EXIF orientation {orientation}; are they of the image as stored or as shown? "
+            "remove the tag, or store the image turned (PIL.ImageOps.exif_transpose)"
+        )
+    return opened.size
 
 
 def encoded(image: Image.Image | bytes | Any) -> bytes:

@@ -1,6 +1,7 @@
 """What formats have in common: one record (a mapping, as JSON has them) -> one `Sample`."""
 
 import abc
+import dataclasses
 import errno
 import json
 import os
@@ -16,11 +17,11 @@ from navil_jax.data.formats.record_images import (
     IMAGE_FIELDS,
     NAME_FIELDS,
     check_all_seen,
-    image_size,
     image_values,
     is_missing,
     is_there,
     read_image,
+    size_under_boxes,
 )
 from navil_jax.data.formats.record_text import SYSTEM_FIELDS, TEXT_FIELDS, Conversation, conversation
 from navil_jax.data.formats.record_videos import FRAMES, VIDEO_FIELDS, Frames, video_values, with_frames
@@ -39,18 +40,36 @@ _SAMPLE_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno
 _SAMPLE_ERRNOS |= {errno.ENXIO}  # a pipe or a device
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How records are read."""
+
+    root: str = ""  # folder of the images that they name; empty: that of their file
+    prompt: str = ""  # question of samples that are a caption; empty: `CAPTION_PROMPT`, and none without an image
+    boxes: Coordinates = ""  # coordinates of boxes in their texts; empty: the records say
+    frames: Frames = FRAMES  # of their videos
+
+    def check(self) -> None:
+        """Raises `UserError` if there is no such folder of images."""
+        if self.root and not files.is_remote(self.root) and not os.path.isdir(files.at_home(self.root)):
+            raise UserError(
+                f"{self.root}: no such folder of images (root, or --root); give the one below which records name them"
+            )
+
+
+READING = Reading()
+
+
 class RecordSource(abc.ABC):
     """A `Source` of records. A format says how many there are, what they are called, and how one is read."""
 
-    def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
+    def __init__(self, path: str, reading: Reading = READING, root: str = "") -> None:
         """Args:
         path: of the file or folder.
-        root: folder of the images that records name; empty: that of the file.
-        prompt: the question of samples that are a caption only; empty: `CAPTION_PROMPT`, and none without an image.
+        root: that of a `reading` without one; empty: the folder of the file.
         """
-        self.path, self.root, self.prompt = path, root or files.folder_of(path), prompt
-        self.boxes: Coordinates = ""  # coordinates of boxes in its texts; "": the records say
-        self.frames = FRAMES  # of its videos
+        self.path, self.reading = path, reading
+        self.root = reading.root or root or files.folder_of(path)
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -83,7 +102,8 @@ class RecordSource(abc.ABC):
         """Raises `BadSample` for a record that cannot be used, OSError if the disk or the network fails."""
         check_index(index, len(self))
         try:
-            return to_sample(self.record(index), self.key(index), self.root, self.prompt, self.boxes, self.frames)
+            said = self.reading
+            return to_sample(self.record(index), self.key(index), self.root, said.prompt, said.boxes, said.frames)
         except (ValueError, UserError, OSError, RecursionError) as error:
             if isinstance(error, OSError) and not is_of_sample(error):
                 raise
@@ -93,7 +113,7 @@ class RecordSource(abc.ABC):
         """Questions and answers of so many samples at most, evenly spread; bad ones are left out."""
         for index in range(0, len(self), -(-len(self) // samples)):
             try:
-                said = conversation(self.record(index), self.prompt)
+                said = conversation(self.record(index), self.reading.prompt)
             except (ValueError, RecursionError):
                 continue
             for turn in said.turns:
@@ -173,7 +193,7 @@ def to_sample(
         said.turns, values = with_frames(said.turns, values, videos, root, frames)
     _check_placeholders(said, len(values))
     images = tuple(read_image(value, root) for value in values)
-    turns, grounded, used = grounded_turns(record, said.turns, boxes, lambda: [image_size(image) for image in images])
+    turns, grounded, used = grounded_turns(record, said.turns, boxes, lambda: list(map(size_under_boxes, images)))
     said.used += [*used, *VIDEO_FIELDS]
     name, kind = (_name(record.get(field), field) for field in ("key", "kind"))
     unused = _unused(record, said, bool(values))

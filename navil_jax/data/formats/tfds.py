@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from navil_jax.data.formats import files
 from navil_jax.data.formats.record_images import encoded
-from navil_jax.data.formats.records import RecordSource, check_columns
+from navil_jax.data.formats.records import READING, Reading, RecordSource, check_columns
 from navil_jax.data.sample import Source
 from navil_jax.errors import UserError
 
@@ -29,9 +29,9 @@ class Tfds(RecordSource):
     Its features have the names of a record's fields, see `records.to_sample`.
     """
 
-    def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
+    def __init__(self, path: str, reading: Reading = READING) -> None:
         folder, _, split = path.partition("#")
-        super().__init__(path, root or folder, prompt)
+        super().__init__(path, reading, folder)
         try:
             builder = tfds.builder_from_directory(folder)
             features = self._features = builder.info.features

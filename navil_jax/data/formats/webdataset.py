@@ -17,7 +17,7 @@ from navil_jax.data.formats.record_images import (
 )
 from navil_jax.data.formats.record_text import CAPTION_FIELDS
 from navil_jax.data.formats.record_videos import VIDEO_FIELDS, video_values
-from navil_jax.data.formats.records import FIELDS, RecordSource, parse_json, reason
+from navil_jax.data.formats.records import FIELDS, READING, Reading, RecordSource, parse_json, reason
 from navil_jax.data.formats.scan_tar import scan_tar, tar_key
 
 _TEXTS = ("json", *CAPTION_FIELDS)
@@ -35,8 +35,8 @@ class WebDataset(RecordSource):
 
     suffixes = (".tar",)
 
-    def __init__(self, path: str, root: str = "", prompt: str = "") -> None:
-        super().__init__(path, root, prompt)
+    def __init__(self, path: str, reading: Reading = READING) -> None:
+        super().__init__(path, reading)
         self._index = FileIndex(path, "tar", scan_tar)
 
     def versions(self) -> list[files.Version]:

@@ -20,6 +20,8 @@ from navil_jax.data.estimate import estimate_examination
 from navil_jax.data.formats import files
 from navil_jax.data.inspect.checkup import Checkup
 from navil_jax.data.inspect.examination import TABLES, Examined, examine
+from navil_jax.data.inspect.input_cost import FILE as INPUT_FILE
+from navil_jax.data.inspect.input_cost import measure
 from navil_jax.data.inspect.report import LISTED, Head, report
 from navil_jax.data.inspect.summary import (
     bad_reasons,
@@ -56,6 +58,7 @@ markers such as <img> or [IMG] in their text, and which fields of the records ar
   report.html        the same with histograms, and some samples in which you see what is trained, with which weight
   quarantine.jsonl   the bad samples, for data.quarantine
   findings.jsonl     samples that are worth a look: too long, seen twice, markers in text, empty answers
+  input.json         CPU time of a sample from its file to a packed row, for `navil_jax.plan --input`
   notes/             80 bytes per sample. After Ctrl-C the same command goes on; remove the folder to begin anew.
 
 Tokens are counted with the tokenizer of the run in config.workdir, else in config.init_from, else with data.tokenizer;
@@ -92,7 +95,12 @@ def run(opened: OpenRun, out: Path, options: argparse.Namespace, engine: Engine,
             say(f"{checkup.name}: {estimate_examination(checkup).text(options.price)}")
         return 0
     examined = examine(config, checkups, out, engine, notes_folder(out, options))
-    return _tell(config, checkups, examined, out, options.samples, command)
+    status = _tell(config, checkups, examined, out, options.samples, command)
+    cost = measure(opened)
+    cost.write(out / INPUT_FILE)
+    say(cost.text())
+    say(f"what each host of a slice needs of that: python -m navil_jax.plan --input {out / INPUT_FILE}")
+    return status
 
 
 def out_folder(config: Config, options: argparse.Namespace) -> Path:

@@ -26,6 +26,7 @@ ABOUT = """Shows what a run draws from each source: epochs, tokens of each kind,
   python -m navil_jax.data mix --config configs/demo.py --samples 1000 --json
 
 How often a source is drawn is counted in the order of the run itself (weights, weight_points, temperature, repeat).
+Where weights change by weight_points, a second table has the shares between one change and the next.
 Tokens are measured on some samples of each source, evenly spread, and multiplied. A run has steps x batch_samples
 samples; where batch_samples is 0, a step is taken to have as many as fill its rows, as measured.
 
@@ -80,10 +81,13 @@ def run(opened: OpenRun, options: argparse.Namespace) -> int:
         tables = [_measured(opened, number, options.samples) for number in range(len(opened.sources))]
     samples = config.steps * (config.batch_samples or _samples_of_step(config, opened, tables))
     found = shares(config, [len(source) for source in opened.sources], tables, samples)
+    stretches = schedule(config, [len(source) for source in opened.sources])
     if options.json:
-        print(json.dumps(_values(config, found), indent=2))
+        print(json.dumps(_values(config, found, stretches), indent=2))
         return 0
     say(table(COLUMNS, [_row(share, samples) for share in found]))
+    if stretches:
+        say(f"\n{_schedule_table(config, stretches)}\n")
     about = "" if config.batch_samples else "about "
     say(f"{config.steps:,} steps, {about}{samples:,} samples")
     say("\n".join(_notes(config, found)))
@@ -105,6 +109,49 @@ def shares(config: Config, sizes: Sequence[int], tables: Sequence[np.ndarray], s
         unseen = _never_seen(size, entry.repeat, times)
         found.append(Share(entry.name, size, times, times / size, unseen, len(notes), len(good), tokens))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """Steps of a run in which weights stay as they are.
+
+    Attributes:
+      step: the first of them.
+      drawn: samples from each source.
+    """
+
+    step: int
+    drawn: tuple[int, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(self.drawn)
+
+
+def schedule(config: Config, sizes: Sequence[int]) -> list[Stretch]:
+    """The stretches of a run by `weight_points`, with what is drawn in each; none where weights never change.
+
+    Args:
+      sizes: samples of each source.
+    """
+    points = {point.step for entry in config.data.sources for point in entry.weight_points}
+    starts = [0, *sorted(step for step in points if 0 < step < config.steps)]
+    if len(starts) == 1:
+        return []
+    later = [drawn_by(config, sizes, step * config.batch_samples) for step in (*starts[1:], config.steps)]
+    before = [np.zeros(len(sizes), np.int64), *later]
+    return [Stretch(step, tuple(drawn.tolist())) for step, drawn in zip(starts, np.diff(before, axis=0), strict=True)]
+
+
+def _schedule_table(config: Config, stretches: Sequence[Stretch]) -> str:
+    """Shares of the sources, a column for each stretch."""
+    ends = [*(stretch.step for stretch in stretches[1:]), config.steps]
+    head = ("share", *(f"steps {s.step:,} to {end - 1:,}" for s, end in zip(stretches, ends, strict=True)))
+    rows = [
+        (entry.name, *(f"{stretch.drawn[number] / stretch.samples:.1%}" for stretch in stretches))
+        for number, entry in enumerate(config.data.sources)
+    ]
+    return table(head, [*rows, ("samples drawn", *(f"{stretch.samples:,}" for stretch in stretches))])
 
 
 def _never_seen(size: int, repeat: float, drawn: int) -> int:
@@ -171,11 +218,12 @@ def _notes(config: Config, found: Sequence[Share]) -> list[str]:
     return lines
 
 
-def _values(config: Config, found: Sequence[Share]) -> dict[str, Any]:
+def _values(config: Config, found: Sequence[Share], stretches: Sequence[Stretch]) -> dict[str, Any]:
     return {
         "steps": config.steps,
         "samples": sum(share.drawn for share in found),
         "samples_are_estimated": not config.batch_samples,
         "sources": [dataclasses.asdict(share) for share in found],
         "tokens": {kind: sum(share.tokens[kind] for share in found) for kind in KINDS},
+        "schedule": [dataclasses.asdict(stretch) for stretch in stretches],
     }

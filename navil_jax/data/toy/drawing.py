@@ -31,8 +31,9 @@ SHADES: dict[str, tuple[tuple[RGB, ...], RGB]] = {  # of each colour: those that
     "teal": (((0, 128, 128), (20, 175, 180)), (0, 150, 136)),
 }
 JITTER = 12  # of each channel
-SHAPES = ("circle", "square", "rectangle", "triangle", "star", "diamond", "cross", "oval", "heart", "hexagon")
-LONG = {"rectangle": (1.4, 2.6), "oval": (1.4, 2.1)}  # the longer side over the shorter
+SHAPES = ("circle", "square", "triangle", "rectangle", "star", "diamond", "heart", "cross", "oval")
+OFTEN = (6, 6, 5, 4, 4, 2, 2, 2, 1)  # how often each is drawn against the others, as people draw them
+LONG = {"rectangle": (1.6, 3.0), "oval": (1.6, 2.4)}  # the longer side over the shorter
 WORDS = (
     *scenes.WORDS,
     *("hello", "yes", "no", "love", "red", "blue", "green", "sun", "star", "home", "help", "exit", "sale", "open"),
@@ -41,6 +42,8 @@ WORDS = (
 )
 MOST = 5  # shapes
 MARGIN = 0.03  # of the canvas, between things and to its edge
+RADII = {1: (0.2, 0.46), 2: (0.14, 0.3)}  # of the canvas' shorter side, by the number of things
+RADII_OF_MORE = (0.1, 0.2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,21 +136,26 @@ OTHER = Style(
 )
 
 
-def plan(rng: random.Random, style: Style) -> Drawing:
-    """Draws what is in a drawing: a word (a sixth), one shape (a quarter), two (a third), or three to five."""
+def plan(rng: random.Random, style: Style, alone: bool = False) -> Drawing:
+    """Draws what is in a drawing: a word (a sixth), one shape (a quarter), two (a third), or three to five.
+
+    Args:
+      alone: one shape, always.
+    """
     size, background = style.canvas(rng), rng.choice(style.backgrounds)
     draw = rng.random()
-    if draw < 1 / 6:
+    if draw < 1 / 6 and not alone:
         return Drawing(size, background, writing=_plan_writing(rng, style, size, background))
-    count = 1 if draw < 5 / 12 else 2 if draw < 9 / 12 else rng.randint(3, MOST)
+    count = 1 if draw < 5 / 12 or alone else 2 if draw < 9 / 12 else rng.randint(3, MOST)
     things: list[Thing] = []
     looks = _looks(rng, count, background)
     short = min(size)
     for tried in range(60 * count):
         if len(things) == count:
             break
-        most = (0.46 if count == 1 else 0.3 if count == 2 else 0.2) * short * (1 - tried / (100 * count))
-        thing = _placed(rng, style, looks[len(things)], size, rng.uniform(max(0.09 * short, 7), max(most, 8)))
+        least, most = RADII.get(count, RADII_OF_MORE)
+        most = max(least, most * (1 - tried / (100 * count)))
+        thing = _placed(rng, style, looks[len(things)], size, rng.uniform(least, most) * short)
         if all(apart(thing, other, MARGIN * short) for other in things):
             things.append(thing)
     return Drawing(size, background, tuple(things))
@@ -156,19 +164,23 @@ def plan(rng: random.Random, style: Style) -> Drawing:
 def _looks(rng: random.Random, count: int, background: RGB) -> list[tuple[str, str]]:
     """(shape, colour) of each thing. Often of one shape, or of one colour; pairs differ in something."""
     colors = [color for color in SHADES if _contrasts(color, background)]
-    shape, color, draw = rng.choice(SHAPES), rng.choice(colors), rng.random()
+    shape, color, draw = _any_shape(rng), rng.choice(colors), rng.random()
     if count > 2 and draw < 0.35:  # equal ones, and perhaps another
         looks = [(shape, color)] * count
         if rng.random() < 0.6:
-            looks[-1] = (rng.choice(SHAPES), rng.choice(colors))
+            looks[-1] = (_any_shape(rng), rng.choice(colors))
         return looks
     while True:
         looks = [
-            (shape if 0.35 < draw < 0.5 else rng.choice(SHAPES), color if draw > 0.85 else rng.choice(colors))
+            (shape if 0.35 < draw < 0.5 else _any_shape(rng), color if draw > 0.85 else rng.choice(colors))
             for _ in range(count)
         ]
         if len(set(looks)) == count:
             return looks
+
+
+def _any_shape(rng: random.Random) -> str:
+    return rng.choices(SHAPES, OFTEN)[0]
 
 
 def _contrasts(color: str, background: RGB) -> bool:
@@ -241,7 +253,6 @@ OUTLINES: dict[str, tuple[complex, ...]] = {  # corners in the square from -1-1j
     "star": scenes.SHAPES["star"],
     "cross": scenes.SHAPES["cross"],
     "heart": _heart(),
-    "hexagon": tuple(cmath.rect(1, 2 * math.pi * k / 6) for k in range(6)),
 }
 
 

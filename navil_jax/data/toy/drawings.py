@@ -9,6 +9,7 @@ shades, fonts and canvases training never uses (kinds "..., other style").
 import dataclasses
 import random
 from collections.abc import Iterator
+from typing import Literal
 
 from navil_jax.data.sample import Sample, Split, check_index
 from navil_jax.data.toy.drawing import OTHER, TRAIN, WORDS, Drawing, plan, render
@@ -19,22 +20,34 @@ TOKENIZER_DRAWINGS = 3000
 
 @dataclasses.dataclass(frozen=True)
 class Drawings:
-    """Drawings of a split: 200,000 with `questions` turns each to train on, 1,600 with one to test."""
+    """Drawings of a split: 200,000 with `questions` turns each to train on, 1,600 with one to test.
+
+    Attributes:
+      about: what an encoder learns first, of one shape each: "shape", which one it is; "look", its name and colour.
+        Of these 400 are to test. Empty: everything.
+    """
 
     split: Split
-    questions: int = 4
+    questions: int = 2
+    about: Literal["", "shape", "look"] = ""
 
     def __len__(self) -> int:
-        return 200_000 if self.split == "train" else 1600
+        return 200_000 if self.split == "train" else 400 if self.about else 1600
 
     def drawing(self, index: int) -> tuple[Drawing, list[Asked]]:
         """The drawing of an index, with its turns as (kind, question, answer)."""
         check_index(index, len(self))
         rng = random.Random(f"drawings/{self.split}/{index}")
         train = self.split == "train"
-        drawing = plan(rng, TRAIN if train or index % 2 else OTHER)
-        asked = turns(rng, drawing)
+        drawing = plan(rng, TRAIN if train or index % 2 else OTHER, alone=bool(self.about))
+        asked = [turn for turn in turns(rng, drawing) if self._wants(turn, drawing)]
         return drawing, rng.sample(asked, min(self.questions if train else 1, len(asked)))
+
+    def _wants(self, turn: Asked, drawing: Drawing) -> bool:
+        kind, _, answer = turn
+        if self.about == "shape":
+            return answer == drawing.things[0].name
+        return not self.about or (kind in ("caption", "color", "shape") and answer not in ("yes", "no"))
 
     def __getitem__(self, index: int) -> Sample:
         drawing, asked = self.drawing(index)
