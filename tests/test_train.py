@@ -88,11 +88,11 @@ def test_interrupted_run_ends_as_one_that_was_not(tmp_path):
     signal_after(killed, parts, 20, signal.SIGKILL)
     status, output = finish(killed)
     assert status == -signal.SIGKILL
-    assert re.search(r"going on after step (7|14) of", output), output
     stopped = start(parts, *RESUME)
     signal_after(stopped, parts, 28, signal.SIGTERM)
     status, output = finish(stopped)
     assert status == 128 + signal.SIGTERM, output
+    assert re.search(r"going on after step (7|14|21) of", output), output
     assert re.search(
         r"stopped after step \d+ of 40, saved \d+\.\d s after the signal; the same command goes on", output
     )
