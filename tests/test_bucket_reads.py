@@ -34,7 +34,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[BucketSe
             monkeypatch.setenv(name, value)
         fsspec.get_filesystem_class("gs").clear_instance_cache()  # those of other tests have another server
         files._filesystem.cache_clear()
+        before = set(threading.enumerate())
         yield server
+        for thread in set(threading.enumerate()) - before:  # without the server, readers would try again for minutes
+            if not thread.daemon:
+                thread.join(timeout=30)
     files._filesystem.cache_clear()
 
 

@@ -54,7 +54,7 @@ class Drawings:
         kind = ""
         if self.split == "test":
             kind = asked[0][0] + ("" if index % 2 else ", other style")
-        key = f"drawings/{self.split}/{index}"
+        key = f"drawings{self.about and f'_{self.about}s'}/{self.split}/{index}"
         return Sample(key, (render(drawing),), tuple((question, answer) for _, question, answer in asked), kind)
 
     def texts(self) -> Iterator[str]:
