@@ -5,6 +5,7 @@ import dataclasses
 import io
 import threading
 from collections.abc import Iterator
+from concurrent.futures.thread import _threads_queues  # of all pools, which Python waits for at its end
 from pathlib import Path
 
 import fsspec
@@ -34,11 +35,10 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[BucketSe
             monkeypatch.setenv(name, value)
         fsspec.get_filesystem_class("gs").clear_instance_cache()  # those of other tests have another server
         files._filesystem.cache_clear()
-        before = set(threading.enumerate())
+        before = set(_threads_queues)
         yield server
-        for thread in set(threading.enumerate()) - before:  # without the server, readers would try again for minutes
-            if not thread.daemon:
-                thread.join(timeout=30)
+        for thread in set(_threads_queues) - before:  # without the server, readers would try again for minutes
+            thread.join(timeout=30)
     files._filesystem.cache_clear()
 
 
