@@ -16,7 +16,7 @@ from navil_jax.config import (
     WeightPoint,
 )
 
-NEVER = 1e-6  # nearly, for weights are above 0
+LATER = WeightPoint(0, 0.0)
 
 
 def get_config() -> Config:
@@ -44,10 +44,10 @@ def get_config() -> Config:
         images=ImageConfig(min_patches=16, max_patches=64, multiscale=False),
         data=DataConfig(
             sources=(
-                SourceConfig("drawings_shapes", 1.0, weight_points=(WeightPoint(300, 0.3), WeightPoint(600, NEVER))),
-                SourceConfig("drawings_looks", NEVER, weight_points=(WeightPoint(300, 1.0), WeightPoint(600, 0.2))),
-                SourceConfig("drawings", NEVER, weight_points=(WeightPoint(600, 1.0),)),
-                SourceConfig("easy_vqa", NEVER, weight_points=(WeightPoint(600, 0.4),)),
+                SourceConfig("drawings_shapes", weight_points=(WeightPoint(300, 0.3), WeightPoint(600, 0.0))),
+                SourceConfig("drawings_looks", weight_points=(LATER, WeightPoint(300, 1.0), WeightPoint(600, 0.2))),
+                SourceConfig("drawings", weight_points=(LATER, WeightPoint(600, 1.0))),
+                SourceConfig("easy_vqa", weight_points=(LATER, WeightPoint(600, 0.4))),
             ),
             rows=4,
             visual_slots=64,

@@ -1,6 +1,5 @@
 """Four CPU devices, quick and shared compilation, and shapes checked against their annotations, for every test."""
 
-import gc
 import os
 import shutil
 import tempfile
@@ -31,8 +30,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Shapes and dtypes that the model and the loss are annotated with are checked in every call (while tracing)."""
     from jaxtyping import install_import_hook  # reads the environment that is set above
-
-    gc.set_threshold(100_000, 20, 50)  # tracing makes millions of objects that stay
 
     modules = ("attention", "decoder", "experts", "layers", "navil", "rope", "vision")
     install_import_hook([*(f"navil_jax.model.{name}" for name in modules), "navil_jax.train.loss"], "beartype.beartype")

@@ -34,12 +34,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[BucketSe
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         fsspec.get_filesystem_class("gs").clear_instance_cache()  # those of other tests have another server
-        files._filesystem.cache_clear()
+        files.filesystem_of.cache_clear()
         before = set(_threads_queues)
         yield server
         for thread in set(_threads_queues) - before:  # without the server, readers would try again for minutes
-            thread.join(timeout=30)
-    files._filesystem.cache_clear()
+            thread.join(timeout=3)
+    files.filesystem_of.cache_clear()
 
 
 def tar(samples: int) -> bytes:

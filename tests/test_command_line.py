@@ -45,7 +45,7 @@ PROBES: dict[str, list[tuple[Sequence[str], str]]] = {
         ),
         (("--config", RECIPE, "--config", RECIPE), "--config: is given twice"),
         (("--config", RECIPE, "--config.steps=\u0663"), "is not int"),
-        (("--config", RECIPE, "--config.data.sources.9.name=x"), "there are 3 entries, numbered from 0"),
+        (("--config", RECIPE, "--config.data.sources.9.name=x"), "there are 4 entries, numbered from 0"),
         (("--config", RECIPE, "--config.workdir=o", "--config.steps=9", WARMUP), "warmup_steps: 1000 must be below"),
         (("--config", RECIPE, "--config.steps=x"), "config.steps: 'x' is not int"),
         (("--config", RECIPE, "--config.steps=0"), "config.steps: must be at least 1, not 0"),

@@ -6,18 +6,16 @@ import pickle
 import re
 from pathlib import Path
 
+import datasets
+import pyarrow.parquet as pq
 import pytest
 from made_data import jpeg
 
 from navil_jax.data import formats
 from navil_jax.data.__main__ import main
 from navil_jax.data.convert import WriteStream
-from navil_jax.data.formats import open_format
+from navil_jax.data.formats import hub, open_format
 from navil_jax.data.formats.records import Reading
-
-datasets = pytest.importorskip("datasets")
-hub = pytest.importorskip("navil_jax.data.formats.hub")
-pq = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    hub._opened.cache_clear()
+    hub.opened.cache_clear()
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -92,7 +90,7 @@ def test_other_files_are_refused(folder: Path, capsys: pytest.CaptureFixture) ->
     job = WriteStream(formats.open_stream("charts", Reading()), "out")
     assert convert() == 0
     os.utime(folder / "charts/data/train-00000-of-00003.parquet", (1, 1))
-    hub._opened.cache_clear()
+    hub.opened.cache_clear()
     assert convert() == 2
     assert "out: holds a conversion of files that have changed" in capsys.readouterr().err
     (folder / "out/data-00000-of-00003.array_record").unlink()

@@ -1,5 +1,6 @@
 """Writers: scalars reach TensorBoard, Weights & Biases, both or nobody."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from quick_xla import QUICK
 from navil_jax.config import Config
 from navil_jax.config.flags import apply_overrides
 from navil_jax.errors import UserError
-from navil_jax.train.metrics import MetricsLog, read_log
+from navil_jax.train.metrics import MetricsLog
 from navil_jax.train.writers import make_writers
 
 # In the place of the package: notes what it is told.
@@ -53,7 +54,7 @@ def test_weights_and_biases_is_told_everything_and_knows_the_run_again(tmp_path:
         log.write(step + 1, {"loss": 2.5})
         log.write_times(step + 1, {"goodput/productive": 0.5})
         log.close()
-    told = read_log(run / "told.jsonl")
+    told = [json.loads(line) for line in (run / "told.jsonl").read_text().splitlines()]
     assert told[1:4] == [{"metric": "step"}, {"step": 1, "loss": 2.5}, {"step": 1, "goodput/productive": 0.5}]
     assert told[0] == told[4]
     assert len(told[0]["id"]) == 12

@@ -47,7 +47,7 @@ CACHE_VARIABLE = "NAVIL_CACHE"  # environment variable: folder of indices and co
 
 
 @functools.cache
-def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
+def filesystem_of(protocol: str) -> fsspec.AbstractFileSystem:
     try:
         return fsspec.filesystem(protocol)
     except (ImportError, ValueError) as error:
@@ -60,7 +60,7 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
       UserError: the address needs a package that is not installed (gs:// needs gcsfs), or is of no known kind.
     """
-    system = _filesystem(path.partition("://")[0] if is_remote(path) else "file")
+    system = filesystem_of(path.partition("://")[0] if is_remote(path) else "file")
     return system, system._strip_protocol(path)
 
 

@@ -33,12 +33,12 @@ class Stream:
     @classmethod
     def of(cls, path: str, reading: Reading) -> "Stream":
         """Raises `UserError` if there is no such data set, configuration or split, or the hub cannot be reached."""
-        data, stamp = _opened(path)
+        data, stamp = opened(path)
         return cls(path, reading, data.num_shards, stamp)
 
     def file(self, number: int) -> "StreamedFile":
         """Raises OSError if the files are others by now."""
-        data, stamp = _opened(self.path)
+        data, stamp = opened(self.path)
         if stamp != self.stamp:
             raise OSError(f"{self.path} has changed since the conversion began; start again")
         return StreamedFile(self.path, self.reading, data.shard(self.count, number), number)
@@ -88,7 +88,7 @@ def _parsed(path: str) -> tuple[str, str, str]:
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(path: str) -> tuple[datasets.IterableDataset, str]:
+def opened(path: str) -> tuple[datasets.IterableDataset, str]:
     """The rows of a split, with images as they are stored, and the stamp of its files."""
     place, config, split = _parsed(path)
     try:
