@@ -22,7 +22,7 @@ def value_and_gradients(params: Params, model: Any, samples: list[dict[str, np.n
     """
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
-        loss, gradients = jax.value_and_grad(_loss)(exact, model, samples)
+        loss, gradients = jax.jit(jax.value_and_grad(lambda p: _loss(p, model, samples)))(exact)
         return float(loss), jax.tree.map(np.asarray, gradients)
 
 
